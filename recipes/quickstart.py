@@ -1,0 +1,129 @@
+"""FedAvg on scikit-learn's digits, split over 100 clients by label skew: a whole run in one file.
+
+    python recipes/quickstart.py --rounds 100 --cohort 20
+
+McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data,
+arXiv:1602.05629, Algorithm 1.
+"""
+
+import math
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+import vecfl
+from vecfl.cli import check, has_device, main
+from vecfl.data import DIGITS_SCALE, FederatedDataset, digits, dirichlet
+from vecfl.report import check_matplotlib, draw_curves, summary
+from vecfl.track import Console, Jsonl, create_run_dir, save_model
+
+
+@dataclass
+class Args:
+    """FedAvg on scikit-learn's 8x8 digits, split over clients by Dirichlet label skew."""
+
+    out: str | None = None
+    """run directory, new or empty; runs/quickstart-<time> if not given"""
+    rounds: int = 100
+    """communication rounds"""
+    cohort: int = 20
+    """clients that train in a round"""
+    clients: int = 100
+    """clients in the population"""
+    alpha: float = 0.3
+    """label skew: small gives a client few classes, large gives all clients the same mix"""
+    lr: float = 0.5
+    """learning rate of the clients' SGD"""
+    batch: int = 10
+    """examples in a batch"""
+    epochs: int = 5
+    """passes over a client's examples in a round"""
+    seed: int = 0
+    """seed of the run: first model, shuffles"""
+    data_seed: int | None = None
+    """seed of the test split and of the split over clients; --seed if not given"""
+    sample_seed: int | None = None
+    """seed of the cohorts; --seed if not given"""
+    device: str = "cpu"
+    """where to train: cpu, cuda, cuda:1, ..."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """floating-point type of the model"""
+    backend: Literal["loop", "vmap"] = "vmap"
+    """train clients one after the other, or many at a time"""
+    slots: int | None = None
+    """clients that train at the same time; chosen by memory and cache if not given"""
+
+
+def run(args: Args) -> None:
+    check_args(args)
+    data_seed = args.seed if args.data_seed is None else args.data_seed
+    sample_seed = args.seed if args.sample_seed is None else args.sample_seed
+    data, test = split_digits(args, data_seed)
+    sim = make_simulation(args, data, sample_seed)
+    config = asdict(args) | {"data_seed": data_seed, "sample_seed": sample_seed}
+    run_dir = create_run_dir(args.out, "quickstart", config)
+    state = sim.start()
+    try:
+        with (
+            closing(Jsonl(run_dir / "metrics.jsonl")) as record,
+            closing(Console(args.rounds)) as console,
+        ):
+            while state.round < args.rounds:
+                state, metrics = sim.round(state)
+                metrics |= sim.evaluate(state, test) | sim.evaluate_clients(state)
+                record.log(metrics)
+                console.log(metrics)
+    except KeyboardInterrupt:
+        save_model(run_dir / f"model-round-{state.round}.pt", sim.state_dict(state))
+        so_far = f"interrupted after round {state.round} of {args.rounds}, not finished"
+        raise KeyboardInterrupt(f"{so_far}; metrics and model so far: {run_dir}") from None
+    save_model(run_dir / "model.pt", sim.state_dict(state))
+    draw_curves(run_dir)
+    print(summary(run_dir))
+
+
+def check_args(args: Args) -> None:
+    """Raise InputError, with the name of the flag, before anything is made."""
+    counts = ("rounds", "cohort", "clients", "batch", "epochs", "slots")
+    check(args, counts, lambda n: n >= 1, "at least 1")
+    check(args, ("seed", "data_seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
+    check(args, ("alpha", "lr"), lambda x: 0 < x < math.inf, "a positive number")
+    check(args, ("cohort",), lambda n: n <= args.clients, f"at most --clients, {args.clients}")
+    check(args, ("device",), has_device, "a device of this machine, such as cpu")
+    check_matplotlib()
+
+
+def split_digits(args: Args, seed: int) -> tuple[FederatedDataset, dict[str, torch.Tensor]]:
+    """The training digits, split over the clients, and the test digits."""
+    train, test = digits(seed)
+    n = len(train["y"])
+    check(args, ("clients",), lambda clients: clients <= n, f"at most {n}, an example for each")
+    client = dirichlet(train["y"], args.clients, args.alpha, seed)
+    return FederatedDataset.from_arrays(train, client, num_clients=args.clients), test
+
+
+def make_simulation(args: Args, data: FederatedDataset, sample_seed: int) -> vecfl.Simulation:
+    torch.manual_seed(args.seed)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, 10))
+    metrics, example = {"accuracy": vecfl.accuracy}, data.examples(2)
+    task = vecfl.Task(module, vecfl.cross_entropy, metrics, example=example, scale=DIGITS_SCALE)
+    batches = vecfl.Batches(size=args.batch, epochs=args.epochs)
+    return vecfl.Simulation(
+        task,
+        data,
+        vecfl.fedavg(lr=args.lr, batches=batches),
+        vecfl.uniform(args.cohort),
+        backend=args.backend,
+        slots=args.slots,
+        seed=args.seed,
+        sample_seed=sample_seed,
+        device=args.device,
+        dtype=getattr(torch, args.dtype),
+    )
+
+
+if __name__ == "__main__":
+    main(run, Args)

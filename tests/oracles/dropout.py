@@ -1,0 +1,46 @@
+"""Dropout layers whose masks are the draws of docs/design.md."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import philox
+
+CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+@dataclass
+class Place:
+    """Where a client is in its round, for the dropout layers of its model."""
+
+    seed: int
+    t: int
+    client: int
+    step: int = -1
+    layer: int = 0
+
+    def next_batch(self) -> None:
+        self.step, self.layer = self.step + 1, 0
+
+
+class Dropout(nn.Module):
+    """Stands in for a dropout layer of torch; `channels` drops whole channels."""
+
+    def __init__(self, p: float, channels: bool, place: Place) -> None:
+        super().__init__()
+        self.p, self.channels, self.place = p, channels, place
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = self.place
+        shape = tuple(x.shape[:2] if self.channels else x.shape)
+        mask = philox.dropout_mask(at.seed, at.t, at.client, at.step, at.layer, self.p, shape)
+        at.layer += 1
+        return x * torch.from_numpy(mask).to(x).reshape(shape + (1,) * (x.dim() - len(shape)))
+
+
+def replace_dropout(model: nn.Module, place: Place) -> None:
+    """Puts a Dropout that counts at `place` where the model has one of torch."""
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(layer, (nn.Dropout, *CHANNELS)):
+            model.set_submodule(name, Dropout(layer.p, isinstance(layer, CHANNELS), place))

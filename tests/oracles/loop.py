@@ -1,0 +1,249 @@
+"""Federated learning as a plain loop over clients: what vecfl has to agree with.
+
+Written from docs/design.md alone, with nn.Module, autograd and torch.optim, one client at a time.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import philox
+from .dropout import Place, replace_dropout
+
+Columns = dict[str, Tensor]
+Loss = Callable[[Tensor, Columns], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One federated experiment."""
+
+    algorithm: str = "fedavg"  # fedavg (FedProx: mu > 0) | fedsgd
+    rounds: int = 3
+    cohort: int | None = None  # None: all clients, in their order; a number: drawn by sample_seed
+    seed: int = 0
+    sample_seed: int = 0
+    optimizer: str = "sgd"  # sgd | momentum | nesterov | adam | adamw
+    lr: float | Callable[[int], float] = 0.1  # a function is called with the round
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01  # adamw only
+    epochs: int | None = 1
+    steps: int | None = None  # where given, work is counted in steps and not in epochs
+    batch: int = 4
+    last: str = "keep"  # keep | drop | wrap
+    full: bool = False  # a step is an epoch, its gradient added up over batches
+    cap: int | None = None  # most examples of a client in a round
+    clip: float | None = None
+    mu: float = 0.0
+    weight: str = "examples"  # examples | uniform | capped | tokens
+    weight_cap: int | None = None
+    server_lr: float = 1.0
+
+
+@dataclass
+class Result:
+    """What happened, one entry a round; an update is (client, update [P] in float64, weight)."""
+
+    models: list[Columns] = field(default_factory=list)
+    updates: list[list[tuple[int, Tensor, float]]] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    dropped: list[list[int]] = field(default_factory=list)
+
+
+@dataclass
+class Tally:
+    """What a client has seen in a round, over all its batches."""
+
+    examples: int = 0
+    loss: float = 0.0
+    weight: float = 0.0
+
+
+def federated_loop(
+    module: nn.Module, loss: Loss, clients: list[Columns], setting: Setting
+) -> Result:
+    """Runs `setting.rounds` rounds on a copy of the module.
+
+    clients: columns [n, ...] of each client, n may be 0; the module is called with column "x".
+    loss: (output, batch) -> sums [b] and weights [b], one of each per example.
+    """
+    assert setting.algorithm in ("fedavg", "fedsgd")
+    model = copy.deepcopy(module).train()
+    buffers = changing_buffers(model, loss, clients, setting)
+    result = Result()
+    for t in range(setting.rounds):
+        members = range(len(clients))
+        if setting.cohort is not None:
+            members = philox.cohort(setting.sample_seed, t, len(clients), setting.cohort).tolist()
+        updates, dropped, loss_sum, weight_sum = [], [], 0.0, 0.0
+        for k in members:
+            update, weight, seen = client_update(model, loss, clients[k], setting, t, k, buffers)
+            if math.isfinite(seen.loss) and update.isfinite().all():
+                loss_sum, weight_sum = loss_sum + seen.loss, weight_sum + seen.weight
+            else:
+                update, weight = torch.zeros_like(update), 0.0
+                dropped.append(k)
+            updates.append((k, update, weight))
+        server_step(model, updates, setting.server_lr, buffers)
+        result.models.append(copy.deepcopy(model.state_dict()))
+        result.updates.append(updates)
+        result.loss.append(loss_sum / weight_sum if weight_sum else math.nan)
+        result.dropped.append(dropped)
+    return result
+
+
+def client_update(
+    model: nn.Module, loss: Loss, data: Columns, s: Setting, t: int, k: int, buffers: list[str]
+) -> tuple[Tensor, float, Tally]:
+    """The update [P] of client k in round t (FedSGD: its gradient), its weight and its tally."""
+    local, place, seen = copy.deepcopy(model), Place(s.seed, t, k), Tally()
+    replace_dropout(local, place)
+    params, start = trainable(local), trainable(model)
+    sent = [torch.zeros_like(w) for w in start]
+    optimizer = make_optimizer(params, s, t)
+    kept = philox.subset(s.seed, t, k, len(data["x"]), s.cap)
+    for step in steps_of(kept, s, t, k):
+        batches = [take(local, data, index) for index in step]
+        grads = mean_gradient(local, loss, batches, place, seen)
+        if s.algorithm == "fedsgd":
+            sent = grads
+            continue
+        if s.clip is not None:
+            factor = torch.clamp(s.clip / flat(grads).norm(), max=1.0)
+            grads = [g * factor.to(g.dtype) for g in grads]
+        for p, w, g in zip(params, start, grads, strict=True):
+            p.grad = g + s.mu * (p.detach() - w.detach())
+        optimizer.step()
+        sent = [w.double() - p.double() for w, p in zip(start, params, strict=True)]
+    old, new = dict(model.named_buffers()), dict(local.named_buffers())
+    update = flat(sent + [old[name].double() - new[name].double() for name in buffers])
+    n = len(kept) // s.batch * s.batch if s.last == "drop" else len(kept)
+    return update, client_weight(n, seen, s), seen
+
+
+def client_weight(n: int, seen: Tally, s: Setting) -> float:
+    """a_k: the weight of a client with n examples in the mean of the round."""
+    if s.weight == "uniform":
+        return 1.0
+    if s.weight == "capped":
+        return float(min(n, s.weight_cap or 0))
+    if s.weight == "tokens":
+        return n * seen.weight / seen.examples if seen.examples else 0.0
+    assert s.weight == "examples"
+    return float(n)
+
+
+@torch.no_grad()
+def server_step(
+    model: nn.Module, updates: list[tuple[int, Tensor, float]], lr: float, buffers: list[str]
+) -> None:
+    """w - lr * mean update for parameters; buffers become the mean of the clients' buffers."""
+    total = sum(weight for _, _, weight in updates)
+    if total == 0:
+        return
+    delta = torch.stack([weight * update for _, update, weight in updates]).sum(0) / total
+    named, params = dict(model.named_buffers()), trainable(model)
+    targets = params + [named[name] for name in buffers]
+    pieces = delta.split([target.numel() for target in targets])
+    for i, (target, piece) in enumerate(zip(targets, pieces, strict=True)):
+        rate = lr if i < len(params) else 1.0
+        value = target.double() - rate * piece.reshape(target.shape)
+        target.copy_(value if target.is_floating_point() else value.round())
+
+
+def steps_of(kept: philox.Ints, s: Setting, t: int, k: int) -> list[list[philox.Ints]]:
+    """A client's optimizer steps, each the batches (of example numbers) that it adds up."""
+    if s.algorithm == "fedsgd":
+        s = replace(s, epochs=1, steps=None, full=True)
+    steps: list[list[philox.Ints]] = []
+    epoch = 0
+    while epoch < (s.epochs or 0) if s.steps is None else len(steps) < s.steps:
+        batches = batches_of(kept[philox.shuffle(s.seed, t, k, epoch, len(kept))], s)
+        if not batches:
+            break
+        steps += [batches] if s.full else [[batch] for batch in batches]
+        epoch += 1
+    return steps[: s.steps]
+
+
+def batches_of(order: philox.Ints, s: Setting) -> list[philox.Ints]:
+    """Cuts an epoch's order into batches; `last` says what happens to a short last one."""
+    assert s.last in ("keep", "drop", "wrap")
+    n, b = len(order), s.batch
+    if s.last == "drop":
+        order = order[: n // b * b]
+    elif s.last == "wrap":
+        order = order[np.arange(-(-n // b) * b) % max(n, 1)]
+    return [order[i : i + b] for i in range(0, len(order), b)]
+
+
+def mean_gradient(
+    local: nn.Module, loss: Loss, batches: list[Columns], place: Place, seen: Tally
+) -> list[Tensor]:
+    """Gradient of (sum of loss sums) / (sum of weights) over batches; zero without any weight."""
+    params = trainable(local)
+    grads, total = [torch.zeros_like(p) for p in params], 0.0
+    for batch in batches:
+        place.next_batch()
+        sums, weights = loss(local(batch["x"]), batch)
+        # A parameter that the loss does not reach has gradient zero; the optimizer still steps it.
+        parts = torch.autograd.grad(sums.sum(), params, allow_unused=True, materialize_grads=True)
+        grads = [g + part for g, part in zip(grads, parts, strict=True)]
+        weight = float(weights.double().sum())
+        total += weight
+        seen.examples += len(batch["x"])
+        seen.loss += float(sums.detach().double().sum())
+        seen.weight += weight
+    return [g / total if total else torch.zeros_like(g) for g in grads]
+
+
+def take(model: nn.Module, data: Columns, index: philox.Ints) -> Columns:
+    """The examples `index` of every column: floats in the model's dtype, bytes in 0..1."""
+    dtype = next(model.parameters()).dtype
+    batch = {name: column[torch.from_numpy(index)] for name, column in data.items()}
+    if batch["x"].dtype == torch.uint8:
+        batch["x"] = batch["x"].to(dtype) / 255
+    return {name: c.to(dtype) if c.is_floating_point() else c for name, c in batch.items()}
+
+
+def make_optimizer(params: list[nn.Parameter], s: Setting, t: int) -> torch.optim.Optimizer:
+    lr = s.lr(t) if callable(s.lr) else s.lr
+    match s.optimizer:
+        case "sgd":
+            return torch.optim.SGD(params, lr)
+        case "momentum" | "nesterov":
+            return torch.optim.SGD(params, lr, s.momentum, nesterov=s.optimizer == "nesterov")
+        case "adam":
+            return torch.optim.Adam(params, lr, s.betas, s.eps)
+        case "adamw":
+            return torch.optim.AdamW(params, lr, s.betas, s.eps, s.weight_decay)
+    raise ValueError(f"unknown optimizer {s.optimizer!r}")
+
+
+def changing_buffers(model: nn.Module, loss: Loss, clients: list[Columns], s: Setting) -> list[str]:
+    """Names of the buffers that a training forward pass changes, tried out on one batch."""
+    trial, place = copy.deepcopy(model), Place(s.seed, 0, 0)
+    replace_dropout(trial, place)
+    data = next((data for data in clients if len(data["x"]) > 0), None)
+    if data is None:
+        return []
+    batch = take(trial, data, np.arange(min(s.batch, len(data["x"]))))
+    mean_gradient(trial, loss, [batch], place, Tally())
+    after = dict(trial.named_buffers())
+    return [name for name, old in model.named_buffers() if not torch.equal(old, after[name])]
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    """All numbers of the tensors in one row [P] of float64."""
+    return torch.cat([x.detach().double().reshape(-1) for x in tensors])

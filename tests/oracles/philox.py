@@ -1,0 +1,78 @@
+"""The draws of docs/design.md in plain numpy: Philox4x32-10 and what is read out of its words."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Words = NDArray[np.uint64]
+
+COHORT, SUBSET, SHUFFLE, DROPOUT = range(4)
+LOW = np.uint64(0xFFFFFFFF)
+HALF = np.uint64(32)
+
+
+def philox(counter: Words, key: tuple[int, int]) -> Words:
+    """Philox4x32-10 (Salmon et al., SC 2011): counters [n, 4] and a two-word key give words [n, 4].
+
+    All words are 32 bits wide and kept in uint64, so that a product of two of them is exact.
+    """
+    c0, c1, c2, c3 = counter.astype(np.uint64).T
+    k0, k1 = key
+    for _ in range(10):
+        product0, product1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (product1 >> HALF) ^ c1 ^ np.uint64(k0),
+            product1 & LOW,
+            (product0 >> HALF) ^ c3 ^ np.uint64(k1),
+            product0 & LOW,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return np.stack([c0, c1, c2, c3], axis=1)
+
+
+def words(
+    seed: int, kind: int, count: int, *, client: int = 0, t: int = 0, step: int = 0, layer: int = 0
+) -> Words:
+    """The first `count` words of a stream in round t; element e is word e mod 4 of block e div 4.
+
+    A client is in a cohort once, so its occurrence (the low 10 bits of word 2) is always 0.
+    """
+    assert 0 <= seed < 2**63 and 0 <= t < 2**22 and 0 <= step < 2**20 and 0 <= layer < 2**8
+    counter = np.empty((-(-count // 4), 4), np.uint64)
+    counter[:, 0] = np.arange(len(counter))
+    counter[:, 1] = client
+    counter[:, 2] = t << 10
+    counter[:, 3] = kind << 28 | layer << 20 | step
+    return philox(counter, (seed % 2**32, seed >> 32)).reshape(-1)[:count]
+
+
+def cohort(sample_seed: int, t: int, population: int, size: int) -> Ints:
+    """The clients of round t: those with the smallest (word, client), in that order."""
+    return np.argsort(words(sample_seed, COHORT, population, t=t), kind="stable")[:size]
+
+
+def subset(seed: int, t: int, client: int, n: int, cap: int | None) -> Ints:
+    """The examples that a client keeps: all n, or the `cap` with the smallest (word, example)."""
+    if cap is None or n <= cap:
+        return np.arange(n)
+    return np.argsort(words(seed, SUBSET, n, client=client, t=t), kind="stable")[:cap]
+
+
+def shuffle(seed: int, t: int, client: int, epoch: int, n: int) -> Ints:
+    """The order [n] in which an epoch visits the kept examples."""
+    return np.argsort(words(seed, SHUFFLE, n, client=client, t=t, step=epoch), kind="stable")
+
+
+def dropout_mask(
+    seed: int, t: int, client: int, step: int, layer: int, p: float, shape: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """What an activation of this shape is multiplied by: 0, or the scale of a kept element."""
+    bits = 8 if (256 * p).is_integer() else 16
+    lanes = 32 // bits
+    size = int(np.prod(shape))
+    drawn = words(seed, DROPOUT, -(-size // lanes), client=client, t=t, step=step, layer=layer)
+    shifts = np.arange(0, 32, bits, dtype=np.uint64)
+    lane = (drawn[:, None] >> shifts & np.uint64(2**bits - 1)).reshape(-1)[:size]
+    q = round((1 - p) * 2**bits)
+    scale = 2**bits / q if q else 0.0
+    return np.where(lane < q, scale, 0.0).reshape(shape)

@@ -1,0 +1,133 @@
+"""Models and ragged clients of the oracle table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .loop import Columns, Loss
+
+BATCH = 4
+SIZES = (BATCH + 1, 0, 1, 23, BATCH - 1, BATCH, 2 * BATCH)
+
+
+@dataclass(frozen=True)
+class Problem:
+    module: Callable[[], nn.Module]
+    loss: Loss
+    x: Callable[[torch.Generator, int], Tensor]
+    y: Callable[[torch.Generator, int], Tensor]
+
+    def clients(self, sizes: tuple[int, ...] = SIZES) -> list[Columns]:
+        g = torch.Generator().manual_seed(11)
+        return [{"x": self.x(g, n), "y": self.y(g, n)} for n in sizes]
+
+    def build(self) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            return self.module().double()
+
+
+def classes(output: Tensor, batch: Columns) -> tuple[Tensor, Tensor]:
+    value = F.cross_entropy(output, batch["y"], reduction="none")
+    return value, torch.ones_like(value)
+
+
+def tokens(output: Tensor, batch: Columns) -> tuple[Tensor, Tensor]:
+    """Cross-entropy summed over positions; a label of -100 is no position."""
+    y = batch["y"]
+    value = F.cross_entropy(output.flatten(0, 1), y.flatten(), reduction="none")
+    return value.view(y.shape).sum(1), (y != -100).to(value.dtype).sum(1)
+
+
+class Cnn(nn.Module):
+    """Convolutions, GroupNorm, element-wise (8 and 16 bit draws) and channel dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm = nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4)
+        self.conv2, self.channels = nn.Conv2d(4, 4, 3), nn.Dropout2d(0.25)
+        self.drop, self.again = nn.Dropout(0.5), nn.Dropout(0.3)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.channels(torch.relu(self.norm(self.conv1(x))))
+        x = self.drop(torch.tanh(self.conv2(x)).flatten(1))
+        return self.head(self.again(x))
+
+
+class Tied(nn.Module):
+    """An autoencoder-like net with one matrix under two names, a frozen layer and a 0-d gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode = nn.Linear(5, 5, bias=False), nn.Linear(5, 5)
+        self.decode.weight = self.encode.weight
+        self.frozen, self.head = nn.Linear(5, 5), nn.Linear(5, 3)
+        self.frozen.requires_grad_(False)
+        self.gain = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.decode(torch.tanh(self.encode(x))))
+        return self.head(self.gain * torch.tanh(self.frozen(x)) + x)
+
+
+class Tracked(nn.Module):
+    """Buffers that training changes: an integer count, a moving average of a weight, a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(5, 3)
+        self.register_buffer("calls", torch.tensor(0))
+        self.register_buffer("mean_weight", torch.zeros(3, 5))
+        self.register_buffer("constant", torch.linspace(0.5, 1.5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+            self.mean_weight = 0.9 * self.mean_weight + 0.1 * self.inner.weight.detach()
+        return self.inner(x * self.constant) + F.linear(x, self.mean_weight)
+
+
+class Characters(nn.Module):
+    """Next character from embeddings; half the positions may carry no label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.embed(x)))
+
+
+def floats(*shape: int) -> Callable[[torch.Generator, int], Tensor]:
+    return lambda g, n: torch.randn(n, *shape, generator=g, dtype=torch.float64)
+
+
+def integers(high: int, *shape: int) -> Callable[[torch.Generator, int], Tensor]:
+    return lambda g, n: torch.randint(high, (n, *shape), generator=g)
+
+
+def some_labels(g: torch.Generator, n: int) -> Tensor:
+    y = torch.randint(7, (n, 6), generator=g)
+    return torch.where(torch.rand(n, 6, generator=g) < 0.4, -100, y)
+
+
+def pixels(g: torch.Generator, n: int) -> Tensor:
+    return torch.randint(256, (n, 1, 6, 6), generator=g, dtype=torch.uint8)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(0.25), nn.Linear(8, 3))
+
+
+PROBLEMS = {
+    "linear": Problem(lambda: nn.Linear(5, 3), classes, floats(5), integers(3)),
+    "mlp": Problem(mlp, classes, floats(5), integers(3)),
+    "cnn": Problem(Cnn, classes, pixels, integers(3)),
+    "tied": Problem(Tied, classes, floats(5), integers(3)),
+    "buffers": Problem(Tracked, classes, floats(5), integers(3)),
+    "tokens": Problem(Characters, tokens, integers(7, 6), some_labels),
+}

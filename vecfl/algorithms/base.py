@@ -1,0 +1,71 @@
+"""What an algorithm is: four functions about rows and one model.
+
+Axes: K finished rows, P numbers in a row, M = P numbers in a message. A row is the trainable
+parameters, then the buffers that training changes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vecfl.aggregate import Aggregate
+from vecfl.engine.rule import LocalRule
+
+Server = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Begin:
+    """How clients start: `model` [P] or [K, P], and a correction row `bias` [K, trainable]."""
+
+    model: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Rows of clients that have finished.
+
+    model     [K, P]; state: optimizer tensors, each [K, trainable]; bias [K, trainable] or None
+    client    [K] positions in the dataset; examples [K] how many an epoch visits
+    loss, weight  [K] float64 sums over all batches; seen [K] examples visited, with repetition
+    """
+
+    model: Tensor
+    state: list[Tensor]
+    bias: Tensor | None
+    client: Tensor
+    examples: Tensor
+    loss: Tensor
+    weight: Tensor
+    seen: Tensor
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What clients send: `update` [K, M] with `weight` [K] float64."""
+
+    update: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A federated algorithm as a value.
+
+    name    as the recipes call it
+    rule    how a client trains
+    init    w [P] -> server state; its entry "w" is the model
+    begin   (server state, clients [K]) -> Begin
+    upload  (server state, Finished) -> Upload
+    server  (server state, Aggregate, trainable) -> server state; `trainable` numbers of "w" are
+            parameters, the rest changing buffers
+    """
+
+    name: str
+    rule: LocalRule
+    init: Callable[[Tensor], Server] = field(repr=False)
+    begin: Callable[[Server, Tensor], Begin] = field(repr=False)
+    upload: Callable[[Server, Finished], Upload] = field(repr=False)
+    server: Callable[[Server, Aggregate, int], Server] = field(repr=False)

@@ -1,0 +1,73 @@
+"""Federated averaging: McMahan et al., AISTATS 2017, arXiv:1602.05629, Algorithm 1."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from vecfl.aggregate import Aggregate
+from vecfl.algorithms.base import Algorithm, Begin, Finished, Server, Upload
+from vecfl.algorithms.weights import Weights, by_examples
+from vecfl.engine.rule import LocalRule
+from vecfl.optim import ClientOptimizer, ServerOptimizer, server_sgd, sgd
+from vecfl.schedule import Batches
+
+
+def fedavg(
+    *,
+    lr: float | Callable[[int], float],
+    batches: Batches,
+    optimizer: ClientOptimizer | None = None,
+    clip: float | None = None,
+    weights: Weights = by_examples,
+    server: ServerOptimizer | None = None,
+) -> Algorithm:
+    """Clients train from the model of the round; the server moves by the mean of w - w_k.
+
+    lr         client learning rate, a number or a function of the round (from 0)
+    optimizer  client optimizer, plain SGD by default; clip: norm of a step's raw gradient
+    server     server optimizer on the mean; the default makes the new model the mean of models
+    """
+    rule = LocalRule(optimizer or sgd(), batches, lr, clip)
+    return averaging("fedavg", rule, weights, server)
+
+
+def averaging(
+    name: str, rule: LocalRule, weights: Weights, server: ServerOptimizer | None
+) -> Algorithm:
+    """The algorithm that averages models trained by `rule`."""
+    server = server or server_sgd()
+
+    def upload(state: Server, done: Finished) -> Upload:
+        return Upload(state["w"] - done.model, weights(done))
+
+    return Algorithm(name, rule, server_init(server), broadcast, upload, server_step(server))
+
+
+def broadcast(state: Server, clients: Tensor) -> Begin:
+    """Every client starts from the model."""
+    return Begin(state["w"])
+
+
+def server_init(optimizer: ServerOptimizer) -> Callable[[Tensor], Server]:
+    """The server state of a model w [P]: "w" and the optimizer's tensors."""
+    return lambda w: {"w": w} | optimizer.init(w.double())
+
+
+def server_step(optimizer: ServerOptimizer) -> Callable[[Server, Aggregate, int], Server]:
+    """w moves by the optimizer in float64; behind it, changing buffers become their mean.
+
+    Without a client of positive weight nothing moves.
+    """
+
+    def step(state: Server, aggregate: Aggregate, trainable: int) -> Server:
+        mean = aggregate.mean()
+        if mean is None:
+            return state
+        moved = state["w"].double() - mean
+        rest = {name: t for name, t in state.items() if name != "w"}
+        moved[:trainable], rest = optimizer.step(
+            state["w"][:trainable].double(), mean[:trainable], rest
+        )
+        return {"w": moved.to(state["w"].dtype)} | rest
+
+    return step

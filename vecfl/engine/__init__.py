@@ -1,0 +1,22 @@
+"""The engine: slots, the local rule, and the backends that train rows."""
+
+from vecfl.engine.backend import Backend
+from vecfl.engine.loop import LoopBackend
+from vecfl.engine.rule import LocalRule, make_update
+from vecfl.engine.size import CACHE, slot_count
+from vecfl.engine.slots import Slots
+from vecfl.engine.vmap import VmapBackend
+from vecfl.errors import InputError
+from vecfl.losses import Batch
+from vecfl.task import Task
+
+__all__ = ["CACHE", "Backend", "LocalRule", "Slots", "make_backend", "make_update", "slot_count"]
+
+
+def make_backend(name: str, task: Task, example: Batch) -> Backend:
+    """The backend called `name`: loop or vmap; InputError for any other."""
+    if name == "loop":
+        return LoopBackend(task)
+    if name == "vmap":
+        return VmapBackend(task, example)
+    raise InputError(f"backend {name!r} is not known; choose loop or vmap")

@@ -1,0 +1,112 @@
+"""The loop backend: one client after the other, a plain module and autograd. The reference."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vecfl.engine.backend import gather
+from vecfl.engine.rule import Update, accumulate_, apply_, mean_weight
+from vecfl.engine.slots import Slots
+from vecfl.layout import restore
+from vecfl.losses import Batch
+from vecfl.tape import Block
+from vecfl.task import Task
+
+# What torch.autograd.grad calls after 20 us of checks in Python, a fifth of a small client's step.
+run_backward = torch.autograd.Variable._execution_engine.run_backward
+
+
+class LoopBackend:
+    """Trains each slot by itself, on batches cut to their valid examples."""
+
+    name = "loop"
+
+    def __init__(self, task: Task) -> None:
+        self.task = copy.deepcopy(task)
+        module = self.task.module.train()
+        self.outer: dict[int, Tensor] = {}  # 1/n for each batch length n
+        self.params = tuple(module.get_parameter(e.name) for e in task.layout.params)
+
+    def run_(
+        self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
+    ) -> int:
+        device = slots.flat.device
+        index, draws = block.index.to(device), block.streams
+        for s in block.active:
+            self._point_at(slots, s)
+            batches = self.task.prepare(gather(columns, index[:, s]))
+            streams = None if draws is None else draws[:, s].to(device)
+            apply = None if block.apply is None else block.apply[:, s].tolist()
+            valid = block.valid[:, s].tolist()
+            with torch.enable_grad():
+                self._train(slots, s, batches, valid, streams, apply, update)
+            for entry, view in zip(self.task.layout.buffers, slots.buffers, strict=True):
+                view[s] = self.task.module.get_buffer(entry.name)
+        return len(block.active) * len(index)
+
+    def _point_at(self, slots: Slots, s: int) -> None:
+        """Let the module's parameters be views of row s, so that updates land in the slot."""
+        for p, view in zip(self.params, slots.model[s], strict=True):
+            p.data = view
+        for entry, view in zip(self.task.layout.buffers, slots.buffers, strict=True):
+            self.task.module.get_buffer(entry.name).copy_(restore(entry, view[s]))
+
+    def _train(
+        self,
+        slots: Slots,
+        s: int,
+        batches: Batch,
+        valid: list[int],
+        streams: Tensor | None,
+        apply: list[bool] | None,
+        update: Update,
+    ) -> None:
+        """The steps of slot s on batches [L, B, ...], of which valid[l] examples count."""
+        rows, size = slots.one[s], next(iter(batches.values())).shape[1]
+        sums, weights = [], []
+        steps = zip(*(column.unbind() for column in batches.values()), strict=True)
+        for step, (columns, n) in enumerate(zip(steps, valid, strict=True)):
+            batch = dict(zip(batches, columns, strict=True))
+            if n < size:
+                batch = {name: column[:n] for name, column in batch.items()}
+            if streams is not None:
+                self.task.draws.begin(streams[step])
+            value, weight = self.task.loss(self.task.output(batch), batch)
+            grads = self._gradients(value, weight, apply is None)
+            if apply is None:
+                update(rows, grads)
+            else:
+                accumulate_(rows, grads, value.new_tensor(n) if weight is None else weight.sum())
+                if apply[step]:
+                    apply_(rows, update)
+            sums.append(value.detach())
+            if weight is not None:
+                weights.append(weight)
+        slots.sums[s, 0] += torch.cat(sums).sum(dtype=torch.float64)
+        slots.sums[s, 1] += torch.cat(weights).sum(dtype=torch.float64) if weights else sum(valid)
+        slots.seen[s] += sum(valid)
+
+    def _gradients(self, value: Tensor, weight: Tensor | None, mean: bool) -> list[Tensor]:
+        """Gradients [1, *shape] of the sum of value [n], or of its weighted mean."""
+        n = len(value)
+        if weight is None:
+            if n not in self.outer:
+                self.outer[n] = torch.full_like(value, 1 / n)
+            outer = self.outer[n] if mean else torch.ones_like(value)
+        else:
+            outer = mean_weight(weight.sum()).expand_as(value) if mean else torch.ones_like(value)
+        grads = run_backward(
+            (value,),
+            (outer,),
+            False,
+            False,
+            self.params,
+            allow_unreachable=True,
+            accumulate_grad=False,
+        )
+        return [
+            (torch.zeros_like(p) if g is None else g).unsqueeze(0)
+            for p, g in zip(self.params, grads, strict=True)
+        ]

@@ -1,0 +1,93 @@
+"""The local rule: what happens to a client's row once its gradient is known."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vecfl.errors import InputError
+from vecfl.optim import ClientOptimizer, Rows
+from vecfl.schedule import Batches
+
+
+@dataclass(frozen=True)
+class LocalRule:
+    """How a client trains. The correction is data: g <- clip(g) + mu (w_k - anchor) + bias.
+
+    optimizer  moves the row; `batches` is its work in a round
+    lr         a number, or a function of the round (from 0)
+    clip       largest norm of the raw gradient of a step, or None
+    mu         pull towards the anchor, the model of the round
+    bias       whether the algorithm gives each client a correction row
+    """
+
+    optimizer: ClientOptimizer
+    batches: Batches
+    lr: float | Callable[[int], float]
+    clip: float | None = None
+    mu: float = 0.0
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"clip must be positive or None, not {self.clip}")
+        if not self.mu >= 0:
+            raise InputError(f"mu must be at least 0, not {self.mu}")
+        if not callable(self.lr) and not self.lr >= 0:
+            raise InputError(f"lr must be at least 0, not {self.lr}")
+
+    def lr_of(self, round: int) -> float:
+        """The learning rate of a round."""
+        return float(self.lr(round)) if callable(self.lr) else self.lr
+
+
+def clip_rows(grads: list[Tensor], limit: float) -> list[Tensor]:
+    """Gradients [R, *shape] scaled so that no row's norm over all parameters exceeds `limit`."""
+    squares = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in grads]).sum(0)
+    scale = (limit / squares.sqrt()).clamp(max=1)  # limit / 0 is inf, clamped to 1
+    return [g * scale.view(-1, *(1,) * (g.dim() - 1)) for g in grads]
+
+
+Update = Callable[[Rows, list[Tensor]], None]
+
+
+def make_update(rule: LocalRule, anchor: list[Tensor], round: int) -> Update:
+    """`update(rows, grads)` for one round: clip, correct, step. `anchor` holds [*shape] each."""
+    lr, clip, mu, step_ = rule.lr_of(round), rule.clip, rule.mu, rule.optimizer.step_
+
+    def update(rows: Rows, grads: list[Tensor]) -> None:
+        if clip is not None:
+            grads = clip_rows(grads, clip)
+        if mu:
+            pull = torch._foreach_sub(rows.w, anchor)
+            grads = list(torch._foreach_add(grads, pull, alpha=mu))
+        if rows.bias is not None:
+            grads = list(torch._foreach_add(grads, rows.bias))
+        step_(rows, grads, lr)
+
+    return update
+
+
+def mean_weight(count: Tensor) -> Tensor:
+    """1 / count, the factor that turns the gradient of a sum into that of a mean.
+
+    A count of zero gives a large finite number: the sum of nothing has gradient zero.
+    """
+    return count.clamp(min=torch.finfo(count.dtype).tiny).reciprocal()
+
+
+def accumulate_(rows: Rows, grads: list[Tensor], weight: Tensor) -> None:
+    """Add gradient sums [R, *shape] of a micro-batch and their weights [R] to the rows' totals."""
+    assert rows.total is not None and rows.count is not None
+    torch._foreach_add_(rows.total, grads)
+    rows.count += weight
+
+
+def apply_(rows: Rows, update: Update) -> None:
+    """Step with the mean of what was accumulated, and start to accumulate anew."""
+    assert rows.total is not None and rows.count is not None
+    factor = mean_weight(rows.count)
+    update(rows, [t * factor.view(-1, *(1,) * (t.dim() - 1)) for t in rows.total])
+    torch._foreach_zero_(rows.total)
+    rows.count.zero_()

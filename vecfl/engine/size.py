@@ -1,0 +1,52 @@
+"""How many slots: as many rows as the cache (CPU) or the memory (GPU) holds well."""
+
+import torch
+
+from vecfl.engine.rule import LocalRule
+from vecfl.layout import Layout
+from vecfl.losses import Batch
+from vecfl.task import Task
+
+CACHE = {"loop": 1 << 18, "vmap": 1 << 24}  # bytes of rows that a CPU still trains fast
+SHARE = 0.6  # of the free GPU memory; the rest is for the data and for fragmentation
+
+
+def row_numbers(layout: Layout, rule: LocalRule) -> int:
+    """Numbers that a slot keeps between steps: row, optimizer state, bias, accumulated gradient."""
+    kept = rule.optimizer.states + rule.bias + rule.batches.full
+    return layout.size + kept * layout.trainable
+
+
+def activation_bytes(task: Task, example: Batch, size: int) -> int:
+    """Bytes that autograd keeps for the backward pass of one batch of `size` examples."""
+    saved: dict[int, int] = {}
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        saved[t.data_ptr()] = t.numel() * t.element_size()
+        return t
+
+    params = {p.data_ptr() for p in task.module.parameters()}
+    n = len(example[task.inputs[0]])
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        task.loss(task.output(task.prepare(example)), task.prepare(example))
+    return sum(b for pointer, b in saved.items() if pointer not in params) * size // n
+
+
+def slot_count(
+    task: Task, rule: LocalRule, cohort: int, example: Batch, *, cache: int | None
+) -> int:
+    """How many slots, between 1 and `cohort`: rows within `cache` bytes, or GPU memory if None.
+
+    On a GPU a client costs its row, a gradient and twice its activations; on a CPU rows that leave
+    the cache cost more than fewer steps at a time save.
+    """
+    weight = next(task.module.parameters())
+    number = torch.finfo(weight.dtype).bits // 8
+    row = row_numbers(task.layout, rule) * number
+    if cache is None:
+        free, _ = torch.cuda.mem_get_info(weight.device)
+        activations = activation_bytes(task, example, rule.batches.size)
+        fit = int(SHARE * free) // (row + task.layout.trainable * number + 2 * activations)
+    else:
+        fit = cache // row
+    return max(1, min(fit, cohort))

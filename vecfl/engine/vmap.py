@@ -1,0 +1,142 @@
+"""The vmap backend: one step of all S clients at the same time, by torch.func."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from vecfl.engine.backend import gather
+from vecfl.engine.rule import Update, accumulate_, apply_, mean_weight
+from vecfl.engine.slots import Slots
+from vecfl.errors import InputError
+from vecfl.layout import restore
+from vecfl.losses import Batch
+from vecfl.modules import blame
+from vecfl.random import Kind, stream
+from vecfl.tape import Block
+from vecfl.task import Task, first_line
+
+log = logging.getLogger("vecfl")
+
+
+class VmapBackend:
+    """Trains all slots in one call; idle slots compute what nobody reads.
+
+    Raises InputError at construction, naming the submodule, if torch.func cannot vectorise it.
+    """
+
+    name = "vmap"
+
+    def __init__(self, task: Task, example: Batch) -> None:
+        self.task = copy.deepcopy(task)
+        self.task.module.train()
+        self.names = [e.name for e in task.layout.params]
+        self._try(example)
+
+    def run_(
+        self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
+    ) -> int:
+        device = slots.flat.device
+        index, counts = block.index.to(device), block.valid.to(device)
+        draws = None if block.streams is None else block.streams.to(device)
+        for step in range(len(index)):
+            batch = self.task.prepare(gather(columns, index[step]))
+            valid = None if block.full else counts[step]
+            streams = None if draws is None else draws[step]
+            grads, (total, count, buffers) = self.gradients(
+                slots.all.w, slots.buffers, batch, valid, streams, mean=block.apply is None
+            )
+            if block.apply is None:
+                update(slots.all, grads)
+            else:
+                accumulate_(slots.all, grads, count)
+                for s in block.apply[step].nonzero().flatten().tolist():
+                    apply_(slots.one[s], update)
+            for view, value in zip(slots.buffers, buffers, strict=True):
+                view.copy_(value)
+            slots.sums += torch.stack((total, count), 1)
+        slots.seen += counts.sum(0)
+        return slots.number * len(index)
+
+    def gradients(
+        self,
+        w: list[Tensor],
+        buffers: list[Tensor],
+        batch: Batch,
+        valid: Tensor | None,
+        streams: Tensor | None,
+        mean: bool,
+    ) -> tuple[list[Tensor], tuple[Tensor, Tensor, list[Tensor]]]:
+        """Gradients [S, *shape] of each client's batch, and (loss sum [S], weight [S], buffers).
+
+        valid [S] counts the examples that matter (None: all); streams [S, 3] feeds keyed modules;
+        `mean` differentiates the mean of the batch, else its sum.
+        """
+
+        def loss(
+            w: list[Tensor],
+            buffers: list[Tensor],
+            batch: Batch,
+            valid: Tensor | None,
+            streams: Tensor | None,
+        ) -> tuple[Tensor, tuple[Tensor, Tensor, list[Tensor]]]:
+            if streams is not None:
+                self.task.draws.begin(streams)
+            value, weight, changed = self._forward(w, buffers, batch)
+            weight = torch.ones_like(value) if weight is None else weight
+            if valid is not None:
+                mask = torch.arange(len(value), device=value.device) < valid
+                value, weight = value * mask, weight * mask
+            total, count = value.sum(), weight.sum()
+            objective = total * mean_weight(count) if mean else total
+            return objective, (total.detach(), count.detach(), changed)
+
+        dims = (0, 0, 0, None if valid is None else 0, None if streams is None else 0)
+        vectorised = vmap(grad(loss, has_aux=True), in_dims=dims, randomness="error")
+        return vectorised(w, buffers, batch, valid, streams)
+
+    def _forward(
+        self, w: list[Tensor], buffers: list[Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """One client's loss sums and weights [B] and its changed buffers."""
+        tensors = dict(zip(self.names, w, strict=True))
+        entries = self.task.layout.buffers
+        for entry, buffer in zip(entries, buffers, strict=True):
+            tensors[entry.name] = restore(entry, buffer).clone()
+        inputs = tuple(batch[name] for name in self.task.inputs)
+        output = functional_call(self.task.module, tensors, inputs)
+        value, weight = self.task.loss(output, batch)
+        return value, weight, [tensors[e.name].to(b) for e, b in zip(entries, buffers, strict=True)]
+
+    def _try(self, example: Batch) -> None:
+        """One step of two clients, so that what cannot be vectorised is named before round 1."""
+        layout, module = self.task.layout, self.task.module
+        flat = layout.flatten(module).expand(2, -1).contiguous()
+        device = flat.device
+        batch = {k: c[:1].to(device).expand(2, 2, *c.shape[1:]) for k, c in example.items()}
+        streams = stream(Kind.DROPOUT, client=torch.arange(2, device=device))
+        valid = torch.tensor([2, 1], device=device)
+        with blame(module) as found, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                self.gradients(
+                    layout.param_views(flat),
+                    layout.buffer_views(flat),
+                    self.task.prepare(batch),
+                    valid,
+                    streams,
+                    mean=True,
+                )
+            except Exception as error:
+                where = f"module '{found[0]}'" if found[0] else "the backward pass of the module"
+                raise InputError(
+                    f"{where} cannot be vectorised: {first_line(error)}; "
+                    "use the loop backend, or replace the module"
+                ) from error
+        for warning in caught:
+            if "batching rule" in str(warning.message):
+                log.warning("the vmap backend will be slow: %s", warning.message)

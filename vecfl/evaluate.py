@@ -1,0 +1,93 @@
+"""Evaluation of a model: on pooled examples, and on every client's own; in batches, exact means."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from vecfl.data import FederatedDataset
+from vecfl.errors import InputError
+from vecfl.losses import Batch
+from vecfl.task import Task
+
+BATCH = 4096
+Pairs = dict[str, tuple[Tensor, Tensor]]
+
+
+def scores(task: Task, w: Tensor, columns: Batch) -> Iterator[tuple[slice, Pairs]]:
+    """For slices of the examples, loss and metrics as (sum [b], weight [b]) of the model w [P]."""
+    was_training, tensors = task.module.training, task.layout.unflatten(w)
+    task.module.eval()
+    n = len(columns[task.inputs[0]])
+    try:
+        for start in range(0, n, BATCH):
+            part = slice(start, min(start + BATCH, n))
+            batch = task.prepare({name: c[part].to(w.device) for name, c in columns.items()})
+            inputs = tuple(batch[name] for name in task.inputs)
+            with torch.no_grad():
+                output = functional_call(task.module, tensors, inputs)
+                task.check_labels(output, batch)
+                functions = {"loss": task.loss} | dict(task.metrics)
+                yield part, {name: in_full(*f(output, batch)) for name, f in functions.items()}
+    finally:
+        task.module.train(was_training)
+
+
+def in_full(value: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums and weights [b] in float64, weights written out."""
+    return value.double(), torch.ones_like(value).double() if weight is None else weight.double()
+
+
+def evaluate(task: Task, w: Tensor, columns: Batch) -> dict[str, float]:
+    """Loss and metrics of the model w [P] on pooled examples: (sum of sums) / (sum of weights).
+
+    columns [n, ...]; raises InputError if there is no example.
+    """
+    totals: dict[str, list[float]] = {}
+    for _, pairs in scores(task, w, columns):
+        for name, (value, weight) in pairs.items():
+            total = totals.setdefault(name, [0.0, 0.0])
+            total[0] += float(value.sum())
+            total[1] += float(weight.sum())
+    if not totals:
+        raise InputError("nothing to evaluate: the evaluation data have no example")
+    return {name: v / w if w else float("nan") for name, (v, w) in totals.items()}
+
+
+def evaluate_clients(task: Task, w: Tensor, data: FederatedDataset) -> dict[str, np.ndarray]:
+    """Loss and metrics of the model w [P] on each client's examples: arrays [N].
+
+    Beside them "examples", how many each client has. A client without any has NaN.
+    """
+    owner = torch.repeat_interleave(torch.arange(data.num_clients), data.sizes)
+    totals: dict[str, tuple[Tensor, Tensor]] = {}
+    for part, pairs in scores(task, w, data.columns):
+        for name, pair in pairs.items():
+            zeros = torch.zeros(data.num_clients, dtype=torch.float64)
+            sums = totals.setdefault(name, (zeros, zeros.clone()))
+            for total, values in zip(sums, pair, strict=True):
+                total.index_add_(0, owner[part], values.cpu())
+    means = {name: (value / weight).numpy() for name, (value, weight) in totals.items()}
+    return means | {"examples": data.sizes.numpy()}
+
+
+def spread(per_client: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How the model serves the clients, as `client/...` metrics; clients without examples aside.
+
+    Of the loss the 90th percentile; of each metric mean, 10th, 50th and 90th percentile over
+    clients, and the worst.
+    """
+    result = {}
+    some = per_client["examples"] > 0
+    for name in per_client.keys() - {"examples"}:
+        known = per_client[name][some]
+        if name == "loss":
+            result["client/loss_p90"] = float(np.percentile(known, 90))
+            continue
+        result[f"client/{name}_mean"] = float(known.mean())
+        for q in (10, 50, 90):
+            result[f"client/{name}_p{q}"] = float(np.percentile(known, q))
+        result[f"client/{name}_worst"] = float(known.min())
+    return result

@@ -1,0 +1,99 @@
+"""Where each parameter sits in a row of length P, and views of a [S, P] buffer."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the model inside a row: its elements are row[offset : offset + size]."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    def of(self, flat: Tensor) -> Tensor:
+        """The view [..., *shape] of flat [..., P]."""
+        part = flat[..., self.offset : self.offset + self.size]
+        return part.view((*flat.shape[:-1], *self.shape))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A row of P numbers: the trainable parameters, then the buffers that training changes.
+
+    Tied parameters appear once, under their first name; frozen parameters and constant buffers do
+    not appear.
+    """
+
+    params: tuple[Entry, ...]
+    buffers: tuple[Entry, ...] = ()
+
+    @classmethod
+    def of(cls, module: nn.Module, changing: Iterable[str] = ()) -> "Layout":
+        """The layout of `module`; `changing` names the buffers that a training step changes."""
+        changing, offset = set(changing), 0
+        params, buffers = [], []
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                params.append(Entry(name, tuple(p.shape), offset, p.dtype))
+                offset += p.numel()
+        for name, b in module.named_buffers():
+            if name in changing:
+                buffers.append(Entry(name, tuple(b.shape), offset, b.dtype))
+                offset += b.numel()
+        return cls(tuple(params), tuple(buffers))
+
+    @property
+    def trainable(self) -> int:
+        """The length of a row's first part, the trainable parameters."""
+        return sum(e.size for e in self.params)
+
+    @property
+    def size(self) -> int:
+        """P, the length of a row."""
+        return self.trainable + sum(e.size for e in self.buffers)
+
+    def param_views(self, flat: Tensor) -> list[Tensor]:
+        """Views [..., *shape] of flat [..., P] (or [..., trainable]), one for each parameter."""
+        return [e.of(flat) for e in self.params]
+
+    def buffer_views(self, flat: Tensor) -> list[Tensor]:
+        """Views [..., *shape] of flat [..., P], one for each changing buffer, in its dtype."""
+        return [e.of(flat) for e in self.buffers]
+
+    def flatten(self, module: nn.Module) -> Tensor:
+        """The row [P] of `module`, a copy, in the dtype of its first trainable parameter."""
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        dtype = tensors[self.params[0].name].dtype
+        parts = [tensors[e.name].detach().reshape(-1).to(dtype) for e in self.params + self.buffers]
+        return torch.cat(parts)
+
+    def unflatten(self, row: Tensor) -> dict[str, Tensor]:
+        """The named tensors of row [P]; integer buffers are rounded to their own dtype."""
+        tensors = dict(zip((e.name for e in self.params), self.param_views(row), strict=True))
+        for e in self.buffers:
+            tensors[e.name] = restore(e, e.of(row))
+        return tensors
+
+    def round_integers_(self, row: Tensor) -> None:
+        """Round the integer buffers of row [P], which may hold means."""
+        for e in self.buffers:
+            if not e.dtype.is_floating_point:
+                e.of(row).round_()
+
+
+def restore(entry: Entry, value: Tensor) -> Tensor:
+    """A buffer's value from its row, in the dtype that the module expects."""
+    if entry.dtype.is_floating_point:
+        return value
+    return value.round().to(entry.dtype)

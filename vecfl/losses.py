@@ -1,0 +1,69 @@
+"""Losses and metrics: functions of (output, batch) that give a sum and a weight per example.
+
+A batch is a dict of columns `[B, ...]`. Sums and weights, not means, make the mean over any set of
+examples or tokens exact: it is (sum of sums) / (sum of weights). Weights are data, nothing is
+differentiated through them; None stands for a weight of 1 for every example.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vecfl.errors import InputError
+
+Batch = Mapping[str, Tensor]
+Pair = tuple[Tensor, Tensor | None]
+Score = Callable[[Tensor, Batch], Pair]
+IGNORED = -100
+
+
+def _over_positions(value: Tensor, counted: Tensor) -> Pair:
+    """Sum value and weight of every position [B, ...] into [B]."""
+    return value.flatten(1).sum(1), counted.to(value.dtype).flatten(1).sum(1)
+
+
+def cross_entropy(output: Tensor, batch: Batch) -> Pair:
+    """Cross-entropy of logits output [B, V] and labels batch["y"] [B].
+
+    For sequences output is [B, ..., V] and y [B, ...]; a label of -100 is a position without
+    weight, and the weight of an example is the number of its positions that count.
+    """
+    y = batch["y"]
+    if y.dim() == 1:
+        return F.cross_entropy(output, y, reduction="none"), None
+    value = F.cross_entropy(output.flatten(0, -2), y.flatten(), reduction="none")
+    return _over_positions(value.view(y.shape), y != IGNORED)
+
+
+def accuracy(output: Tensor, batch: Batch) -> Pair:
+    """1 where the largest logit is the label, weight 1; positions labelled -100 do not count."""
+    y = batch["y"]
+    correct = (output.argmax(-1) == y).to(output.dtype)
+    if y.dim() == 1:
+        return correct, None
+    return _over_positions(correct, y != IGNORED)
+
+
+def squared_error(output: Tensor, batch: Batch) -> Pair:
+    """Half the squared difference of output and batch["y"], [B, ...], summed over an example."""
+    error = 0.5 * (output - batch["y"]) ** 2
+    return error.flatten(1).sum(1) if error.dim() > 1 else error, None
+
+
+def check_labels(output: Tensor, batch: Batch) -> None:
+    """InputError if a label batch["y"] [n, ...] is no class of output [..., V] (nor -100)."""
+    y, classes = batch["y"], output.shape[-1]
+    if y.is_floating_point():
+        raise InputError(f"column 'y' is {y.dtype}; cross_entropy needs integer labels")
+    wrong = (y < 0) | (y >= classes)
+    if y.dim() > 1:
+        wrong &= y != IGNORED
+    if wrong.any():
+        raise InputError(
+            f"column 'y': label {int(y[wrong][0])} of example {int(wrong.nonzero()[0, 0])} is out "
+            f"of range: the model has {classes} outputs, so labels are 0 to {classes - 1}"
+        )
+
+
+cross_entropy.check = check_labels  # type: ignore[attr-defined]

@@ -1,0 +1,174 @@
+"""What a module must be before clients train it side by side: keyed dropout, no batch statistics.
+
+Dropout draws from Philox, keyed by client, round, step and layer, so that a mask is the same in
+every backend and slot. Modules whose result depends on the other examples of a batch are refused.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vecfl.errors import InputError
+from vecfl.random import LIMITS, with_layer, words
+
+CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+class Draws:
+    """The stream of one forward pass, shared by all keyed modules of a model."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed, self.calls = seed, 0
+        self.streams: Tensor | None = None
+
+    def begin(self, streams: Tensor) -> None:
+        """Start a forward pass with the counter words `streams` [3] of this client and step."""
+        self.streams, self.calls = streams, 0
+
+    def next_layer(self) -> int:
+        """The ordinal of this call in the forward pass, from 0."""
+        self.calls += 1
+        if self.calls > 1 << LIMITS["layer"]:
+            raise InputError(f"more than {1 << LIMITS['layer']} dropout calls in one forward pass")
+        return self.calls - 1
+
+
+def lanes(p: float) -> tuple[int, int]:
+    """(bits of a draw, q): an element is kept when its draw is below q (docs/design.md, Draws)."""
+    bits = 8 if p * 256 == int(p * 256) else 16
+    return bits, round((1 - p) * (1 << bits))
+
+
+def draw_mask(streams: Tensor, seed: int, layer: int, shape: tuple[int, ...], p: float) -> Tensor:
+    """Which elements of `shape` are kept, bool [..., *shape], for streams [..., 3]."""
+    bits, keep = lanes(p)
+    n, per_word = prod(shape), 32 // bits
+    raw = words(seed, with_layer(streams, layer), -(-n // per_word)).to(torch.int32)
+    if bits == 8:
+        kept = raw.view(torch.uint8)[..., :n] < keep
+    else:  # int16 is signed: shift both sides by half the range
+        kept = (raw.view(torch.int16)[..., :n] ^ -(1 << 15)).int() < keep - (1 << 15)
+    return kept.view(*streams.shape[:-1], *shape)
+
+
+class KeyedMask(torch.autograd.Function):
+    """`draw_mask` that sees the plain key tensor under vmap, so that one definition serves all."""
+
+    @staticmethod
+    def forward(streams: Tensor, seed: int, layer: int, shape: tuple[int, ...], p: float) -> Tensor:
+        return draw_mask(streams, seed, layer, shape, p)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, streams: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        return draw_mask(streams.movedim(in_dims[0], 0), *rest), 0
+
+
+class KeyedDropout(nn.Module):
+    """Dropout (Srivastava et al., JMLR 2014) with masks from `Draws`; one draw an element.
+
+    With `channelwise`, one draw for each channel of an example (Tompson et al., CVPR 2015).
+    """
+
+    def __init__(self, p: float, draws: Draws, channelwise: bool = False) -> None:
+        super().__init__()
+        self.p, self.draws, self.channelwise = p, draws, channelwise
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        layer = self.draws.next_layer()
+        if self.p in (0, 1):
+            return x if self.p == 0 else x * 0
+        shape = x.shape[:2] if self.channelwise else x.shape
+        mask = KeyedMask.apply(self.draws.streams, self.draws.seed, layer, shape, self.p)
+        bits, keep = lanes(self.p)
+        scaled = mask.to(x.dtype) * ((1 << bits) / keep)
+        return x * scaled.view(*shape, *(1,) * (x.dim() - len(shape)))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, channelwise={self.channelwise}"
+
+
+def replace(module: nn.Module, path: str, new: nn.Module) -> None:
+    """Put `new` at `path` ("layers.2") inside `module`."""
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, new)
+
+
+def key_dropouts(module: nn.Module, draws: Draws) -> nn.Module:
+    """`module` with its dropout layers replaced, in place, by `KeyedDropout` on `draws`."""
+    if isinstance(module, (nn.Dropout, *CHANNELWISE)):
+        return KeyedDropout(module.p, draws, isinstance(module, CHANNELWISE))
+    keyed: dict[nn.Module, nn.Module] = {}
+    for path, m in list(module.named_modules(remove_duplicate=False)):
+        if isinstance(m, (nn.Dropout, *CHANNELWISE)):
+            if m not in keyed:
+                keyed[m] = KeyedDropout(m.p, draws, isinstance(m, CHANNELWISE))
+            replace(module, path, keyed[m])
+    return module
+
+
+def batchnorm_to_groupnorm(module: nn.Module, groups: int = 2) -> nn.Module:
+    """`module` with every BatchNorm replaced, in place, by a fresh GroupNorm of the same channels.
+
+    GroupNorm (Wu and He, ECCV 2018) needs no statistics over clients; Hsieh et al., "The non-IID
+    data quagmire", ICML 2020, recommend it for federated learning. InputError where `groups` does
+    not divide the channels.
+    """
+    for path, m in list(module.named_modules()):
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            if m.num_features % groups:
+                raise InputError(
+                    f"{groups} groups do not divide the {m.num_features} channels of '{path}'"
+                )
+            new = nn.GroupNorm(groups, m.num_features, eps=m.eps, affine=m.affine)
+            if not path:
+                return new
+            replace(module, path, new)
+    return module
+
+
+def refuse_batchnorm(module: nn.Module) -> None:
+    """InputError naming the first BatchNorm of `module`."""
+    for path, m in module.named_modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            raise InputError(
+                f"module '{path}' ({type(m).__name__}) uses statistics of the batch, which padded "
+                "examples would enter; use vecfl.batchnorm_to_groupnorm(module) or another norm"
+            )
+
+
+@contextmanager
+def blame(module: nn.Module) -> Iterator[list[str]]:
+    """Watch forward passes of `module`. The list that is yielded holds the path of the submodule
+    that was running when an exception left it, and, behind it, of the one that drew from torch's
+    random generator."""
+    running, states, found = [], [], [""]
+    names = {m: path or "the module itself" for path, m in module.named_modules()}
+
+    def enter(m: nn.Module, _: object) -> None:
+        running.append(m)
+        states.append(torch.get_rng_state())
+        found[0] = names[m]
+
+    def leave(m: nn.Module, *_: object) -> None:
+        running.pop()
+        if not torch.equal(states.pop(), torch.get_rng_state()):
+            found.append(names[m])
+        found[0] = names[running[-1]] if running else ""
+
+    hooks = [m.register_forward_pre_hook(enter) for m in names]
+    hooks += [m.register_forward_hook(leave) for m in names]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,98 @@
+"""The schedule of a round: how many batches each client works through, and in which slot.
+
+Axes: C clients of the cohort, S slots, B batch.
+"""
+
+import heapq
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from vecfl.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The work of a client in a round, as batches of its examples.
+
+    size          examples in a batch (B)
+    epochs        passes over the client's examples (1 if neither epochs nor steps is given)
+    steps         instead of epochs: optimizer steps, running through as many epochs as they need
+    last          a short last batch of an epoch is kept, dropped, or wrapped around (filled up
+                  with the first examples of the same epoch)
+    full          one optimizer step per epoch on all examples, accumulated over batches of `size`
+    max_examples  a client with more examples takes part with this many, drawn anew each round
+    """
+
+    size: int
+    epochs: int | None = None
+    steps: int | None = None
+    last: Literal["keep", "drop", "wrap"] = "keep"
+    full: bool = False
+    max_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.steps is not None:
+            raise InputError("Batches takes epochs or steps, not both")
+        for name in ("size", "epochs", "steps", "max_examples"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"Batches({name}={value!r}): must be an integer of at least 1")
+        if self.last not in ("keep", "drop", "wrap"):
+            raise InputError(f"Batches(last={self.last!r}): must be keep, drop or wrap")
+        if self.full and self.last != "keep":
+            raise InputError(f"Batches(last={self.last!r}): a full batch keeps every example")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every client of a cohort does in a round; arrays [C] of int64.
+
+    client     its position in the dataset
+    first      index of its first example; `total` is how many it has
+    kept       examples after the cap; `n` is how many of them an epoch visits
+    per_epoch  batches of an epoch; `steps` is batches in all
+    run        reserved for sweeps: always 0 today
+    """
+
+    client: np.ndarray
+    first: np.ndarray
+    total: np.ndarray
+    kept: np.ndarray
+    n: np.ndarray
+    per_epoch: np.ndarray
+    steps: np.ndarray
+    run: np.ndarray
+
+
+def make_plan(batches: Batches, offsets: Tensor, cohort: Tensor) -> Plan:
+    """The plan of `cohort` [C] (positions in the dataset) for clients with `offsets` [N + 1]."""
+    client, bounds, size = cohort.numpy(), offsets.numpy(), batches.size
+    first = bounds[client]
+    total = bounds[client + 1] - first
+    kept = total if batches.max_examples is None else np.minimum(total, batches.max_examples)
+    per_epoch = kept // size if batches.last == "drop" else -(-kept // size)
+    n = per_epoch * size if batches.last == "drop" else kept
+    if batches.steps is None:
+        steps = per_epoch * (batches.epochs or 1)
+    else:
+        steps = batches.steps * (per_epoch if batches.full else np.minimum(per_epoch, 1))
+    return Plan(client, first, total, kept, n, per_epoch, steps, np.zeros_like(client))
+
+
+def assign(steps: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Longest-first refill: (slot [C], first step [C]); clients without steps get slot -1.
+
+    List scheduling by longest processing time (Graham, SIAM J. Appl. Math. 1969): the slot that is
+    free first takes the longest client that waits.
+    """
+    slot, begin = np.full(len(steps), -1), np.zeros(len(steps), np.int64)
+    free = [(0, s) for s in range(slots)]
+    for c in np.argsort(-steps, kind="stable"):
+        if steps[c] == 0:
+            break
+        begin[c], slot[c] = heapq.heappop(free)
+        heapq.heappush(free, (int(begin[c] + steps[c]), int(slot[c])))
+    return slot, begin

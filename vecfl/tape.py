@@ -1,0 +1,189 @@
+"""The tape: which client sits in which slot at which step of a round, and on which examples.
+
+All of it is known when the round starts, so the tape is data. Slots are assigned for the whole
+round; shuffles and batch indices are made per window of steps, so that memory does not grow with
+the cohort. Axes: C clients of the cohort, S slots, B batch, L steps of a block.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vecfl.random import Kind, ragged_permutation, stream
+from vecfl.schedule import Batches, Plan, assign
+
+WINDOW = 1 << 19  # batch entries whose indices are held at a time (4 MiB of int64)
+
+
+@dataclass(frozen=True)
+class Block:
+    """L steps between two events; who sits where is constant.
+
+    starts, finishes  (slots [k], positions in the cohort [k]) before and after the steps
+    active            slots with a client
+    index             examples [L, S, B]; padding repeats an example of the same client and batch
+    valid             [L, S] how many of the B count
+    apply             [L, S] where an accumulated gradient is applied; None: at every step
+    streams           [L, S, 3] Philox counter words of the step's draws; None: nothing is drawn
+    full              whether every active entry of `valid` is B
+    """
+
+    starts: tuple[np.ndarray, np.ndarray]
+    finishes: tuple[np.ndarray, np.ndarray]
+    active: list[int]
+    index: Tensor
+    valid: Tensor
+    apply: Tensor | None
+    streams: Tensor | None
+    full: bool
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of `Block` for a window of steps; whole [L]: every busy slot has a full batch."""
+
+    index: np.ndarray
+    valid: np.ndarray
+    whole: np.ndarray
+    apply: np.ndarray | None
+    streams: Tensor | None
+
+
+class Tape:
+    """A round laid out on `slots` slots; `blocks()` plays it."""
+
+    def __init__(
+        self, plan: Plan, batches: Batches, slots: int, *, seed: int, round: int, draws: bool
+    ) -> None:
+        self.plan, self.batches, self.slots = plan, batches, slots
+        self.seed, self.round, self.draws = seed, round, draws
+        self.slot, self.begin = assign(plan.steps, slots)
+        self.end = self.begin + plan.steps
+        self.orders: dict[tuple[int, int], np.ndarray] = {}
+
+    @property
+    def idle(self) -> np.ndarray:
+        """Positions in the cohort of the clients that take no step."""
+        return np.flatnonzero(self.slot < 0)
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks of the round in order; starts of a block come after finishes of the last."""
+        busy = np.flatnonzero(self.slot >= 0)
+        length = int(self.end.max(initial=0))
+        span = max(1, WINDOW // (self.slots * self.batches.size))
+        cuts = np.arange(0, length + span, span).clip(max=length)
+        events = np.unique(np.concatenate((self.begin[busy], self.end[busy], cuts)))
+        by_begin, by_end = (
+            busy[np.argsort(t[busy], kind="stable")] for t in (self.begin, self.end)
+        )
+        begun = np.searchsorted(self.begin[by_begin], events, side="right").tolist()
+        ended = np.searchsorted(self.end[by_end], events, side="right").tolist()
+        sitting = np.full(self.slots, -1)
+        window = -1
+        for i, (t0, t1) in enumerate(pairwise(events.tolist())):
+            starts = by_begin[begun[i - 1] if i else 0 : begun[i]]
+            finishes = by_end[ended[i] : ended[i + 1]]
+            sitting[self.slot[starts]] = starts
+            if t0 // span != window:
+                window = t0 // span
+                rows = self._window(window * span, min((window + 1) * span, length))
+            part = slice(t0 - window * span, t1 - window * span)
+            yield self._block(starts, finishes, np.flatnonzero(sitting >= 0), rows, part)
+            sitting[self.slot[finishes]] = -1
+
+    def _block(
+        self,
+        starts: np.ndarray,
+        finishes: np.ndarray,
+        active: np.ndarray,
+        rows: Columns,
+        part: slice,
+    ) -> Block:
+        valid, streams = rows.valid[part], rows.streams
+        return Block(
+            (self.slot[starts], starts),
+            (self.slot[finishes], finishes),
+            active.tolist(),
+            torch.from_numpy(rows.index[part]),
+            torch.from_numpy(valid),
+            None if rows.apply is None else torch.from_numpy(rows.apply[part]),
+            None if streams is None else streams[part],
+            bool(rows.whole[part].all()),
+        )
+
+    def _window(self, t0: int, t1: int) -> Columns:
+        """The columns for steps t0..t1-1."""
+        size, plan = self.batches.size, self.plan
+        sitting = np.full((t1 - t0, self.slots), -1)
+        for c in np.flatnonzero((self.slot >= 0) & (self.begin < t1) & (self.end > t0)):
+            sitting[max(self.begin[c] - t0, 0) : self.end[c] - t0, self.slot[c]] = c
+        empty = sitting < 0
+        c = np.where(empty, sitting.max(1, keepdims=True), sitting)  # idle slots copy a busy one
+        step = np.where(empty, 0, np.arange(t0, t1)[:, None] - self.begin[c])
+        epoch, batch = np.divmod(step, plan.per_epoch[c])
+        start, example = self._orders(c, epoch)
+        position = batch[..., None] * size + np.arange(size)
+        left = plan.n[c] - batch * size
+        if self.batches.last == "wrap":
+            valid = np.full_like(left, size)
+            position %= plan.n[c][..., None]
+        else:
+            valid = left.clip(max=size)
+            position = np.where(
+                np.arange(size) < valid[..., None], position, batch[..., None] * size
+            )
+        apply = (batch == plan.per_epoch[c] - 1) & ~empty if self.batches.full else None
+        return Columns(
+            example[start[..., None] + position],
+            np.where(empty, 0, valid),
+            ((valid == size) | empty).all(1),
+            apply,
+            self._streams(Kind.DROPOUT, c, step) if self.draws else None,
+        )
+
+    def _orders(self, c: np.ndarray, epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(start [L, S], example [sum of sizes]): where each (client, epoch) pair's order begins.
+
+        Orders of the window's last step are kept: an epoch may go on in the next window.
+        """
+        span = int(epoch.max()) + 1
+        pairs, where = np.unique(c * span + epoch, return_inverse=True)
+        keys = list(zip((pairs // span).tolist(), (pairs % span).tolist(), strict=True))
+        fresh = [key for key in keys if key not in self.orders]
+        orders = self.orders | dict(zip(fresh, self._shuffle(np.array(fresh)), strict=True))
+        parts = [orders[key] for key in keys]
+        sizes = np.array([len(p) for p in parts])
+        last = {keys[i] for i in where.reshape(c.shape)[-1]}
+        self.orders = {key: orders[key] for key in last}
+        return (np.cumsum(sizes) - sizes)[where].reshape(c.shape), np.concatenate(parts)
+
+    def _shuffle(self, pairs: np.ndarray) -> list[np.ndarray]:
+        """The examples of each (position in the cohort, epoch) pair [I, 2], in their order."""
+        if len(pairs) == 0:
+            return []
+        plan, (c, epoch) = self.plan, pairs.T
+        order = self._permute(Kind.SHUFFLE, c, epoch, plan.kept[c])
+        bounds = np.cumsum(plan.kept[c])
+        capped = np.flatnonzero(plan.kept[c] < plan.total[c])
+        parts = np.split(order, bounds[:-1])
+        if len(capped):
+            drawn = self._permute(Kind.SUBSET, c[capped], 0 * capped, plan.total[c[capped]])
+            subsets = np.split(drawn, np.cumsum(plan.total[c[capped]])[:-1])
+            for i, subset in zip(capped, subsets, strict=True):
+                parts[i] = subset[parts[i]]
+        return [part + plan.first[k] for part, k in zip(parts, c, strict=True)]
+
+    def _permute(
+        self, kind: Kind, c: np.ndarray, step: np.ndarray, sizes: np.ndarray
+    ) -> np.ndarray:
+        streams = self._streams(kind, c, step)
+        return ragged_permutation(self.seed, streams, torch.from_numpy(sizes)).numpy()
+
+    def _streams(self, kind: Kind, c: np.ndarray, step: np.ndarray) -> Tensor:
+        """Philox counter words [..., 3] for positions c in the cohort."""
+        client = torch.from_numpy(self.plan.client[c])
+        return stream(kind, client=client, round=self.round, step=torch.from_numpy(step))

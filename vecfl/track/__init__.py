@@ -1,0 +1,18 @@
+"""Trackers: where the metrics of a run go, one call a round."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from vecfl.track.console import Console
+from vecfl.track.jsonl import Jsonl
+from vecfl.track.run_dir import atomic_file, create_run_dir, save_model
+
+__all__ = ["Console", "Jsonl", "Tracker", "atomic_file", "create_run_dir", "save_model"]
+
+
+class Tracker(Protocol):
+    """Takes the metrics of each round as it finishes, and is closed at the end of the run."""
+
+    def log(self, metrics: Mapping[str, float | int | str]) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,80 @@
+"""Progress on stderr: a bar on a terminal, about ten plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+SHOWN = {
+    "train/loss": "train loss {:#.3g}",
+    "eval/accuracy": "test acc {:.1%}",
+    "system/clients_per_s": "{:,.0f} clients/s",
+}
+
+
+class Console:
+    """Shows round, train loss, test accuracy, clients per second and the time left.
+
+    Metrics that a round does not bring (an evaluation every tenth round) keep their last value.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self._latest: dict[str, float | int | str] = {}
+        self._progress: _Bar | _Lines = (_Bar if sys.stderr.isatty() else _Lines)(rounds)
+
+    def log(self, metrics: Mapping[str, float | int | str]) -> None:
+        self._latest |= metrics
+        shown = [
+            text.format(self._latest[key]) for key, text in SHOWN.items() if key in self._latest
+        ]
+        self._progress.show(int(metrics["round"]), ", ".join(shown))
+
+    def close(self) -> None:
+        self._progress.close()
+
+
+class _Bar:
+    """A tqdm bar; log messages are written above it while it is open."""
+
+    def __init__(self, rounds: int) -> None:
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        self.bar = tqdm(
+            total=rounds,
+            bar_format="round {n_fmt}/{total_fmt} {bar} {desc}{remaining} left",
+            miniters=1,
+            dynamic_ncols=True,
+        )
+        self.redirected = ExitStack()
+        self.redirected.enter_context(logging_redirect_tqdm())
+
+    def show(self, rnd: int, text: str) -> None:
+        self.bar.set_description_str(f"{text}, ", refresh=False)
+        self.bar.update(rnd - self.bar.n)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.redirected.close()
+
+
+class _Lines:
+    """A line at every tenth of the rounds and at the last one."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+        self.every = -(-rounds // 10)
+        self.start = time.perf_counter()
+        self.seen = 0
+
+    def show(self, rnd: int, text: str) -> None:
+        self.seen += 1
+        if rnd % self.every and rnd != self.rounds:
+            return
+        per_round = (time.perf_counter() - self.start) / self.seen
+        minutes, seconds = divmod(round(per_round * (self.rounds - rnd)), 60)
+        line = f"round {rnd}/{self.rounds}  {text}, {minutes:02d}:{seconds:02d} left"
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
