@@ -67,15 +67,12 @@ def run(args: Args) -> None:
     run_dir = create_run_dir(args.out, "quickstart", config)
     state = sim.start()
     try:
-        with (
-            closing(Jsonl(run_dir / "metrics.jsonl")) as record,
-            closing(Console(args.rounds)) as console,
-        ):
+        with closing(Jsonl(run_dir / "metrics.jsonl")) as log, closing(Console(args.rounds)) as bar:
             while state.round < args.rounds:
                 state, metrics = sim.round(state)
                 metrics |= sim.evaluate(state, test) | sim.evaluate_clients(state)
-                record.log(metrics)
-                console.log(metrics)
+                log.log(metrics)
+                bar.log(metrics)
     except KeyboardInterrupt:
         save_model(run_dir / f"model-round-{state.round}.pt", sim.state_dict(state))
         so_far = f"interrupted after round {state.round} of {args.rounds}, not finished"
@@ -91,7 +88,8 @@ def check_args(args: Args) -> None:
     check(args, counts, lambda n: n >= 1, "at least 1")
     check(args, ("seed", "data_seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
     check(args, ("alpha", "lr"), lambda x: 0 < x < math.inf, "a positive number")
-    check(args, ("cohort",), lambda n: n <= args.clients, f"at most --clients, {args.clients}")
+    check(args, ("cohort",), lambda n: n <= args.clients, f"at most --clients ({args.clients})")
+    check(args, ("slots",), lambda n: n <= args.cohort, f"at most --cohort ({args.cohort})")
     check(args, ("device",), has_device, "a device of this machine, such as cpu")
     check_matplotlib()
 
@@ -99,8 +97,8 @@ def check_args(args: Args) -> None:
 def split_digits(args: Args, seed: int) -> tuple[FederatedDataset, dict[str, torch.Tensor]]:
     """The training digits, split over the clients, and the test digits."""
     train, test = digits(seed)
-    n = len(train["y"])
-    check(args, ("clients",), lambda clients: clients <= n, f"at most {n}, an example for each")
+    size = len(train["y"])
+    check(args, ("clients", "batch"), lambda n: n <= size, f"at most {size} (training examples)")
     client = dirichlet(train["y"], args.clients, args.alpha, seed)
     return FederatedDataset.from_arrays(train, client, num_clients=args.clients), test
 

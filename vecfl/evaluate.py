@@ -12,7 +12,7 @@ from vecfl.errors import InputError
 from vecfl.losses import Batch
 from vecfl.task import Task
 
-BATCH = 4096
+BATCH = 1024
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
 

@@ -119,8 +119,8 @@ class Tape:
         """The columns for steps t0..t1-1."""
         size, plan = self.batches.size, self.plan
         sitting = np.full((t1 - t0, self.slots), -1)
-        for c in np.flatnonzero((self.slot >= 0) & (self.begin < t1) & (self.end > t0)):
-            sitting[max(self.begin[c] - t0, 0) : self.end[c] - t0, self.slot[c]] = c
+        for k in np.flatnonzero((self.slot >= 0) & (self.begin < t1) & (self.end > t0)):
+            sitting[max(self.begin[k] - t0, 0) : self.end[k] - t0, self.slot[k]] = k
         empty = sitting < 0
         c = np.where(empty, sitting.max(1, keepdims=True), sitting)  # idle slots copy a busy one
         step = np.where(empty, 0, np.arange(t0, t1)[:, None] - self.begin[c])

@@ -126,10 +126,10 @@ def trial(task: Task, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def task_copy(task: Task) -> Task:
-    """A float64 copy of `task` before its layout is known."""
+    """A float64 copy of `task` on the CPU, before its layout is known."""
     new = copy.copy(task)
     new.module, new.draws = copy.deepcopy((task.module, task.draws))
-    new.module.double()
+    new.module.to("cpu", torch.float64)
     return new
 
 

@@ -70,11 +70,8 @@ def make_update(rule: LocalRule, anchor: list[Tensor], round: int) -> Update:
 
 
 def mean_weight(count: Tensor) -> Tensor:
-    """1 / count, the factor that turns the gradient of a sum into that of a mean.
-
-    A count of zero gives a large finite number: the sum of nothing has gradient zero.
-    """
-    return count.clamp(min=torch.finfo(count.dtype).tiny).reciprocal()
+    """1 / count, the factor that turns the gradient of a sum into that of a mean; 0 for 0."""
+    return (count > 0) / count.clamp(min=torch.finfo(count.dtype).tiny)
 
 
 def accumulate_(rows: Rows, grads: list[Tensor], weight: Tensor) -> None:

@@ -5,6 +5,7 @@ import torch
 from vecfl.engine.rule import LocalRule
 from vecfl.layout import Layout
 from vecfl.losses import Batch
+from vecfl.random import Kind, stream
 from vecfl.task import Task
 
 CACHE = {"loop": 1 << 18, "vmap": 1 << 24}  # bytes of rows that a CPU still trains fast
@@ -26,9 +27,11 @@ def activation_bytes(task: Task, example: Batch, size: int) -> int:
         return t
 
     params = {p.data_ptr() for p in task.module.parameters()}
-    n = len(example[task.inputs[0]])
+    device, n = next(task.module.parameters()).device, len(example[task.inputs[0]])
+    batch = task.prepare({name: column.to(device) for name, column in example.items()})
+    task.draws.begin(stream(Kind.DROPOUT).to(device))
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        task.loss(task.output(task.prepare(example)), task.prepare(example))
+        task.loss(task.output(batch), batch)
     return sum(b for pointer, b in saved.items() if pointer not in params) * size // n
 
 

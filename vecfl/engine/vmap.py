@@ -118,7 +118,7 @@ class VmapBackend:
         flat = layout.flatten(module).expand(2, -1).contiguous()
         device = flat.device
         batch = {k: c[:1].to(device).expand(2, 2, *c.shape[1:]) for k, c in example.items()}
-        streams = stream(Kind.DROPOUT, client=torch.arange(2, device=device))
+        streams = stream(Kind.DROPOUT, client=torch.arange(2)).to(device)
         valid = torch.tensor([2, 1], device=device)
         with blame(module) as found, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
