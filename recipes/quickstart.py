@@ -59,6 +59,7 @@ class Args:
 
 def run(args: Args) -> None:
     check_args(args)
+    torch.set_num_threads(1)  # for matrices this small, threads wait longer than they work
     data_seed = args.seed if args.data_seed is None else args.data_seed
     sample_seed = args.seed if args.sample_seed is None else args.sample_seed
     data, test = split_digits(args, data_seed)

@@ -3,101 +3,82 @@
 And what becomes of clients that have nothing to send: without examples, too short, not finite.
 """
 
-import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import vecfl
-from vecfl import Batches, FederatedDataset, Simulation, Task, fedavg
+from vecfl import Batches, FederatedDataset, Simulation, Task, fedavg, fedsgd
 from vecfl.algorithms import Algorithm
 
-from .oracles.bridge import dataset, recorded, run_vecfl
+from .oracles.bridge import dataset, run_vecfl
 from .oracles.loop import Columns, Setting
 from .oracles.tasks import PROBLEMS, SIZES, Cnn, Problem, classes, floats, integers
 from .oracles.tiny import FAR, PLAIN, STEEP, Line, client, squared
 
-Values = dict[str, Tensor]
-C, VICTIM = len(SIZES), 3
-INPUTS = {
-    "mlp": PROBLEMS["mlp"],
-    "cnn": Problem(Cnn, classes, floats(1, 6, 6), integers(3)),
-    "buffers": PROBLEMS["buffers"],
-}
+C, LONGEST = len(SIZES), 3
+PROBLEMS = PROBLEMS | {"floats": Problem(Cnn, classes, floats(1, 6, 6), integers(3))}
 SEATS = [("loop", 1), ("loop", 3), ("vmap", 1), ("vmap", 2), ("vmap", C), ("vmap", C + 2)]
-NAN = client((math.nan, 0.0))
+NAN, INF = client((math.nan, 0.0)), client((1.0, math.inf))
 
 
 def other_values(columns: Columns) -> Columns:
     return {"x": columns["x"] * -3 + 1, "y": (columns["y"] + 1) % 3}
 
 
-def one_value(value: float) -> Any:
-    def changed(columns: Columns) -> Columns:
+def first_is(value: float) -> Callable[[Columns], Columns]:
+    def change(columns: Columns) -> Columns:
         x = columns["x"].clone()
-        x.view(-1)[-1] = value
+        x[0] = value
         return columns | {"x": x}
 
-    return changed
+    return change
 
 
-def shorter(columns: Columns) -> Columns:
-    return {name: column[:2] for name, column in columns.items()}
+def resized(n: int) -> Callable[[Columns], Columns]:
+    return lambda columns: {name: c[torch.arange(n) % len(c)] for name, c in columns.items()}
 
 
-def longer(columns: Columns) -> Columns:
-    return {name: column.repeat(2, *[1] * (column.dim() - 1)) for name, column in columns.items()}
-
-
-CHANGES = {
-    "other values": other_values,
-    "nan": one_value(math.nan),
-    "inf": one_value(math.inf),
-    "shorter": shorter,
-    "longer": longer,
+CHANGES = {  # of which client, and how; the longest is first in its slot, and idle slots copy it
+    "other values": (LONGEST, other_values),
+    "nan": (LONGEST, first_is(math.nan)),
+    "inf": (LONGEST, first_is(math.inf)),
+    "shorter": (LONGEST, resized(2)),
+    "longer": (LONGEST, resized(46)),
+    "nan in the first example of all": (0, first_is(math.nan)),
 }
 
 
-def run_one(
-    problem: str, backend: str, slots: int, change: str | None, victim: int = VICTIM
+def run_changed(
+    problem: str, backend: str, slots: int, change: str | None = None
 ) -> tuple[dict[int, Tensor], dict]:
-    """Rows and metrics of one round, with the data of `victim` changed."""
-    p = INPUTS[problem]
+    """What each of the ragged clients sends, and metrics; run_vecfl asserts backend and slots."""
+    p = PROBLEMS[problem]
     clients = p.clients()
     if change is not None:
-        clients[victim] = CHANGES[change](clients[victim])
+        victim, changed = CHANGES[change]
+        clients[victim] = changed(clients[victim])
     setting = Setting(rounds=1, seed=9, epochs=2, optimizer="momentum", lr=0.05)
     run = run_vecfl(p.build(), p.loss, clients, setting, backend=backend, slots=slots)
     return {k: row for k, (row, _) in run.updates[0].items()}, run.metrics[0]
 
 
-@pytest.mark.parametrize("backend, slots", SEATS)
-@pytest.mark.parametrize("problem", INPUTS)
+@pytest.mark.parametrize(
+    "problem, backend, slots",
+    [("mlp", *seats) for seats in SEATS] + [("floats", "loop", 3), ("floats", "vmap", 3)],
+)
 def test_other_clients_keep_their_bits(problem: str, backend: str, slots: int) -> None:
-    # The victim has most examples: it is the one whom idle slots copy, and the first in a slot.
-    before, _ = run_one(problem, backend, slots, None)
-    for change in CHANGES:
-        after, metrics = run_one(problem, backend, slots, change)
-        assert not torch.equal(before.pop(VICTIM, after[0]), after.pop(VICTIM)), change
-        assert before.keys() == after.keys() == set(range(C)) - {VICTIM}
-        assert all(torch.equal(before[k], after[k]) for k in before), change
-        assert metrics["train/dropped_clients"] == (change in ("nan", "inf"))
+    before, _ = run_changed(problem, backend, slots)
+    for change, (victim, _) in CHANGES.items():
+        after, metrics = run_changed(problem, backend, slots, change)
+        same = {k: torch.equal(before[k], after[k]) for k in range(C)}
+        assert same == {k: k != victim for k in range(C)}, change
         assert math.isfinite(metrics["train/loss"])
-
-
-@pytest.mark.parametrize("backend, slots", SEATS)
-@pytest.mark.parametrize("problem", INPUTS)
-def test_a_nan_in_the_first_example_does_not_leak(problem: str, backend: str, slots: int) -> None:
-    # Client 0 has 5 examples of the pool's start; padding or an idle slot that pointed there ...
-    before, _ = run_one(problem, backend, slots, None)
-    after, metrics = run_one(problem, backend, slots, "nan", victim=0)
-    assert after[0].isnan().any() and metrics["train/dropped_clients"] == 1
-    assert all(torch.equal(before[k], after[k]) for k in range(1, C))
-    # ... would show even if client 0 were not in the cohort.
+        lost = change.startswith(("nan", "inf"))
+        assert (metrics["train/dropped_clients"], metrics["train/clients"]) == (lost, 6 - lost)
 
 
 def run_some(
@@ -105,15 +86,16 @@ def run_some(
     cohort: Sequence[int],
     algorithm: Algorithm,
     *,
-    backend: str,
-    slots: int,
+    backend: str = "vmap",
+    slots: int = 2,
     problem: str | None = None,
-) -> tuple[Values, dict, Values]:
-    """One round of the clients `cohort`: the model after it, metrics, the model before it."""
-    module, loss = Line(), squared
+    rounds: int = 1,
+) -> tuple[dict[str, Tensor], dict]:
+    """The model after rounds of the clients `cohort`, and the metrics of the last."""
     data = clients if isinstance(clients, FederatedDataset) else dataset(clients)
+    module, loss = Line(), squared
     if problem is not None:
-        module, loss = INPUTS[problem].build(), INPUTS[problem].loss
+        module, loss = PROBLEMS[problem].build(), PROBLEMS[problem].loss
     sim = Simulation(
         Task(module, loss, example=data.examples(2)),
         data,
@@ -123,6 +105,131 @@ def run_some(
         slots=slots,
         dtype=torch.float64,
     )
-    state, metrics = sim.round(sim.start())
-    assert (metrics["system/backend"], metrics["system/slots"]) == (backend, slots)
-    return sim.state_dict(state), metrics, sim.state_dict(sim.start())
+    state = sim.start()
+    for _ in range(rounds):
+        state, metrics = sim.round(state)
+        assert (metrics["system/backend"], metrics["system/slots"]) == (backend, slots)
+    return sim.state_dict(state), metrics
+
+
+def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend, slots", SEATS)
+def test_a_nan_outside_the_cohort_is_never_touched(backend: str, slots: int) -> None:
+    p = PROBLEMS["mlp"]
+    clients, algorithm = p.clients(), fedavg(lr=0.1, batches=Batches(4, epochs=2))
+    kind = {"backend": backend, "slots": slots, "problem": "mlp"}
+    clean, _ = run_some(clients, range(1, C), algorithm, **kind)
+    clients[0] = first_is(math.nan)(clients[0])  # the very first example of the pool
+    spoilt, metrics = run_some(clients, range(1, C), algorithm, **kind)
+    same_bits(spoilt, clean)
+    assert metrics["train/dropped_clients"] == 0
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize("bad", [NAN, INF], ids=["nan", "inf"])
+@pytest.mark.parametrize("weights", [vecfl.by_examples, vecfl.uniform_weights])
+def test_a_client_that_is_not_finite_counts_for_nothing(
+    backend: str, bad: Columns, weights: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    # FAR goes from 1 to 1.5 and STEEP to -1: mean 0.25, losses (1/2 + 2) / 2. With a weight for
+    # the bad client's zero row it would be (1.5 - 1 + 1) / 3 = 0.5.
+    columns = {
+        name: torch.cat([c[name] for c in (client(FAR), bad, client(STEEP))]) for name in bad
+    }
+    data = FederatedDataset(columns, torch.arange(4), ["ann", "bob", "eve"])
+    algorithm = fedavg(lr=0.5, batches=Batches(1), weights=weights)
+    model, metrics = run_some(data, range(3), algorithm, backend=backend)
+    assert model["w"].tolist() == [0.25]
+    assert metrics["train/loss"] == 1.25
+    assert (metrics["train/clients"], metrics["train/dropped_clients"]) == (2, 1)
+    assert caplog.messages == ["round 1: client bob dropped: not finite"]
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_clients_without_examples_have_no_effect_by_examples(backend: str) -> None:
+    p = PROBLEMS["mlp"]
+    clients = p.clients((3, 0, 9, 0, 0, 5))
+    kind = {"backend": backend, "problem": "mlp", "rounds": 2}
+    for weights in (vecfl.by_examples, vecfl.by_tokens, vecfl.capped(4)):
+        algorithm = fedavg(lr=0.1, batches=Batches(4), weights=weights)
+        with_empty, metrics = run_some(clients, range(6), algorithm, **kind)
+        without, _ = run_some(clients, [0, 2, 5], algorithm, **kind)
+        same_bits(with_empty, without)
+        assert (metrics["train/clients"], metrics["train/dropped_clients"]) == (3, 0)
+
+
+# FAR goes from 1 to 1.5, three clients stay at 1: the mean moves by a quarter of 0.5. FedSGD's mean
+# gradient is a quarter of -1.
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        fedavg(lr=0.5, batches=Batches(1), weights=vecfl.uniform_weights),
+        fedsgd(lr=0.5, weights=vecfl.uniform_weights),
+    ],
+    ids=["fedavg", "fedsgd"],
+)
+def test_empty_clients_of_uniform_weight_pull_to_zero(algorithm: Algorithm, backend: str) -> None:
+    clients = [client(), client(FAR), client(), client()]
+    model, metrics = run_some(clients, range(4), algorithm, backend=backend)
+    assert model["w"].tolist() == [1.125]
+    assert (metrics["train/clients"], metrics["train/loss"]) == (4, 0.5)
+
+
+# lr = 1/4, batches of 2, short ones dropped, one epoch. Two FAR go to 1.25 in one step. Five STEEP
+# make two steps, to 0 and 0, and count as 4. One PLAIN makes no step: weight 0 by examples, 1
+# uniformly. Losses: 2 * 1/2, then 2 * 2 + 2 * 0, over 2 + 4 examples.
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize(
+    "weights, w, count",
+    [
+        (vecfl.by_examples, (2 * 1.25 + 4 * 0) / 6, 2),
+        (vecfl.uniform_weights, (1.25 + 0 + 1) / 3, 3),
+    ],
+)
+def test_clients_too_short_for_a_batch(
+    weights: Callable, w: float, count: int, backend: str
+) -> None:
+    clients = [client(FAR, FAR), client(PLAIN), client(*[STEEP] * 5)]
+    algorithm = fedavg(lr=0.25, batches=Batches(2, last="drop"), weights=weights)
+    model, metrics = run_some(clients, range(3), algorithm, backend=backend)
+    assert model["w"].item() == pytest.approx(w, rel=1e-12)
+    assert metrics["train/loss"] == pytest.approx(5 / 6, rel=1e-12)
+    assert (metrics["train/clients"], metrics["train/dropped_clients"]) == (count, 0)
+
+
+DROPPED = "round 1: client {} dropped: not finite"
+NOBODY = "round 1: no usable client; the model stays as it is"
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize(
+    "cohort, weights, dropped, usable",
+    [
+        ([0], vecfl.by_examples, [0], 0),
+        ([0, 3], vecfl.uniform_weights, [0, 3], 0),
+        ([1, 4], vecfl.by_examples, [], 0),
+        ([1, 4], vecfl.uniform_weights, [], 2),  # usable, but their updates are zero
+        ([0, 1, 2, 3, 4], vecfl.by_examples, [0, 3], 0),
+    ],
+)
+def test_a_cohort_without_an_update_leaves_the_model(
+    cohort: list[int],
+    weights: Callable,
+    dropped: list[int],
+    usable: int,
+    backend: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clients = [NAN, client(), client(), INF, client()]
+    algorithm = fedavg(lr=0.5, batches=Batches(1), weights=weights)
+    model, metrics = run_some(clients, cohort, algorithm, backend=backend)
+    assert model["w"].tolist() == [1.0]
+    assert math.isnan(metrics["train/loss"])
+    assert metrics["train/clients"] == usable
+    assert metrics["train/dropped_clients"] == len(dropped)
+    expected = [DROPPED.format(k) for k in dropped] + [NOBODY] * (usable == 0)
+    assert sorted(caplog.messages) == sorted(expected)

@@ -2,18 +2,22 @@
 
 Rows are compared by their bits where the arithmetic of a client is the same, and to 1e-9 in float64
 where it is not: another backend, or vmap with a single slot, where torch multiplies matrices by
-another routine (the tied and the convolutional model differ in the last bit there).
+another routine (the tied and the convolutional model differ in the last bit there). Slots bound the
+memory of a round, too.
 """
 
+import json
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import vecfl
-from vecfl import Batches, Simulation, Task, fedavg, fedsgd, tape
+from vecfl import Batches, FederatedDataset, Simulation, Task, fedavg, fedsgd, tape
 from vecfl.algorithms import Algorithm, Begin, Finished, Upload
 from vecfl.engine import LocalRule
 
@@ -207,3 +211,31 @@ def test_every_client_has_its_own_bias_row(
     rows, model, _ = run_in_order(range(4), algorithm, **kind)
     assert [rows[k].tolist() for k in range(4)] == [[value] for value in sent]
     assert model["w"].tolist() == [w]
+
+
+def peaks(backend: str, cohort: int, folder: Path) -> tuple[int, int]:
+    """Most bytes of tensors, and of all else, that a round of `cohort` equal clients adds."""
+    columns = {"x": torch.randn(1000, 128), "y": torch.zeros(1000, dtype=torch.int64)}
+    data = FederatedDataset(columns, torch.arange(1001))
+    task = Task(nn.Linear(128, 128), vecfl.cross_entropy, example=data.examples(2))
+    algorithm = fedavg(lr=0.1, batches=Batches(1))
+    sim = Simulation(task, data, algorithm, vecfl.uniform(cohort), backend=backend, slots=20)
+    state, _ = sim.round(sim.start())
+    tracemalloc.start()
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        sim.round(state)
+    _, rest = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    return max(e["args"]["Total Allocated"] for e in events if e["name"] == "[memory]"), rest
+
+
+# A row is 64.5 KiB: 950 more clients may take the room of two rows, and 1 KiB each for the plan.
+@pytest.mark.parametrize("backend", ["vmap", pytest.param("loop", marks=pytest.mark.slow)])
+def test_memory_does_not_grow_with_the_cohort(backend: str, tmp_path: Path) -> None:
+    row = 4 * (128 * 128 + 128)
+    few, many = peaks(backend, 50, tmp_path), peaks(backend, 1000, tmp_path)
+    assert few[0] > 20 * row  # the gradients of all slots, say: it was measured at all
+    assert many[0] - few[0] < 2 * row
+    assert many[1] - few[1] < 1 << 20

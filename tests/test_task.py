@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ class Wrapped(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, rnn: type[nn.RNNBase], **options: float) -> None:
+    def __init__(self, rnn: type[nn.RNNBase], **options: Any) -> None:
         super().__init__()
         self.rnn, self.head = rnn(4, 4, batch_first=True, **options), nn.Linear(4, 3)
 
@@ -65,7 +66,7 @@ def deep(m: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Identity(), nn.Sequential(nn.Identity(), m))
 
 
-def refusal(module: nn.Module, example: Batch, loss: Score = cross_entropy, **options) -> str:
+def refusal(module: nn.Module, example: Batch, loss: Score = cross_entropy, **options: Any) -> str:
     """The message of a task that is refused; it is one line, and torch's generator is as before."""
     state = torch.get_rng_state()
     with pytest.raises(InputError) as error:

@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from torch import nn
 
-from vecfl.data import digits
+import vecfl
+from vecfl.data import digits, dirichlet
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "quickstart.py"
@@ -144,21 +146,32 @@ def test_backends_slots_and_repetition_give_one_result(
     assert vmap[1]["train/loss"] < vmap[0]["train/loss"]
 
 
-def test_each_seed_has_its_own_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def row(name: str, *flags: str) -> dict[str, Any]:
-        command(monkeypatch, "--rounds=1", "--cohort=3", "--out", str(tmp_path / name), *flags)
-        return learned(rows_of(tmp_path / name)[0])
+def test_each_seed_has_its_own_job() -> None:
+    recipe = runpy.run_path(str(RECIPE))
+    args = recipe["Args"](seed=9, cohort=3)
+    data, test = recipe["split_digits"](args, 7)
+    train = digits(7)[0]
+    assert torch.equal(test["x"], digits(7)[1]["x"])
+    client = dirichlet(train["y"], 100, 0.3, 7)
+    assert data.sizes.tolist() == np.bincount(client, minlength=100).tolist()
 
-    plain = row("plain")
-    assert plain == row("same", "--data-seed=0", "--sample-seed=0")
-    changed = {
-        name: row(name, f"--{name}=1")["train/loss"]
-        for name in ("seed", "data-seed", "sample-seed")
-    }
-    assert len({plain["train/loss"], *changed.values()}) == 4
-    # A cohort of all clients: the sample seed draws their order, which changes rounding alone.
-    everyone = ("--clients=3", "--dtype=float64")
-    assert row("e", *everyone) == pytest.approx(row("f", *everyone, "--sample-seed=1"), rel=1e-9)
+    sim = recipe["make_simulation"](args, data, 8)
+    assert (sim.seed, sim.sample_seed) == (9, 8)
+    assert sim.cohort(0).tolist() == vecfl.uniform(3)(100, 8, 0).tolist()
+    torch.manual_seed(9)
+    first = nn.Linear(64, 200).weight
+    assert torch.equal(sim.state_dict(sim.start())["1.weight"], first)
+
+
+def test_seeds_reach_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(name: str, *flags: str) -> float:
+        command(monkeypatch, "--rounds=1", "--cohort=3", "--out", str(tmp_path / name), *flags)
+        return rows_of(tmp_path / name)[0]["train/loss"]
+
+    plain = loss("plain")
+    assert plain == loss("same", "--data-seed=0", "--sample-seed=0")
+    losses = [loss(name, f"--{name}=1") for name in ("seed", "data-seed", "sample-seed")]
+    assert len({plain, *losses}) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,180 @@
+"""Bad input is refused with one line that names the thing and the remedy: tested as a whole."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vecfl
+from vecfl import Batches, FederatedDataset, InputError, Simulation, Task, fedavg, fedprox, fedsgd
+from vecfl.algorithms import Algorithm
+from vecfl.engine import LocalRule
+
+ONE = Batches(1)
+LABELS = [0, 1, 2, 1, 0]
+NAMES = ["ann", "ann", "bob", "bob", "bob"]
+
+
+def data(y: Any = LABELS, **columns: Any) -> FederatedDataset:
+    """Two clients with 2 and 3 examples."""
+    columns = {"x": torch.zeros(5, 4), "y": torch.as_tensor(y)} | columns
+    return FederatedDataset(columns, torch.tensor([0, 2, 5]))
+
+
+def simulate(given: FederatedDataset | None = None, **kind: Any) -> Simulation:
+    """A simulation of these data, with a task that was tried on good ones."""
+    task = Task(nn.Linear(4, 3), vecfl.cross_entropy, example=data().examples(2))
+    sampler, algorithm = kind.pop("sampler", vecfl.everyone()), kind.pop("algorithm", None)
+    algorithm = algorithm or fedavg(lr=0.1, batches=ONE)
+    return Simulation(task, given or data(), algorithm, sampler, **kind)
+
+
+def spoilt(value: float) -> dict[str, Tensor]:
+    x = torch.zeros(5, 4)
+    x[3, 1] = value
+    return {"x": x, "y": torch.tensor(LABELS)}
+
+
+def without_bias() -> None:
+    """A rule with a bias and a `begin` that knows none."""
+    plain = fedavg(lr=0.1, batches=ONE)
+    rule = LocalRule(vecfl.sgd(), ONE, lr=0.1, bias=True)
+    algorithm = Algorithm("lost", rule, plain.init, plain.begin, plain.upload, plain.server)
+    sim = simulate(algorithm=algorithm)
+    sim.round(sim.start())
+
+
+SEED = "must be an integer in [0, 2^63), not"
+CLEAN = "clean it, or build FederatedDataset(columns, offsets), which does not look at values"
+OUT_OF_RANGE = "is out of range: the model has 3 outputs, so labels are 0 to 2"
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "columns of two lengths": (
+        lambda: data(y=LABELS[:4]),
+        "column 'y' has 4 examples, but column 'x' has 5",
+    ),
+    "columns of two lengths, one client": (
+        lambda: FederatedDataset.from_clients({"ann": {"x": torch.zeros(2, 4), "y": [0, 1, 2]}}),
+        "client 'ann': column 'y' has 3 examples, but column 'x' has 2",
+    ),
+    "label too large": (
+        lambda: simulate(data(y=[0, 1, 2, 3, 0])),
+        f"column 'y': label 3 of example 3 {OUT_OF_RANGE}",
+    ),
+    "negative label": (
+        lambda: simulate(data(y=[0, 1, -1, 3, 0])),
+        f"column 'y': label -1 of example 2 {OUT_OF_RANGE}",
+    ),
+    "label that is ignored in sequences only": (
+        lambda: simulate(data(y=[0, 1, 2, 1, -100])),
+        f"column 'y': label -100 of example 4 {OUT_OF_RANGE}",
+    ),
+    "label of the evaluation data": (
+        lambda: (s := simulate()).evaluate(s.start(), dict(data(y=[0, 1, 2, 1, 7]).columns)),
+        f"column 'y': label 7 of example 4 {OUT_OF_RANGE}",
+    ),
+    "float labels": (
+        lambda: simulate(data(y=[0.0, 1.0, 2.0, 1.0, 0.0])),
+        "column 'y' is torch.float32; cross_entropy needs integer labels",
+    ),
+    "nan in features": (
+        lambda: FederatedDataset.from_arrays(spoilt(math.nan), NAMES),
+        f"column 'x', client 'bob', example 1: NaN or Inf; {CLEAN}",
+    ),
+    "inf in features": (
+        lambda: FederatedDataset.from_clients([spoilt(-math.inf)]),
+        f"column 'x', client 0, example 3: NaN or Inf; {CLEAN}",
+    ),
+    "no examples, arrays": (
+        lambda: FederatedDataset.from_arrays({"x": [], "y": []}, []),
+        "empty dataset: no examples in columns ['x', 'y']",
+    ),
+    "no examples, clients": (
+        lambda: FederatedDataset.from_clients([{"x": []}, {"x": []}]),
+        "empty dataset: none of 2 clients has an example",
+    ),
+    "no clients": (
+        lambda: FederatedDataset.from_clients({}),
+        "no clients: expected {client id: {column: array}}, got none",
+    ),
+    "nothing to evaluate": (
+        lambda: (s := simulate()).evaluate(s.start(), {"x": torch.zeros(0, 4), "y": torch.ones(0)}),
+        "nothing to evaluate: the evaluation data have no example",
+    ),
+    "a column is missing": (
+        lambda: simulate(FederatedDataset({"z": torch.zeros(5, 4)}, torch.tensor([0, 2, 5]))),
+        "the data have no column 'x'; they have ['z']",
+    ),
+    "cohort above the population": (
+        lambda: simulate(sampler=vecfl.uniform(3)),
+        "a cohort of 3 clients is larger than the population of 2; choose at most 2",
+    ),
+    "cohort of nobody": (lambda: vecfl.uniform(0), "a cohort has at least 1 client, not 0"),
+    "batch size 0": (lambda: Batches(0), "Batches(size=0): must be an integer of at least 1"),
+    "half a step": (
+        lambda: Batches(1, steps=0.5),
+        "Batches(steps=0.5): must be an integer of at least 1",
+    ),
+    "epochs and steps": (
+        lambda: Batches(1, epochs=1, steps=1),
+        "Batches takes epochs or steps, not both",
+    ),
+    "unknown last": (
+        lambda: Batches(1, last="skip"),
+        "Batches(last='skip'): must be keep, drop or wrap",
+    ),
+    "full batch without its end": (
+        lambda: Batches(1, full=True, last="drop"),
+        "Batches(last='drop'): a full batch keeps every example",
+    ),
+    "slots 0": (lambda: simulate(slots=0), "slots must be an integer of at least 1, not 0"),
+    "slots 1.5": (lambda: simulate(slots=1.5), "slots must be an integer of at least 1, not 1.5"),
+    "unknown backend": (
+        lambda: simulate(backend="jax"),
+        "backend 'jax' is not known; choose loop or vmap",
+    ),
+    "negative lr": (lambda: fedavg(lr=-1, batches=ONE), "lr must be at least 0, not -1"),
+    "nan lr": (lambda: fedavg(lr=math.nan, batches=ONE), "lr must be at least 0, not nan"),
+    "negative mu": (lambda: fedprox(lr=1, mu=-1, batches=ONE), "mu must be at least 0, not -1"),
+    "negative clip": (
+        lambda: fedavg(lr=1, clip=-1, batches=ONE),
+        "clip must be positive or None, not -1",
+    ),
+    "clip 0": (lambda: fedavg(lr=1, clip=0, batches=ONE), "clip must be positive or None, not 0"),
+    "beta 1": (lambda: vecfl.momentum(1.0), "momentum(beta) must be in [0, 1), not 1.0"),
+    "betas of Adam": (lambda: vecfl.adam((0.9, -1)), "adam(betas) must be in [0, 1), not -1"),
+    "weight cap 0": (lambda: vecfl.capped(0), "capped(limit=0): must be positive"),
+    "negative seed": (lambda: simulate(seed=-1), f"seed {SEED} -1"),
+    "large seed": (lambda: simulate(seed=2**63), f"seed {SEED} 9223372036854775808"),
+    "fractional seed": (lambda: simulate(seed=1.5), f"seed {SEED} 1.5"),
+    "negative sample seed": (lambda: simulate(sample_seed=-1), f"sample_seed {SEED} -1"),
+    "fedsgd without a rate": (lambda: fedsgd(), "fedsgd takes lr or server, one of the two"),
+    "fedsgd with two rates": (
+        lambda: fedsgd(lr=1, server=vecfl.server_sgd()),
+        "fedsgd takes lr or server, one of the two",
+    ),
+    "a bias that nobody gives": (
+        without_bias,
+        "the rule has a bias, but the algorithm's begin gives none",
+    ),
+}
+
+
+@pytest.mark.parametrize("build, message", BAD.values(), ids=BAD)
+def test_bad_input(build: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build()
+    assert str(caught.value) == message
+
+
+def test_input_errors_are_value_errors() -> None:
+    assert issubclass(InputError, ValueError)
+
+
+def test_the_ends_of_what_is_allowed() -> None:
+    sim = simulate(seed=2**63 - 1, sample_seed=0, slots=1, sampler=vecfl.uniform(2))
+    assert sorted(sim.cohort(0).tolist()) == [0, 1]
+    rule = fedprox(lr=0, mu=0, clip=math.inf, batches=ONE).rule
+    assert (rule.lr, rule.mu, rule.clip) == (0, 0, math.inf)
