@@ -29,7 +29,7 @@ class Sample(nn.Module):
 
 
 CHANGING = ("average", "calls")
-# gain (1), first.weight (2 x 3), first.bias (2), none (0), then calls (1) and average (1 x 2).
+# gain (1), none (0), first.weight (2 x 3), first.bias (2), then calls (1) and average (1 x 2).
 ROW = [0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -1.0, -2.0, 3.0, 0.25, -1.5]
 
 

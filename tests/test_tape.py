@@ -79,8 +79,8 @@ class Step:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    sizes = draw(st.lists(st.integers(0, 14), min_size=1, max_size=8))
-    cohort = draw(st.permutations(range(len(sizes))))[: draw(st.integers(0, len(sizes)))]
+    sizes = draw(st.lists(st.integers(0, 14), min_size=3, max_size=8))
+    cohort = draw(st.permutations(range(len(sizes))))[draw(st.integers(0, 3)) :]
     amount = draw(st.sampled_from(["epochs", "steps"]))
     last = draw(st.sampled_from(["keep", "drop", "wrap"]))
     batches = Batches(
@@ -94,7 +94,7 @@ def cases(draw: st.DrawFn) -> Case:
         tuple(sizes),
         tuple(cohort),
         batches,
-        slots=draw(st.integers(1, 5)),
+        slots=draw(st.integers(1, 4)),
         window=draw(st.sampled_from([1, 6, 20, 90, 1 << 19])),
         seed=draw(st.integers(0, 2**63 - 1)),
         round=draw(st.sampled_from([0, 1, 2**22 - 1])),

@@ -128,17 +128,18 @@ def test_clipping_sees_the_mean_of_what_was_accumulated() -> None:
     torch.testing.assert_close(w, torch.tensor([[-3, -4]], dtype=torch.float64))
 
 
-def test_nothing_accumulated_moves_nothing() -> None:
+def test_what_has_no_weight_moves_nothing() -> None:
     w = doubles(1, 2)
     r = rows(w, full=True)
+    accumulate_(r, [doubles(0, 9)], doubles(0, 0))
     apply_(r, make_update(LocalRule(sgd(), BATCHES, lr=0.1), [doubles(0)], 0))
     assert w.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mean_weight(dtype: torch.dtype) -> None:
-    factor = mean_weight(torch.tensor([4, 0.5, 0], dtype=dtype))
-    assert factor[:2].tolist() == [0.25, 2] and factor[2].isfinite()
+    factor = mean_weight(torch.tensor([4, 0.5, 0, 1e-30], dtype=dtype))
+    assert factor[:3].tolist() == [0.25, 2, 0] and factor[3].item() == pytest.approx(1e30)
     assert factor.dtype == dtype
 
 
