@@ -1,4 +1,4 @@
-"""One operator thread: the tests' tensors are small, and two threads that wait for a core are slow."""
+"""One operator thread: tensors are small here, and two threads waiting for a core are slow."""
 
 import torch
 

@@ -18,7 +18,7 @@ Pairs = dict[str, tuple[Tensor, Tensor]]
 
 def scores(task: Task, w: Tensor, columns: Batch) -> Iterator[tuple[slice, Pairs]]:
     """For slices of the examples, loss and metrics as (sum [b], weight [b]) of the model w [P]."""
-    was_training, tensors = task.module.training, task.layout.unflatten(w)
+    was_training = task.module.training
     task.module.eval()
     n = len(columns[task.inputs[0]])
     try:
@@ -27,8 +27,10 @@ def scores(task: Task, w: Tensor, columns: Batch) -> Iterator[tuple[slice, Pairs
             batch = task.prepare({name: c[part].to(w.device) for name, c in columns.items()})
             inputs = tuple(batch[name] for name in task.inputs)
             with torch.no_grad():
+                tensors = task.layout.unflatten(w.clone())  # a module may change its buffers
                 output = functional_call(task.module, tensors, inputs)
-                task.check_labels(output, batch)
+                if start == 0:
+                    task.check_labels(output, columns)
                 functions = {"loss": task.loss} | dict(task.metrics)
                 yield part, {name: in_full(*f(output, batch)) for name, f in functions.items()}
     finally:
@@ -59,7 +61,8 @@ def evaluate(task: Task, w: Tensor, columns: Batch) -> dict[str, float]:
 def evaluate_clients(task: Task, w: Tensor, data: FederatedDataset) -> dict[str, np.ndarray]:
     """Loss and metrics of the model w [P] on each client's examples: arrays [N].
 
-    Beside them "examples", how many each client has. A client without any has NaN.
+    Beside them "weight", the loss weight of each client: its examples, or its tokens. Where that
+    is 0 there is nothing to measure, and the others are NaN.
     """
     owner = torch.repeat_interleave(torch.arange(data.num_clients), data.sizes)
     totals: dict[str, tuple[Tensor, Tensor]] = {}
@@ -70,18 +73,18 @@ def evaluate_clients(task: Task, w: Tensor, data: FederatedDataset) -> dict[str,
             for total, values in zip(sums, pair, strict=True):
                 total.index_add_(0, owner[part], values.cpu())
     means = {name: (value / weight).numpy() for name, (value, weight) in totals.items()}
-    return means | {"examples": data.sizes.numpy()}
+    return means | {"weight": totals["loss"][1].numpy()}
 
 
 def spread(per_client: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """How the model serves the clients, as `client/...` metrics; clients without examples aside.
+    """How the model serves the clients, as `client/...` metrics; clients without weight aside.
 
     Of the loss the 90th percentile; of each metric mean, 10th, 50th and 90th percentile over
     clients, and the worst.
     """
     result = {}
-    some = per_client["examples"] > 0
-    for name in per_client.keys() - {"examples"}:
+    some = per_client["weight"] > 0
+    for name in per_client.keys() - {"weight"}:
         known = per_client[name][some]
         if name == "loss":
             result["client/loss_p90"] = float(np.percentile(known, 90))

@@ -85,16 +85,21 @@ class KeyedDropout(nn.Module):
         if not self.training:
             return x
         layer = self.draws.next_layer()
-        if self.p in (0, 1):
-            return x if self.p == 0 else x * 0
+        bits, keep = lanes(self.p)
+        if keep in (0, 1 << bits):
+            return x if keep else x * 0
         shape = x.shape[:2] if self.channelwise else x.shape
         mask = KeyedMask.apply(self.draws.streams, self.draws.seed, layer, shape, self.p)
-        bits, keep = lanes(self.p)
         scaled = mask.to(x.dtype) * ((1 << bits) / keep)
         return x * scaled.view(*shape, *(1,) * (x.dim() - len(shape)))
 
     def extra_repr(self) -> str:
         return f"p={self.p}, channelwise={self.channelwise}"
+
+
+def called(path: str) -> str:
+    """How messages call the submodule at `path`."""
+    return f"module '{path}'" if path else "the module"
 
 
 def replace(module: nn.Module, path: str, new: nn.Module) -> None:
@@ -123,16 +128,19 @@ def batchnorm_to_groupnorm(module: nn.Module, groups: int = 2) -> nn.Module:
     data quagmire", ICML 2020, recommend it for federated learning. InputError where `groups` does
     not divide the channels.
     """
-    for path, m in list(module.named_modules()):
+    made: dict[nn.Module, nn.Module] = {}
+    for path, m in list(module.named_modules(remove_duplicate=False)):
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
             if m.num_features % groups:
                 raise InputError(
-                    f"{groups} groups do not divide the {m.num_features} channels of '{path}'"
+                    f"{groups} groups do not divide the {m.num_features} channels of {called(path)}"
                 )
-            new = nn.GroupNorm(groups, m.num_features, eps=m.eps, affine=m.affine)
+            if m not in made:
+                new = nn.GroupNorm(groups, m.num_features, eps=m.eps, affine=m.affine)
+                made[m] = new.to(m.weight) if m.affine else new
             if not path:
-                return new
-            replace(module, path, new)
+                return made[m]
+            replace(module, path, made[m])
     return module
 
 
@@ -141,18 +149,20 @@ def refuse_batchnorm(module: nn.Module) -> None:
     for path, m in module.named_modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
             raise InputError(
-                f"module '{path}' ({type(m).__name__}) uses statistics of the batch, which padded "
+                f"{called(path)} ({type(m).__name__}) uses statistics of the batch, which padded "
                 "examples would enter; use vecfl.batchnorm_to_groupnorm(module) or another norm"
             )
 
 
 @contextmanager
 def blame(module: nn.Module) -> Iterator[list[str]]:
-    """Watch forward passes of `module`. The list that is yielded holds the path of the submodule
-    that was running when an exception left it, and, behind it, of the one that drew from torch's
-    random generator."""
+    """Watch forward passes of `module`.
+
+    The list that is yielded names the submodule that was running when an exception left it, and,
+    behind it, the one that drew from torch's random generator.
+    """
     running, states, found = [], [], [""]
-    names = {m: path or "the module itself" for path, m in module.named_modules()}
+    names = {m: called(path) for path, m in module.named_modules()}
 
     def enter(m: nn.Module, _: object) -> None:
         running.append(m)

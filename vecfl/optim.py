@@ -100,7 +100,8 @@ def _adam(
         assert rows.steps is not None
         rows.steps += 1
         w, (mean, square), steps = rows.apart
-        parts = [row for g in grads for row in g.unbind()]
+        # fused_ walks memory: a gradient that is laid out otherwise than w would be misread
+        parts = [row for g in grads for row in g.contiguous().unbind()]
         fused_(
             w,
             parts,

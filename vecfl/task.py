@@ -111,11 +111,11 @@ def trial(task: Task, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         except Exception as error:
             shapes = {name: list(batch[name].shape) for name in task.inputs}
             raise InputError(
-                f"module '{found[0]}' failed on the example batch {shapes}: {first_line(error)}"
+                f"{found[0]} failed on the example batch {shapes}: {first_line(error)}"
             ) from error
         if len(found) > 1:
             raise InputError(
-                f"module '{found[1]}' draws from torch's random generator, which differs between "
+                f"{found[1]} draws from torch's random generator, which differs between "
                 "backends; use nn.Dropout layers (they become keyed) or set its dropout to 0"
             )
     check_pair(copied, "loss", copied.loss, output, batch)
@@ -146,7 +146,9 @@ def check_pair(task: Task, what: str, score: Score, output: Any, batch: Batch) -
     except Exception as error:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"the {what} failed on output {shape}: {first_line(error)}") from error
-    tensors = [t for t in pair if t is not None] if isinstance(pair, tuple) else []
+    tensors = (
+        [*pair[:1], *(t for t in pair[1:] if t is not None)] if isinstance(pair, tuple) else []
+    )
     shapes = [list(t.shape) for t in tensors if isinstance(t, Tensor)]
     if not isinstance(pair, tuple) or len(pair) != 2 or shapes != [[n]] * len(tensors):
         got = shapes if isinstance(pair, tuple) else getattr(pair, "shape", type(pair).__name__)
@@ -164,7 +166,7 @@ def changing_buffers(task: Task, example: Batch) -> list[str]:
         raise InputError("the example batch needs two examples or more")
     before = dict(task_copy(task).module.named_buffers())
     together, after = trial(task, pair)
-    first, _ = trial(task, {name: column[:1] for name, column in pair.items()})
+    first, one = trial(task, {name: column[:1] for name, column in pair.items()})
     _, other = trial(task, {name: column[1:] for name, column in pair.items()})
     if not torch.allclose(together[:1], first, rtol=1e-6, atol=1e-9, equal_nan=True):
         raise InputError(
@@ -173,7 +175,7 @@ def changing_buffers(task: Task, example: Batch) -> list[str]:
         )
     changed = [name for name, b in after.items() if not torch.equal(b, before[name])]
     for name in changed:
-        if not torch.equal(after[name], other[name]):
+        if not all(torch.equal(after[name], alone[name]) for alone in (one, other)):
             raise InputError(
                 f"buffer '{name}' is computed from the examples of a batch, which padded examples "
                 "would enter; use a layer without running statistics (GroupNorm, LayerNorm)"

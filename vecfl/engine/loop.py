@@ -74,6 +74,7 @@ class LoopBackend:
             if streams is not None:
                 self.task.draws.begin(streams[step])
             value, weight = self.task.loss(self.task.output(batch), batch)
+            weight = None if weight is None else weight.detach()
             grads = self._gradients(value, weight, apply is None)
             if apply is None:
                 update(rows, grads)

@@ -1,5 +1,7 @@
 """How many slots: as many rows as the cache (CPU) or the memory (GPU) holds well."""
 
+import copy
+
 import torch
 
 from vecfl.engine.rule import LocalRule
@@ -20,7 +22,7 @@ def row_numbers(layout: Layout, rule: LocalRule) -> int:
 
 def activation_bytes(task: Task, example: Batch, size: int) -> int:
     """Bytes that autograd keeps for the backward pass of one batch of `size` examples."""
-    saved: dict[int, int] = {}
+    task, saved = copy.deepcopy(task), dict[int, int]()  # a forward pass may change buffers
 
     def keep(t: torch.Tensor) -> torch.Tensor:
         saved[t.data_ptr()] = t.numel() * t.element_size()

@@ -21,6 +21,7 @@ from vecfl.tape import Block
 from vecfl.task import Task, first_line
 
 log = logging.getLogger("vecfl")
+warn_of_fallbacks = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
 
 
 class VmapBackend:
@@ -87,7 +88,7 @@ class VmapBackend:
             if streams is not None:
                 self.task.draws.begin(streams)
             value, weight, changed = self._forward(w, buffers, batch)
-            weight = torch.ones_like(value) if weight is None else weight
+            weight = torch.ones_like(value) if weight is None else weight.detach()
             if valid is not None:
                 mask = torch.arange(len(value), device=value.device) < valid
                 value, weight = value * mask, weight * mask
@@ -120,6 +121,7 @@ class VmapBackend:
         batch = {k: c[:1].to(device).expand(2, 2, *c.shape[1:]) for k, c in example.items()}
         streams = stream(Kind.DROPOUT, client=torch.arange(2)).to(device)
         valid = torch.tensor([2, 1], device=device)
+        warn_of_fallbacks(True)
         with blame(module) as found, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -132,7 +134,7 @@ class VmapBackend:
                     mean=True,
                 )
             except Exception as error:
-                where = f"module '{found[0]}'" if found[0] else "the backward pass of the module"
+                where = found[0] or "the backward pass of the module"
                 raise InputError(
                     f"{where} cannot be vectorised: {first_line(error)}; "
                     "use the loop backend, or replace the module"
@@ -140,3 +142,4 @@ class VmapBackend:
         for warning in caught:
             if "batching rule" in str(warning.message):
                 log.warning("the vmap backend will be slow: %s", warning.message)
+                warn_of_fallbacks(False)  # once is enough
