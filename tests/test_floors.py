@@ -17,6 +17,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl.layout", "vecfl.random"}),
     frozenset(
         {"vecfl.schedule", "vecfl.tape", "vecfl.mesh", "vecfl.optim", "vecfl.checkpoint"}
+        | {"vecfl.server_optim"}
         | {"vecfl.losses", "vecfl.modules", "vecfl.task", "vecfl.models", "vecfl.data"}
         | {"vecfl.track"}
     ),

@@ -15,7 +15,6 @@ from vecfl.optim import (
     adamw,
     keep_gradient,
     momentum,
-    server_sgd,
     sgd,
 )
 
@@ -187,12 +186,3 @@ def test_betas_out_of_range_are_refused(beta: float) -> None:
     ):
         with pytest.raises(InputError, match=rf"^{name} must be in \[0, 1\), not {beta}$"):
             build()
-
-
-def test_server_sgd() -> None:
-    w, update = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
-    assert server_sgd().init(w) == {}
-    new, state = server_sgd(0.5).step(w, update, {})
-    assert new.tolist() == [0.75, 2.5] and state == {}
-    assert server_sgd().step(w, update, {})[0].tolist() == [0.5, 3.0]
-    assert w.tolist() == [1, 2]

@@ -5,9 +5,14 @@ from vecfl.algorithms import (
     by_examples,
     by_tokens,
     capped,
+    fedadagrad,
+    fedadam,
     fedavg,
+    fedavgm,
+    fedopt,
     fedprox,
     fedsgd,
+    fedyogi,
     uniform_weights,
 )
 from vecfl.data import FederatedDataset
@@ -15,9 +20,17 @@ from vecfl.errors import InputError
 from vecfl.evaluate import evaluate, evaluate_clients
 from vecfl.losses import accuracy, cross_entropy, squared_error
 from vecfl.modules import batchnorm_to_groupnorm
-from vecfl.optim import adam, adamw, momentum, server_sgd, sgd
+from vecfl.optim import adam, adamw, momentum, sgd
 from vecfl.sampling import everyone, uniform
 from vecfl.schedule import Batches
+from vecfl.server_optim import (
+    fedopt_adagrad,
+    fedopt_adam,
+    fedopt_yogi,
+    server_adam,
+    server_momentum,
+    server_sgd,
+)
 from vecfl.simulation import Simulation, State, run
 from vecfl.task import Task
 
@@ -41,11 +54,21 @@ __all__ = [
     "evaluate",
     "evaluate_clients",
     "everyone",
+    "fedadagrad",
+    "fedadam",
     "fedavg",
+    "fedavgm",
+    "fedopt",
+    "fedopt_adagrad",
+    "fedopt_adam",
+    "fedopt_yogi",
     "fedprox",
     "fedsgd",
+    "fedyogi",
     "momentum",
     "run",
+    "server_adam",
+    "server_momentum",
     "server_sgd",
     "sgd",
     "squared_error",

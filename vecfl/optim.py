@@ -1,4 +1,4 @@
-"""Client optimizers on rows [R, P] and server optimizers on the model [P].
+"""Client optimizers on rows [R, P].
 
 A client optimizer moves every row by itself, with the row's own state and step count, as
 `torch.optim` would move that client's model; R rows are all slots, or one.
@@ -133,22 +133,3 @@ def keep_gradient() -> ClientOptimizer:
 def _check(what: str, value: float) -> None:
     if not 0 <= value < 1:
         raise InputError(f"{what} must be in [0, 1), not {value}")
-
-
-@dataclass(frozen=True)
-class ServerOptimizer:
-    """`init(w) -> state` and `step(w, update, state) -> (w, state)`, all float64 [trainable].
-
-    `update` is the aggregated pseudo-gradient: the mean of w - w_k.
-    """
-
-    name: str
-    init: Callable[[Tensor], dict[str, Tensor]] = field(repr=False)
-    step: Callable[[Tensor, Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]] = field(
-        repr=False
-    )
-
-
-def server_sgd(lr: float = 1.0) -> ServerOptimizer:
-    """w <- w - lr update. With lr = 1 the new model is the weighted mean of the clients' models."""
-    return ServerOptimizer("sgd", lambda w: {}, lambda w, update, state: (w - lr * update, state))

@@ -101,7 +101,7 @@ class Simulation:
     def start(self) -> State:
         """The state before round 1, with the model as the task's module has it."""
         w = self.task.layout.flatten(self.task.module)
-        return State(0, self.algorithm.init(w))
+        return State(0, self.algorithm.init(w, self.task.layout.trainable))
 
     def cohort(self, round: int) -> Tensor:
         """Positions [C] of the clients of a round (from 0)."""

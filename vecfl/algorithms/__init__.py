@@ -2,6 +2,7 @@
 
 from vecfl.algorithms.base import Algorithm, Begin, Finished, Upload
 from vecfl.algorithms.fedavg import fedavg
+from vecfl.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedopt, fedyogi
 from vecfl.algorithms.fedprox import fedprox
 from vecfl.algorithms.fedsgd import fedsgd
 from vecfl.algorithms.weights import by_examples, by_tokens, capped, uniform_weights
@@ -14,8 +15,13 @@ __all__ = [
     "by_examples",
     "by_tokens",
     "capped",
+    "fedadagrad",
+    "fedadam",
     "fedavg",
+    "fedavgm",
+    "fedopt",
     "fedprox",
     "fedsgd",
+    "fedyogi",
     "uniform_weights",
 ]

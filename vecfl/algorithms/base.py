@@ -56,16 +56,17 @@ class Algorithm:
 
     name    as the recipes call it
     rule    how a client trains
-    init    w [P] -> server state; its entry "w" is the model
+    init    (w [P], trainable) -> server state; its entry "w" is the model
     begin   (server state, clients [K]) -> Begin
     upload  (server state, Finished) -> Upload
-    server  (server state, Aggregate, trainable) -> server state; `trainable` numbers of "w" are
-            parameters, the rest changing buffers
+    server  (server state, Aggregate, trainable) -> server state
+
+    The first `trainable` numbers of "w" are parameters, the rest changing buffers.
     """
 
     name: str
     rule: LocalRule
-    init: Callable[[Tensor], Server] = field(repr=False)
+    init: Callable[[Tensor, int], Server] = field(repr=False)
     begin: Callable[[Server, Tensor], Begin] = field(repr=False)
     upload: Callable[[Server, Finished], Upload] = field(repr=False)
     server: Callable[[Server, Aggregate, int], Server] = field(repr=False)

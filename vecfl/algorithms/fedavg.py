@@ -8,8 +8,9 @@ from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Begin, Finished, Server, Upload
 from vecfl.algorithms.weights import Weights, by_examples
 from vecfl.engine.rule import LocalRule
-from vecfl.optim import ClientOptimizer, ServerOptimizer, server_sgd, sgd
+from vecfl.optim import ClientOptimizer, sgd
 from vecfl.schedule import Batches
+from vecfl.server_optim import ServerOptimizer, server_sgd
 
 
 def fedavg(
@@ -48,9 +49,9 @@ def broadcast(state: Server, clients: Tensor) -> Begin:
     return Begin(state["w"])
 
 
-def server_init(optimizer: ServerOptimizer) -> Callable[[Tensor], Server]:
-    """The server state of a model w [P]: "w" and the optimizer's tensors."""
-    return lambda w: {"w": w} | optimizer.init(w.double())
+def server_init(optimizer: ServerOptimizer) -> Callable[[Tensor, int], Server]:
+    """The server state of a model w [P]: "w" and the optimizer's tensors [trainable]."""
+    return lambda w, trainable: {"w": w} | optimizer.init(w[:trainable].double())
 
 
 def server_step(optimizer: ServerOptimizer) -> Callable[[Server, Aggregate, int], Server]:

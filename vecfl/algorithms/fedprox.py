@@ -6,8 +6,9 @@ from vecfl.algorithms.base import Algorithm
 from vecfl.algorithms.fedavg import averaging
 from vecfl.algorithms.weights import Weights, by_examples
 from vecfl.engine.rule import LocalRule
-from vecfl.optim import ClientOptimizer, ServerOptimizer, sgd
+from vecfl.optim import ClientOptimizer, sgd
 from vecfl.schedule import Batches
+from vecfl.server_optim import ServerOptimizer
 
 
 def fedprox(

@@ -5,8 +5,9 @@ from vecfl.algorithms.fedavg import broadcast, server_init, server_step
 from vecfl.algorithms.weights import Weights, by_examples
 from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
-from vecfl.optim import ServerOptimizer, keep_gradient, server_sgd
+from vecfl.optim import keep_gradient
 from vecfl.schedule import Batches
+from vecfl.server_optim import ServerOptimizer, server_sgd
 
 
 def fedsgd(
