@@ -27,7 +27,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {"vecfl.evaluate"}
     ),
     frozenset({"vecfl.simulation"}),
-    frozenset({"vecfl.report", "vecfl.cli"}),
+    frozenset({"vecfl.report", "vecfl.cli", "vecfl.record"}),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
     frozenset({"recipes", "benchmarks"}),
 )
@@ -37,6 +37,7 @@ SAME_FLOOR = {
     ("vecfl.task", "vecfl.modules"),
     ("vecfl.models", "vecfl.task"),
     ("vecfl.algorithms", "vecfl.aggregate"),
+    ("vecfl.record", "vecfl.report"),
 }
 SCRIPTS = FLOORS[-1]  # nobody imports one, not even another script; they use public names only
 OURS = {"vecfl", "vecfl_kernels", "kernels", "recipes", "benchmarks", "tests"}

@@ -3,31 +3,46 @@
     if __name__ == "__main__":
         main(run, Args)
 
+Defaults come from the dataclass, then from the files of --config in their order, then from flags.
 Exit codes: 2 for bad input or a file that cannot be written, 130 for Ctrl-C.
 """
 
+import inspect
+import json
 import logging
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, TypeVar
+from argparse import ArgumentError, ArgumentParser
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 
 from vecfl.errors import InputError
 
-Args = TypeVar("Args")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Args = TypeVar("Args", bound="DataclassInstance")
+
+CONFIG_HELP = """
+--config FILE.yaml  values by the names of the options below, which flags override; may be repeated
+--print-config      print all values as YAML for --config, and end
+"""
 
 
 def main(run: Callable[[Args], None], args_type: type[Args]) -> None:
-    """Parse the flags into `args_type` and call `run`.
+    """Parse the flags into `args_type`, a dataclass whose fields have defaults, and call `run`.
 
     `InputError`, an `OSError` about a file and Ctrl-C become one line on stderr and an exit code;
     every other exception is a bug and keeps its traceback. A recipe says where an interrupted
     run stands by raising `KeyboardInterrupt` with that line.
     """
-    args = _parse(args_type)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     try:
+        args = _parse(args_type)
+        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         run(args)
     except InputError as error:
         _exit(f"error: {error}", 2)
@@ -44,7 +59,12 @@ def check(args: object, names: Iterable[str], right: Callable[[Any], bool], want
     for name in names:
         value = getattr(args, name)
         if value is not None and not right(value):
-            raise InputError(f"--{name.replace('_', '-')}: expected {wanted}, got {value}")
+            raise InputError(f"{flag(name)}: expected {wanted}, got {value}")
+
+
+def flag(name: str) -> str:
+    """The flag of a field: sample_seed is --sample-seed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def has_device(name: str) -> bool:
@@ -58,10 +78,114 @@ def has_device(name: str) -> bool:
 
 def _parse(args_type: type[Args]) -> Args:
     try:
+        import pydantic  # noqa: F401
         import tyro
-    except ModuleNotFoundError:
-        _exit("error: the command line needs tyro: pip install tyro", 2)
-    return tyro.cli(args_type, config=(tyro.conf.FlagConversionOff,))
+        import yaml
+    except ModuleNotFoundError as error:
+        raise InputError(f"the command line needs {error.name}: pip install {error.name}") from None
+    files, printing, flags = _config_flags(sys.argv[1:])
+    args = tyro.cli(
+        args_type,
+        args=flags,
+        default=_read(files, args_type) if files else tyro.MISSING_NONPROP,
+        description=f"{inspect.getdoc(args_type)}\n{CONFIG_HELP}",
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    if printing:
+        print(yaml.safe_dump(asdict(args), sort_keys=False), end="")
+        sys.exit()
+    return args
+
+
+def _config_flags(flags: list[str]) -> tuple[list[str], bool, list[str]]:
+    """The files of --config, whether --print-config is there, and the other flags."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--print-config", "--print_config", action="store_true")
+    try:
+        taken, others = parser.parse_known_args(flags)
+    except ArgumentError as error:
+        raise InputError(f"{error.argument_name}: {error.message}") from None
+    return taken.config, taken.print_config, others
+
+
+def _read(files: list[str], args_type: type[Args]) -> Args:
+    """The defaults of `args_type` under the values of YAML files, each checked as it is read."""
+    args = args_type()
+    for file in files:
+        values = asdict(args)
+        args = _validate(file, _over(values, _load(file)), args_type)
+    return args
+
+
+def _load(file: str) -> Mapping[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty one."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        why = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
+        raise InputError(f"--config {file}: not YAML{where}: {why}") from error
+    if values is not None and not isinstance(values, dict):
+        raise InputError(f"--config {file}: expected lines 'name: value', got {values!r}")
+    return values or {}
+
+
+def _over(below: Any, above: Any) -> Any:
+    """The values of `above`, and where it has none, of `below`; groups value by value."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {str(key): _over(below.get(key), value) for key, value in above.items()}
+
+
+def _validate(file: str, values: dict[str, Any], args_type: type[Args]) -> Args:
+    """`values` as `args_type`; InputError with the path of the first key that does not fit."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    # A dataclass takes this configuration only inside another type, hence the list.
+    adapter = TypeAdapter(list[args_type], config=ConfigDict(extra="forbid", strict=True))  # type: ignore[valid-type]
+    for _ in range(2):
+        try:
+            # As JSON a list may be a tuple, and a mapping a dataclass, in spite of `strict`.
+            return adapter.validate_json(json.dumps([values], default=str))[0]
+        except ValidationError as error:
+            wrong = error.errors()
+        if not any([_to_float(values, e["loc"][1:]) for e in wrong if e["type"] == "float_type"]):
+            break
+    raise InputError(f"--config {file}: {_reason(wrong[0], asdict(args_type()))}")
+
+
+def _to_float(values: Any, path: tuple[int | str, ...]) -> bool:
+    """Turn the string at `path` into a float: YAML 1.1 reads 1e-3, without a dot, as a string."""
+    *groups, last = path
+    for key in groups:
+        values = values[key]
+    if not isinstance(values[last], str):
+        return False
+    try:
+        values[last] = float(values[last])
+    except ValueError:
+        return False
+    return True
+
+
+def _reason(error: Mapping[str, Any], known: Any) -> str:
+    """What is wrong with a value, behind the path of its key."""
+    *groups, last = error["loc"][1:]
+    path = ".".join(map(str, (*groups, last)))
+    if error["type"] != "unexpected_keyword_argument":
+        return (
+            f"{path}: {error['msg'].replace('Input should be', 'expected')}, got {error['input']!r}"
+        )
+    for key in groups:
+        known = known[key]
+    nearest = ".".join(map(str, (*groups, *get_close_matches(last, known, 1, cutoff=0))))
+    return f"{path}: no option has this name; the nearest is {nearest}"
 
 
 def _exit(line: str, code: int) -> NoReturn:

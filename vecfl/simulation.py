@@ -204,9 +204,13 @@ class Simulation:
         values = evaluate(self.task, state.server["w"], columns)
         return {f"eval/{name}": value for name, value in values.items()}
 
-    def evaluate_clients(self, state: State) -> Metrics:
-        """`client/...`: the spread of the model over all clients, each on its own examples."""
-        return dict(spread(evaluate_clients(self.task, state.server["w"], self.data)))
+    def evaluate_clients(self, state: State, data: FederatedDataset | None = None) -> Metrics:
+        """`client/...`: the spread of the model over clients, each on its own examples.
+
+        The clients are those of `data`, or those that train.
+        """
+        data = data or self.data
+        return dict(spread(evaluate_clients(self.task, state.server["w"], data)))
 
     def state_dict(self, state: State) -> dict[str, Tensor]:
         """The model as a state dict of the module that the task was made from."""

@@ -2,6 +2,17 @@
 
 from vecfl.data.dataset import FederatedDataset
 from vecfl.data.digits import DIGITS_SCALE, digits
+from vecfl.data.idx import read_idx
+from vecfl.data.mnist_writers import mnist_writers
 from vecfl.data.partition import dirichlet, iid, shards
 
-__all__ = ["DIGITS_SCALE", "FederatedDataset", "digits", "dirichlet", "iid", "shards"]
+__all__ = [
+    "DIGITS_SCALE",
+    "FederatedDataset",
+    "digits",
+    "dirichlet",
+    "iid",
+    "mnist_writers",
+    "read_idx",
+    "shards",
+]

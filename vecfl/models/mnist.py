@@ -1,0 +1,28 @@
+"""Models for images [B, 1, 28, 28]; they give logits [B, classes]."""
+
+from torch import nn
+
+
+def logistic() -> nn.Module:
+    """Multinomial logistic regression on the 784 pixels: 7,850 parameters, 10 classes."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+
+def emnist_cnn(classes: int = 10) -> nn.Module:
+    """Two 3x3 convolutions, a pool and two linear layers, with dropout: 1,199,882 parameters.
+
+    Reddi et al., ICLR 2021, arXiv:2003.00295, the EMNIST CNN, there with 62 classes.
+    """
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(9216, 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(128, classes),
+    )
