@@ -181,7 +181,11 @@ def main() -> None:
         baseline = float(np.median(times["tuned 1"]))
         for name, seconds in times.items():
             low, median, high = np.percentile(seconds, (20, 50, 80)) * 1e3
-            row: dict[str, object] = {"workload": workload, "arrangement": name, "rounds": len(seconds)}
+            row: dict[str, object] = {
+                "workload": workload,
+                "arrangement": name,
+                "rounds": len(seconds),
+            }
             row |= {"p20_ms": round(low, 2), "p50_ms": round(median, 2), "p80_ms": round(high, 2)}
             row |= {"speedup": round(baseline * 1e3 / median, 2)} | provenance()
             with RESULTS.open("a") as file:

@@ -57,6 +57,16 @@ def remember(m: Wrapped, x: Tensor) -> Tensor:
     return x
 
 
+def keep_last(m: Wrapped, x: Tensor) -> Tensor:
+    m.kept = x[-1].detach()
+    return x
+
+
+def keep_first(m: Wrapped, x: Tensor) -> Tensor:
+    m.kept = x[0].detach()
+    return x
+
+
 def count(m: Wrapped, x: Tensor) -> Tensor:
     m.calls += 1
     return x
@@ -85,6 +95,12 @@ REFUSED = {
         "module '0' (BatchNorm1d) uses statistics of the batch",
         "use vecfl.batchnorm_to_groupnorm(module)",
     ),
+    "batch norm alone": (
+        lambda: nn.BatchNorm1d(4),
+        FLAT,
+        "the module (BatchNorm1d) uses statistics of the batch",
+        "use vecfl.batchnorm_to_groupnorm(module)",
+    ),
     "lstm dropout": (
         lambda: Recurrent(nn.LSTM, num_layers=2, dropout=0.5),
         LONG,
@@ -101,6 +117,12 @@ REFUSED = {
         lambda: deep(Wrapped(lambda m, x: F.dropout(x, 0.5, m.training))),
         FLAT,
         "module '1.1' draws from torch's random generator",
+        "use nn.Dropout layers",
+    ),
+    "functional dropout of the module itself": (
+        lambda: Wrapped(lambda m, x: F.dropout(x, 0.5, m.training)),
+        FLAT,
+        "the module draws from torch's random generator",
         "use nn.Dropout layers",
     ),
     "mixing": (
@@ -123,10 +145,28 @@ REFUSED = {
         "buffer '1.1.kept' is computed from the examples of a batch",
         "GroupNorm",
     ),
+    "the last example": (
+        lambda: deep(Wrapped(keep_last)),
+        FLAT,
+        "buffer '1.1.kept' is computed from the examples of a batch",
+        "GroupNorm",
+    ),
+    "the first example": (
+        lambda: deep(Wrapped(keep_first)),
+        FLAT,
+        "buffer '1.1.kept' is computed from the examples of a batch",
+        "GroupNorm",
+    ),
     "failing": (
         lambda: deep(nn.Linear(5, 3)),
         FLAT,
         "module '1.1' failed on the example batch {'x': [2, 4]}: ",
+        "cannot be multiplied (2x4 and 5x3)",
+    ),
+    "failing itself": (
+        lambda: nn.Linear(5, 3),
+        FLAT,
+        "the module failed on the example batch {'x': [2, 4]}: ",
         "cannot be multiplied (2x4 and 5x3)",
     ),
     "too many dropout calls": (
@@ -175,6 +215,11 @@ ACCEPTED: dict[str, tuple[Callable[[], nn.Module], Tensor, list[str]]] = {
     "counter": (lambda: Wrapped(count), X, ["calls"]),
     "constant buffers": (lambda: Wrapped(lambda m, x: x + m.kept), X, []),
     "dropout": (lambda: deep(nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))), X, []),
+    "dropout of nearly all": (
+        lambda: nn.Sequential(nn.Dropout(1 - 1e-6), nn.Linear(4, 3)),
+        X,
+        [],
+    ),
 }
 
 
@@ -216,6 +261,8 @@ WRONG_PAIRS = {
     "weight per class": (pair_of(lambda o: (o.sum(1), o)), "not [[2], [2, 3]]"),
     "number": (pair_of(lambda o: (1.0, None)), "not []"),
     "list": (pair_of(lambda o: [o.sum(1), None]), "not list"),
+    "no value": (pair_of(lambda o: (None, None)), "not []"),
+    "no value with weight": (pair_of(lambda o: (None, o.sum(1))), "not [[2]]"),
     "three": (pair_of(lambda o: (o.sum(1), None, None)), "not [[2]]"),
 }
 
@@ -354,3 +401,9 @@ def test_keyed_says_whether_a_step_draws() -> None:
     plain = Task(nn.Linear(4, 3), cross_entropy, example=FLAT)
     drops = Task(nn.Sequential(nn.Dropout(), nn.Linear(4, 3)), cross_entropy, example=FLAT)
     assert not plain.keyed and drops.keyed
+
+
+def test_a_column_that_is_no_tensor_is_named() -> None:
+    example = {"x": torch.zeros(2, 4), "y": [0, 1]}
+    with pytest.raises(InputError, match="^column 'y' is a list, not a tensor; use torch.as_tens"):
+        Task(nn.Linear(4, 3), cross_entropy, example=example)  # type: ignore[dict-item]

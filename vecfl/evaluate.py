@@ -85,7 +85,7 @@ def spread(per_client: Mapping[str, np.ndarray]) -> dict[str, float]:
     result = {}
     some = per_client["weight"] > 0
     for name in per_client.keys() - {"weight"}:
-        known = per_client[name][some]
+        known = per_client[name][some] if some.any() else np.array([np.nan])
         if name == "loss":
             result["client/loss_p90"] = float(np.percentile(known, 90))
             continue

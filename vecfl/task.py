@@ -95,10 +95,14 @@ class Task:
 
 
 def require_inputs(task: Task, columns: Batch) -> None:
-    """InputError naming the first input of `task` that `columns` lack."""
+    """InputError naming the first input of `task` that `columns` lack, or that is no tensor."""
     for name in task.inputs:
         if name not in columns:
             raise InputError(f"the data have no column {name!r}; they have {sorted(columns)}")
+    for name, column in columns.items():
+        if not isinstance(column, Tensor):
+            kind = type(column).__name__
+            raise InputError(f"column {name!r} is a {kind}, not a tensor; use torch.as_tensor")
 
 
 def trial(task: Task, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
