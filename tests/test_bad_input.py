@@ -150,6 +150,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "large seed": (lambda: simulate(seed=2**63), f"seed {SEED} 9223372036854775808"),
     "fractional seed": (lambda: simulate(seed=1.5), f"seed {SEED} 1.5"),
     "negative sample seed": (lambda: simulate(sample_seed=-1), f"sample_seed {SEED} -1"),
+    "a client drawn twice": (
+        lambda: simulate(sampler=lambda population, seed, round: torch.tensor([1, 1])),
+        "the sampler drew a client twice in round 1; ids are unique",
+    ),
     "fedsgd without a rate": (lambda: fedsgd(), "fedsgd takes lr or server, one of the two"),
     "fedsgd with two rates": (
         lambda: fedsgd(lr=1, server=vecfl.server_sgd()),

@@ -402,3 +402,9 @@ def test_a_shuffle_is_drawn_once_however_windows_cut_it(window: int, permuted: l
     case = Case((9, 4, 14), (0, 1, 2), Batches(2, epochs=3), slots=1, window=window)
     assert len(work(case)[2]) == 3 * 7
     assert sum(permuted) == 3 * (9 + 4 + 14)
+
+
+def test_a_subset_is_drawn_once_a_client_and_window(permuted: list[int]) -> None:
+    # 50 epochs of 4 of 1,000 examples: 50 shuffles of 4 and one subset of 1,000.
+    Case((1000,), (0,), Batches(4, epochs=50, max_examples=4), slots=1).blocks()
+    assert sum(permuted) == 50 * 4 + 1000

@@ -104,8 +104,13 @@ class Simulation:
         return State(0, self.algorithm.init(w))
 
     def cohort(self, round: int) -> Tensor:
-        """Positions [C] of the clients of a round (from 0)."""
-        return self.sampler(self.data.num_clients, self.sample_seed, round)
+        """Positions [C] of the clients of a round (from 0); InputError if one occurs twice."""
+        cohort = self.sampler(self.data.num_clients, self.sample_seed, round)
+        if len(cohort.unique()) < len(cohort):
+            raise InputError(
+                f"the sampler drew a client twice in round {round + 1}; ids are unique"
+            )
+        return cohort
 
     @torch.no_grad()
     def round(self, state: State) -> tuple[State, Metrics]:
