@@ -135,8 +135,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: simulate(backend="jax"),
         "backend 'jax' is not known; choose loop or vmap",
     ),
-    "negative lr": (lambda: fedavg(lr=-1, batches=ONE), "lr must be at least 0, not -1"),
-    "nan lr": (lambda: fedavg(lr=math.nan, batches=ONE), "lr must be at least 0, not nan"),
+    "negative lr": (lambda: fedavg(lr=-1, batches=ONE), "lr must be at least 0 and finite, not -1"),
+    "nan lr": (
+        lambda: fedavg(lr=math.nan, batches=ONE),
+        "lr must be at least 0 and finite, not nan",
+    ),
     "negative mu": (lambda: fedprox(lr=1, mu=-1, batches=ONE), "mu must be at least 0, not -1"),
     "negative clip": (
         lambda: fedavg(lr=1, clip=-1, batches=ONE),

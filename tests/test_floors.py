@@ -17,7 +17,14 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl.layout", "vecfl.random"}),
     frozenset(
         {"vecfl.schedule", "vecfl.tape", "vecfl.mesh", "vecfl.optim", "vecfl.checkpoint"}
-        | {"vecfl.losses", "vecfl.modules", "vecfl.task", "vecfl.models", "vecfl.data"}
+        | {
+            "vecfl.losses",
+            "vecfl.modules",
+            "vecfl.trial",
+            "vecfl.task",
+            "vecfl.models",
+            "vecfl.data",
+        }
         | {"vecfl.track"}
     ),
     frozenset({"vecfl.engine"}),
@@ -34,6 +41,9 @@ SAME_FLOOR = {
     ("vecfl.tape", "vecfl.schedule"),
     ("vecfl.task", "vecfl.losses"),
     ("vecfl.task", "vecfl.modules"),
+    ("vecfl.task", "vecfl.trial"),
+    ("vecfl.trial", "vecfl.losses"),
+    ("vecfl.trial", "vecfl.modules"),
     ("vecfl.models", "vecfl.task"),
     ("vecfl.algorithms", "vecfl.aggregate"),
 }

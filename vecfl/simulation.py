@@ -13,11 +13,11 @@ from vecfl.aggregate import Aggregate, add_, empty
 from vecfl.algorithms import Algorithm, Finished
 from vecfl.data import FederatedDataset
 from vecfl.engine import CACHE, Slots, make_backend, make_update, slot_count
-from vecfl.errors import InputError
+from vecfl.errors import InputError, is_integer
 from vecfl.evaluate import evaluate, evaluate_clients, spread
 from vecfl.losses import Batch
 from vecfl.random import check_seed
-from vecfl.sampling import Sampler
+from vecfl.sampling import Sampler, checked
 from vecfl.schedule import make_plan
 from vecfl.tape import Tape
 from vecfl.task import Task
@@ -87,7 +87,9 @@ class Simulation:
         self.task.draws.seed = self.seed
         self.algorithm, self.sampler = algorithm, sampler
         cohort = len(self.cohort(0))
-        if slots is not None and (not isinstance(slots, int) or slots < 1):
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
+        if slots is not None and not (is_integer(slots) and slots >= 1):
             raise InputError(f"slots must be an integer of at least 1, not {slots!r}")
         example = data.examples(2)
         self.backend = make_backend(backend, self.task, example)
@@ -104,13 +106,9 @@ class Simulation:
         return State(0, self.algorithm.init(w))
 
     def cohort(self, round: int) -> Tensor:
-        """Positions [C] of the clients of a round (from 0); InputError if one occurs twice."""
-        cohort = self.sampler(self.data.num_clients, self.sample_seed, round)
-        if len(cohort.unique()) < len(cohort):
-            raise InputError(
-                f"the sampler drew a client twice in round {round + 1}; ids are unique"
-            )
-        return cohort
+        """Positions [C] of the clients of a round (from 0); InputError if they are none."""
+        n = self.data.num_clients
+        return checked(self.sampler(n, self.sample_seed, round), n, round)
 
     @torch.no_grad()
     def round(self, state: State) -> tuple[State, Metrics]:
@@ -193,9 +191,10 @@ class Simulation:
             seen=slots.seen[seats],
         )
         upload = self.algorithm.upload(state.server, done)
-        ok = upload.update.abs().amax(1) + done.loss.abs() < torch.inf  # nan is not below inf
         update, weight = upload.update, upload.weight
+        ok = (update.sum(1) + done.loss).isfinite()  # a finite sum has finite terms
         if not (ok.is_cpu and ok.all()):  # asking a GPU would wait for it
+            ok = update.abs().amax(1).isfinite() & done.loss.isfinite()
             update = update.where(ok[:, None], 0)  # a weight of 0 is not enough: 0 * nan is nan
             weight = weight.where(ok, 0)
         add_(fold.aggregate, update, weight)
@@ -228,16 +227,20 @@ def run(
     *,
     test: Batch | None = None,
     trackers: Iterable[Tracker] = (),
+    evaluate_every: int = 1,
     state: State | None = None,
 ) -> State:
-    """`rounds` rounds in one call, each evaluated on `test` (if given) and on the clients."""
+    """`rounds` rounds in one call.
+
+    Every `evaluate_every` rounds, and after the last, the model is evaluated on `test` (columns
+    [n, ...], if given) and on the clients.
+    """
     state = state or sim.start()
     trackers = list(trackers)
-    for _ in range(rounds):
+    for i in range(1, rounds + 1):
         state, metrics = sim.round(state)
-        if test is not None:
-            metrics |= sim.evaluate(state, test)
-        metrics |= sim.evaluate_clients(state)
+        if i % evaluate_every == 0 or i == rounds:
+            metrics |= sim.evaluate_clients(state) | (sim.evaluate(state, test) if test else {})
         for tracker in trackers:
             tracker.log(metrics)
     return state
