@@ -248,3 +248,30 @@ def test_labels_out_of_range_are_refused_and_the_mode_comes_back(example: int) -
 def test_spread_where_no_client_has_weight() -> None:
     nothing = {"loss": np.array([np.nan]), "near": np.array([np.nan]), "weight": np.zeros(1)}
     assert all(np.isnan(value) for value in spread(nothing).values())
+
+
+class Clamped(nn.Linear):
+    """Writes into its input and into a buffer, in evaluation too."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x.clamp_(max=0.5))
+
+
+def test_evaluation_leaves_model_and_data_as_they_are() -> None:
+    clients = [{"x": torch.rand(3, 2) + 0.2, "y": torch.tensor([0, 1, 1])}]
+    data = FederatedDataset.from_clients(clients)
+    example = {name: c.clone() for name, c in clients[0].items()}
+    net = Task(Clamped(), cross_entropy, {"accuracy": accuracy}, example=example)
+    w, x = net.layout.flatten(net.module), data.columns["x"].clone()
+    before = w.clone()
+    evaluate(net, w, data.columns)
+    evaluate_clients(net, w, data)
+    assert torch.equal(w, before)
+    assert torch.equal(data.columns["x"], x)

@@ -58,6 +58,11 @@ def accuracy(output: Tensor, batch: Batch) -> Pair:
 
 def squared_error(output: Tensor, batch: Batch) -> Pair:
     """Half the squared difference of output and batch["y"], [B, ...], summed over an example."""
+    if output.shape != batch["y"].shape:
+        raise InputError(
+            f"output {list(output.shape)} and column 'y' {list(batch['y'].shape)} differ in shape; "
+            "for one number per example end the module with nn.Flatten(0)"
+        )
     error = 0.5 * (output - batch["y"]) ** 2
     return error.flatten(1).sum(1) if error.dim() > 1 else error, None
 
@@ -66,7 +71,7 @@ def check_labels(output: Tensor, batch: Batch) -> None:
     """InputError if a label batch["y"] [n, ...] is no class of output [..., V] (nor -100)."""
     y, classes = batch["y"], output.shape[-1]
     if y.is_floating_point():
-        raise InputError(f"column 'y' is {y.dtype}; cross_entropy needs integer labels")
+        raise InputError(f"column 'y' is {y.dtype}; cross_entropy needs integer labels: y.long()")
     wrong = (y < 0) | (y >= classes)
     if y.dim() > 1:
         wrong &= y != IGNORED

@@ -81,14 +81,14 @@ class Simulation:
     ) -> None:
         self.seed = check_seed("seed", seed)
         self.sample_seed = check_seed("sample_seed", seed if sample_seed is None else sample_seed)
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
         self.device, self.dtype = torch.device(device), dtype
         task.check(data.columns)
         self.task, self.data = task.to(self.device, dtype), data.to(self.device)
         self.task.draws.seed = self.seed
         self.algorithm, self.sampler = algorithm, sampler
         cohort = len(self.cohort(0))
-        if dtype not in (torch.float32, torch.float64):
-            raise InputError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
         if slots is not None and not (is_integer(slots) and slots >= 1):
             raise InputError(f"slots must be an integer of at least 1, not {slots!r}")
         example = data.examples(2)
@@ -117,9 +117,9 @@ class Simulation:
         cohort = self.cohort(state.round)
         fold = self._train(state, cohort)
         ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
-        for k in torch.cat(fold.clients)[~ok].tolist():
-            name = self.data.client_ids[k]
-            log.warning("round %d: client %s dropped: not finite", state.round + 1, name)
+        if not ok.all():
+            lost = [str(self.data.client_ids[k]) for k in torch.cat(fold.clients)[~ok].tolist()]
+            log.warning("round %d: client %s dropped: not finite", state.round + 1, ", ".join(lost))
         if not weight.any():
             log.warning("round %d: no usable client; the model stays as it is", state.round + 1)
         loss, count = torch.cat(fold.sums).cpu()[ok].sum(0)
@@ -191,7 +191,7 @@ class Simulation:
             seen=slots.seen[seats],
         )
         upload = self.algorithm.upload(state.server, done)
-        update, weight = upload.update, upload.weight
+        update, weight = upload.update, upload.weight.double()
         ok = (update.sum(1) + done.loss).isfinite()  # a finite sum has finite terms
         if not (ok.is_cpu and ok.all()):  # asking a GPU would wait for it
             ok = update.abs().amax(1).isfinite() & done.loss.isfinite()
@@ -205,6 +205,7 @@ class Simulation:
 
     def evaluate(self, state: State, columns: Batch) -> Metrics:
         """`eval/...`: loss and metrics of the model on pooled examples, columns [n, ...]."""
+        self.task.check(columns)
         values = evaluate(self.task, state.server["w"], columns)
         return {f"eval/{name}": value for name, value in values.items()}
 
@@ -235,6 +236,8 @@ def run(
     Every `evaluate_every` rounds, and after the last, the model is evaluated on `test` (columns
     [n, ...], if given) and on the clients.
     """
+    if rounds < 1 or evaluate_every < 1:
+        raise InputError(f"rounds={rounds}, evaluate_every={evaluate_every}: both at least 1")
     state = state or sim.start()
     trackers = list(trackers)
     for i in range(1, rounds + 1):

@@ -11,7 +11,7 @@ from vecfl.errors import InputError
 from vecfl.layout import Layout
 from vecfl.losses import Batch, Score
 from vecfl.modules import Draws, KeyedDropout, key_dropouts, refuse_batchnorm
-from vecfl.trial import changing_buffers, refuse_two_scaled, require_inputs
+from vecfl.trial import changing_buffers, check_embeddings, refuse_two_scaled, require_inputs
 
 
 class Task:
@@ -42,9 +42,13 @@ class Task:
         inputs: tuple[str, ...] = ("x",),
         scale: float = 1 / 255,
     ) -> None:
+        if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
+            raise InputError("the module is lazy: call it once on a batch, so that it has shapes")
         refuse_batchnorm(module)
         if not any(p.requires_grad for p in module.parameters()):
             raise InputError("the module has no trainable parameter: all have requires_grad=False")
+        if "loss" in (metrics or {}):
+            raise InputError("no metric can be called 'loss': that is the loss itself")
         self.draws = Draws()
         self.module = key_dropouts(copy.deepcopy(module), self.draws).train()
         self.loss: Score = loss
@@ -89,11 +93,15 @@ class Task:
             check(output, columns)
 
     def check(self, columns: Batch) -> None:
-        """InputError if `columns` [n, ...] do not fit: a missing input, a label out of range."""
+        """InputError if `columns` [n, ...] do not fit: a missing input, an index or a label
+        out of range."""
         require_inputs(self, columns)
+        if not len(columns[self.inputs[0]]):
+            return
         task = copy.deepcopy(self)
         task.module.eval()
         device = next(task.module.parameters()).device
         one = {name: column[:1].to(device) for name, column in columns.items()}
         with torch.no_grad():
+            check_embeddings(task, columns)
             self.check_labels(task.output(task.prepare(one)), columns)

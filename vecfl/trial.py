@@ -41,6 +41,35 @@ def refuse_two_scaled(inputs: Sequence[str], columns: Batch) -> None:
         )
 
 
+def check_embeddings(task: Parts, columns: Batch) -> None:
+    """InputError if a column that feeds an `nn.Embedding` has an index out of its range.
+
+    Under vmap such an index would read and write another client's row.
+    """
+    one = {name: c[:1] for name, c in columns.items()}
+
+    def look(module: nn.Embedding, args: tuple[Tensor, ...]) -> None:
+        for name in task.inputs:
+            column, n = columns[name], module.num_embeddings
+            if column.dtype != args[0].dtype or not torch.equal(args[0].cpu(), one[name].cpu()):
+                continue
+            low, high = int(column.min()), int(column.max())
+            if low < 0 or high >= n:
+                raise InputError(
+                    f"column {name!r} holds index {low if low < 0 else high}, out of range for an "
+                    f"nn.Embedding of {n}: indices are 0 to {n - 1}"
+                )
+
+    embeddings = [m for m in task.module.modules() if isinstance(m, nn.Embedding)]
+    hooks = [m.register_forward_pre_hook(look) for m in embeddings]
+    try:
+        device = next(task.module.parameters()).device
+        task.output(task.prepare({name: c.to(device) for name, c in one.items()}))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def require_inputs(task: Parts, columns: Batch) -> None:
     """InputError naming the first input of `task` that `columns` lack, or that is no tensor."""
     for name in task.inputs:
@@ -134,7 +163,8 @@ def task_copy(task: Parts) -> Parts:
 
 def first_line(error: Exception) -> str:
     """The first line of an exception's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 160 else line[:157] + "..."
 
 
 def check_pair(task: Parts, what: str, score: Score, output: Any, batch: Batch) -> None:

@@ -31,6 +31,12 @@ class LocalRule:
     bias: bool = False
 
     def __post_init__(self) -> None:
+        for name, kind, right in (
+            ("optimizer", ClientOptimizer, "sgd()"),
+            ("batches", Batches, "Batches(10)"),
+        ):
+            if not isinstance(value := getattr(self, name), kind):
+                raise InputError(f"{name} must be made by vecfl, such as {right}, not {value!r}")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip must be positive or None, not {self.clip}")
         if not self.mu >= 0:
