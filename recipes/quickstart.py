@@ -7,7 +7,6 @@ arXiv:1602.05629, Algorithm 1.
 """
 
 import math
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -17,8 +16,8 @@ from torch import nn
 import vecfl
 from vecfl.cli import check, has_device, main
 from vecfl.data import DIGITS_SCALE, FederatedDataset, digits, dirichlet
-from vecfl.report import check_matplotlib, draw_curves, summary
-from vecfl.track import Console, Jsonl, create_run_dir, save_model
+from vecfl.record import record_run
+from vecfl.report import check_matplotlib
 
 
 @dataclass
@@ -64,23 +63,14 @@ def run(args: Args) -> None:
     sample_seed = args.seed if args.sample_seed is None else args.sample_seed
     data, test = split_digits(args, data_seed)
     sim = make_simulation(args, data, sample_seed)
-    config = asdict(args) | {"data_seed": data_seed, "sample_seed": sample_seed}
-    run_dir = create_run_dir(args.out, "quickstart", config)
-    state = sim.start()
-    try:
-        with closing(Jsonl(run_dir / "metrics.jsonl")) as log, closing(Console(args.rounds)) as bar:
-            while state.round < args.rounds:
-                state, metrics = sim.round(state)
-                metrics |= sim.evaluate(state, test) | sim.evaluate_clients(state)
-                log.log(metrics)
-                bar.log(metrics)
-    except KeyboardInterrupt:
-        save_model(run_dir / f"model-round-{state.round}.pt", sim.state_dict(state))
-        so_far = f"interrupted after round {state.round} of {args.rounds}, not finished"
-        raise KeyboardInterrupt(f"{so_far}; metrics and model so far: {run_dir}") from None
-    save_model(run_dir / "model.pt", sim.state_dict(state))
-    draw_curves(run_dir)
-    print(summary(run_dir))
+    record_run(
+        sim,
+        args.rounds,
+        lambda state: sim.evaluate(state, test) | sim.evaluate_clients(state),
+        out=args.out,
+        recipe="quickstart",
+        config=asdict(args) | {"data_seed": data_seed, "sample_seed": sample_seed},
+    )
 
 
 def check_args(args: Args) -> None:

@@ -33,7 +33,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {"vecfl.evaluate"}
     ),
     frozenset({"vecfl.simulation"}),
-    frozenset({"vecfl.report", "vecfl.cli"}),
+    frozenset({"vecfl.report", "vecfl.record", "vecfl.cli"}),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
     frozenset({"recipes", "benchmarks"}),
 )
@@ -46,6 +46,7 @@ SAME_FLOOR = {
     ("vecfl.trial", "vecfl.modules"),
     ("vecfl.models", "vecfl.task"),
     ("vecfl.algorithms", "vecfl.aggregate"),
+    ("vecfl.record", "vecfl.report"),
 }
 SCRIPTS = FLOORS[-1]  # nobody imports one, not even another script; they use public names only
 OURS = {"vecfl", "vecfl_kernels", "kernels", "recipes", "benchmarks", "tests"}
