@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "float labels": (
         lambda: simulate(data(y=[0.0, 1.0, 2.0, 1.0, 0.0])),
-        "column 'y' is torch.float32; cross_entropy needs integer labels",
+        "column 'y' is torch.float32; cross_entropy needs integer labels: y.long()",
     ),
     "nan in features": (
         lambda: FederatedDataset.from_arrays(spoilt(math.nan), NAMES),
@@ -135,8 +136,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: simulate(backend="jax"),
         "backend 'jax' is not known; choose loop or vmap",
     ),
-    "negative lr": (lambda: fedavg(lr=-1, batches=ONE), "lr must be at least 0, not -1"),
-    "nan lr": (lambda: fedavg(lr=math.nan, batches=ONE), "lr must be at least 0, not nan"),
+    "negative lr": (lambda: fedavg(lr=-1, batches=ONE), "lr must be at least 0 and finite, not -1"),
+    "nan lr": (
+        lambda: fedavg(lr=math.nan, batches=ONE),
+        "lr must be at least 0 and finite, not nan",
+    ),
     "negative mu": (lambda: fedprox(lr=1, mu=-1, batches=ONE), "mu must be at least 0, not -1"),
     "negative clip": (
         lambda: fedavg(lr=1, clip=-1, batches=ONE),
@@ -150,6 +154,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "large seed": (lambda: simulate(seed=2**63), f"seed {SEED} 9223372036854775808"),
     "fractional seed": (lambda: simulate(seed=1.5), f"seed {SEED} 1.5"),
     "negative sample seed": (lambda: simulate(sample_seed=-1), f"sample_seed {SEED} -1"),
+    "a client drawn twice": (
+        lambda: simulate(sampler=lambda population, seed, round: torch.tensor([1, 1])),
+        "the sampler drew a client twice in round 1; ids are unique",
+    ),
     "fedsgd without a rate": (lambda: fedsgd(), "fedsgd takes lr or server, one of the two"),
     "fedsgd with two rates": (
         lambda: fedsgd(lr=1, server=vecfl.server_sgd()),
@@ -178,3 +186,62 @@ def test_the_ends_of_what_is_allowed() -> None:
     assert sorted(sim.cohort(0).tolist()) == [0, 1]
     rule = fedprox(lr=0, mu=0, clip=math.inf, batches=ONE).rule
     assert (rule.lr, rule.mu, rule.clip) == (0, 0, math.inf)
+
+
+def characters(last: int) -> Simulation:
+    x = torch.tensor([[0, 1], [2, 3], [4, last]])
+    data = FederatedDataset.from_arrays({"x": x, "y": torch.tensor([0, 1, 0])}, [0, 0, 1])
+    module = nn.Sequential(nn.Embedding(6, 2), nn.Flatten(), nn.Linear(4, 2))
+    task = Task(module, vecfl.cross_entropy, example=data.examples(2))
+    return Simulation(task, data, fedavg(lr=0.1, batches=ONE), vecfl.everyone())
+
+
+@pytest.mark.parametrize("index", [6, -1, 5000])
+def test_an_index_out_of_an_embedding_is_refused(index: int) -> None:
+    characters(5)
+    with pytest.raises(InputError) as caught:
+        characters(index)
+    assert str(caught.value) == (
+        f"column 'x' holds index {index}, out of range for an nn.Embedding of 6: indices are 0 to 5"
+    )
+
+
+@pytest.mark.parametrize("positions", [[-1, 0], [0, 99]])
+def test_a_sampler_out_of_the_population_is_refused(positions: list[int]) -> None:
+    with pytest.raises(InputError, match=r"^the sampler gave \[.*in round 1; clients are int64"):
+        simulate(sampler=lambda population, seed, round: torch.tensor(positions))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match=r"^dtype must be torch.float32 or torch.float64, not"):
+        simulate(dtype=dtype)
+
+
+def test_a_schedule_that_leaves_the_range_is_refused_in_its_round() -> None:
+    sim = simulate(algorithm=fedavg(lr=lambda t: 0.1 - t, batches=ONE))
+    state, _ = sim.round(sim.start())
+    with pytest.raises(InputError, match=r"^lr is -0.9 in round 2: must be at least 0 and finite"):
+        sim.round(state)
+
+
+def test_what_vecfl_has_not_made_is_named() -> None:
+    with pytest.raises(InputError, match=r"^optimizer must be made by vecfl, such as sgd\(\), not"):
+        fedavg(lr=0.1, batches=ONE, optimizer=vecfl.adam)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^batches must be made by vecfl, such as Batches\(10\)"):
+        fedavg(lr=0.1, batches=8)  # type: ignore[arg-type]
+
+
+def test_a_lazy_module_and_a_metric_called_loss_are_refused() -> None:
+    example = {"x": torch.zeros(2, 3), "y": torch.tensor([0, 1])}
+    with pytest.raises(InputError, match="^the module is lazy: call it once on a batch"):
+        Task(nn.LazyLinear(2), vecfl.cross_entropy, example=example)
+    with pytest.raises(InputError, match="^no metric can be called 'loss'"):
+        Task(nn.Linear(3, 2), vecfl.cross_entropy, {"loss": vecfl.accuracy}, example=example)
+
+
+def test_integers_of_numpy_are_integers_and_truth_values_are_none() -> None:
+    assert Batches(np.int64(4)).size == 4
+    assert simulate(seed=np.int64(3), sampler=vecfl.uniform(np.int64(2))).seed == 3
+    with pytest.raises(InputError):
+        Batches(True)

@@ -86,12 +86,13 @@ def test_batches_are_three_long_and_one_forward_pass_serves_all() -> None:
 
 def test_per_client() -> None:
     values = evaluate_clients(task(), torch.ones(1), dataset())
-    assert values.keys() == {"loss", "near", "examples"}
-    assert values["examples"].tolist() == [4, 0, 2, 1]
+    assert values.keys() == {"loss", "near", "weight"}
+    assert values["weight"].tolist() == [4, 0, 2, 1]
     np.testing.assert_allclose(values["loss"], [3 / 4, math.nan, 2, 0], rtol=1e-12)
     np.testing.assert_allclose(values["near"], [3 / 4, math.nan, 0, 1], rtol=1e-12)
     weighted = evaluate_clients(task(), torch.ones(1), dataset([1, 3, 0, 2, 1, 0, 5]))
     np.testing.assert_allclose(weighted["loss"], [6.5 / 6, math.nan, 2, 0], rtol=1e-12)
+    assert weighted["weight"].tolist() == [1 + 3 + 0 + 2, 0, 1 + 0, 5]
 
 
 def test_per_client_agrees_with_pooled_on_that_client() -> None:
@@ -128,13 +129,13 @@ def test_one_example_that_is_not_finite_shows_where_it_is() -> None:
 
 def test_spread_by_hand() -> None:
     """Over 0.1, 0.2, ..., 0.9, 1.0, 1.1 percentile q is the value 0.1 + q / 100; clients without
-    examples do not count, whatever stands in their place."""
+    weight do not count, whatever stands in their place."""
     shuffled = [0.5, 1.1, 0.1, 0.9, 0.3, 0.7, 0.2, 1.0, 0.4, 0.8, 0.6]
     result = spread(
         {
             "loss": np.array([*shuffled, math.nan, 1e9]),
             "accuracy": np.array([*shuffled, math.nan, -5]),
-            "examples": np.array([2] * 11 + [0, 0]),
+            "weight": np.array([0.5] + [2.0] * 10 + [0, 0]),
         }
     )
     assert result == pytest.approx(
@@ -156,6 +157,24 @@ def test_spread_of_clients() -> None:
     assert result["client/near_mean"] == pytest.approx(1.75 / 3)
     assert result["client/near_worst"] == 0
     assert result["client/near_p50"] == pytest.approx(3 / 4)
+
+
+def test_a_client_whose_labels_are_all_ignored_has_no_weight_and_no_say() -> None:
+    """The softmax of [0, log 3] is [1/4, 3/4]: label 0 loses log 4 and is wrong, label 1 loses
+    log(4/3) and is right. Client 0 has labels 0, 1, 1, client 1 none, client 2 one 1."""
+    y = torch.tensor([[0, -100], [1, 1], [-100, -100], [-100, -100], [1, -100]])
+    x = torch.tensor([0, math.log(3)]).expand(5, 2, 2)
+    data = FederatedDataset({"x": x, "y": y}, torch.tensor([0, 2, 4, 5]))
+    made = Task(tiny.Line(), cross_entropy, {"accuracy": accuracy}, example=data.examples(2))
+    values = evaluate_clients(made, torch.ones(1), data)
+    first, last = (math.log(4) + 2 * math.log(4 / 3)) / 3, math.log(4 / 3)
+    assert values["weight"].tolist() == [3, 0, 1]
+    np.testing.assert_allclose(values["loss"], [first, math.nan, last], rtol=1e-6)
+    np.testing.assert_allclose(values["accuracy"], [2 / 3, math.nan, 1], rtol=1e-6)
+    result = spread(values)
+    assert result["client/loss_p90"] == pytest.approx(last + 0.9 * (first - last))
+    assert result["client/accuracy_mean"] == pytest.approx(5 / 6)
+    assert result["client/accuracy_worst"] == pytest.approx(2 / 3)
 
 
 # ------------------------------------------------------------------ modules in evaluation
@@ -193,10 +212,66 @@ def test_changing_buffers_come_from_the_row() -> None:
     assert torch.equal(w, kept) and int(made.module.calls) == 0
 
 
-def test_labels_out_of_range_are_refused_and_the_mode_comes_back() -> None:
+class Drifting(tiny.Line):
+    """y = w x + the number of calls, which it counts in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.tensor([0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) + self.calls
+
+
+def test_every_batch_starts_from_the_buffers_of_the_row_which_stays() -> None:
+    """Row (0, 0): the output is 1 in all three batches; 1/2 for all five that are not SETTLED."""
+    made, w = task(Drifting()), torch.zeros(2)
+    assert [e.name for e in made.layout.buffers] == ["calls"]
+    assert evaluate(made, w, dataset().columns)["loss"] == pytest.approx(2.5 / 7)
+    per_client = evaluate_clients(made, w, dataset())
+    np.testing.assert_allclose(per_client["loss"], [1.5 / 4, math.nan, 0.5, 0], rtol=1e-12)
+    assert w.tolist() == [0, 0] and made.module.calls.item() == 0
+
+
+@pytest.mark.parametrize("example", [1, 5])  # in the first batch and in the second
+def test_labels_out_of_range_are_refused_and_the_mode_comes_back(example: int) -> None:
     (columns,) = tasks.PROBLEMS["linear"].clients((7,))
     made = Task(nn.Linear(5, 3), cross_entropy, example=columns)
-    columns["y"][1] = 3
-    with pytest.raises(InputError, match="column 'y': label 3 of example 1 is out of range"):
+    columns["y"][example] = 3
+    message = f"column 'y': label 3 of example {example} is out of range"
+    with pytest.raises(InputError, match=message):
         evaluate(made, made.layout.flatten(made.module), columns)
     assert made.module.training
+
+
+def test_spread_where_no_client_has_weight() -> None:
+    nothing = {"loss": np.array([np.nan]), "near": np.array([np.nan]), "weight": np.zeros(1)}
+    assert all(np.isnan(value) for value in spread(nothing).values())
+
+
+class Clamped(nn.Linear):
+    """Writes into its input and into a buffer, in evaluation too."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x.clamp_(max=0.5))
+
+
+def test_evaluation_leaves_model_and_data_as_they_are() -> None:
+    clients = [{"x": torch.rand(3, 2) + 0.2, "y": torch.tensor([0, 1, 1])}]
+    data = FederatedDataset.from_clients(clients)
+    example = {name: c.clone() for name, c in clients[0].items()}
+    net = Task(Clamped(), cross_entropy, {"accuracy": accuracy}, example=example)
+    w, x = net.layout.flatten(net.module), data.columns["x"].clone()
+    before = w.clone()
+    evaluate(net, w, data.columns)
+    evaluate_clients(net, w, data)
+    assert torch.equal(w, before)
+    assert torch.equal(data.columns["x"], x)

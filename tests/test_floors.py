@@ -17,9 +17,15 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl.layout", "vecfl.random"}),
     frozenset(
         {"vecfl.schedule", "vecfl.tape", "vecfl.mesh", "vecfl.optim", "vecfl.checkpoint"}
-        | {"vecfl.server_optim"}
-        | {"vecfl.losses", "vecfl.modules", "vecfl.task", "vecfl.models", "vecfl.data"}
-        | {"vecfl.track"}
+        | {
+            "vecfl.losses",
+            "vecfl.modules",
+            "vecfl.trial",
+            "vecfl.task",
+            "vecfl.models",
+            "vecfl.data",
+        }
+        | {"vecfl.server_optim", "vecfl.track"}
     ),
     frozenset({"vecfl.engine"}),
     frozenset(
@@ -27,7 +33,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {"vecfl.evaluate"}
     ),
     frozenset({"vecfl.simulation"}),
-    frozenset({"vecfl.report", "vecfl.cli", "vecfl.record"}),
+    frozenset({"vecfl.report", "vecfl.record", "vecfl.cli"}),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
     frozenset({"recipes", "benchmarks"}),
 )
@@ -35,6 +41,9 @@ SAME_FLOOR = {
     ("vecfl.tape", "vecfl.schedule"),
     ("vecfl.task", "vecfl.losses"),
     ("vecfl.task", "vecfl.modules"),
+    ("vecfl.task", "vecfl.trial"),
+    ("vecfl.trial", "vecfl.losses"),
+    ("vecfl.trial", "vecfl.modules"),
     ("vecfl.models", "vecfl.task"),
     ("vecfl.algorithms", "vecfl.aggregate"),
     ("vecfl.record", "vecfl.report"),

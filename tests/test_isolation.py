@@ -231,5 +231,38 @@ def test_a_cohort_without_an_update_leaves_the_model(
     assert math.isnan(metrics["train/loss"])
     assert metrics["train/clients"] == usable
     assert metrics["train/dropped_clients"] == len(dropped)
-    expected = [DROPPED.format(k) for k in dropped] + [NOBODY] * (usable == 0)
+    lost = [DROPPED.format(", ".join(map(str, dropped)))] if dropped else []
+    expected = lost + [NOBODY] * (usable == 0)
     assert sorted(caplog.messages) == sorted(expected)
+
+
+def overflowing(output: Tensor, batch: Columns) -> tuple[Tensor, None]:
+    """y = w x is the loss itself: its gradient is x, however large."""
+    return output, None
+
+
+def infinite_where_told(output: Tensor, batch: Columns) -> tuple[Tensor, None]:
+    """A loss of infinity whose gradient is that of the output."""
+    return output + batch["y"], None
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize(
+    "loss, bad",
+    [
+        (overflowing, (1e10, 0.0)),  # loss 1e10; lr 1e30 times gradient 1e10 is no float32
+        (infinite_where_told, (1e-30, math.inf)),  # update lr * x = 1; loss infinite
+    ],
+    ids=["update", "loss"],
+)
+def test_either_a_bad_loss_or_a_bad_update_drops_a_client(
+    loss: Callable, bad: tuple[float, float], backend: str
+) -> None:
+    data = dataset([client((1e-30, 0.0)), client(bad)])
+    task = Task(Line(), loss, example=client((1.0, 0.0), (2.0, 0.0)))
+    algorithm = fedavg(lr=1e30, batches=Batches(1))
+    sim = Simulation(task, data, algorithm, vecfl.everyone(), backend=backend)
+    state, metrics = sim.round(sim.start())
+    assert metrics["train/dropped_clients"] == 1
+    # Client 0 alone counts: w = 1 - 1e30 * 1e-30 = 0.
+    assert state.server["w"].item() == pytest.approx(0, abs=1e-6)

@@ -12,6 +12,10 @@ from vecfl.layout import Entry, Layout, restore
 class Sample(nn.Module):
     """One of everything: a frozen, a 0-d, a tied and an empty parameter; three kinds of buffers."""
 
+    constant: Tensor
+    calls: Tensor
+    average: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.frozen = nn.Parameter(torch.full((2,), 9.0), requires_grad=False)

@@ -84,3 +84,25 @@ def test_labels_that_fit_and_that_do_not() -> None:
         )
     with pytest.raises(InputError, match="'y' is torch.float64; cross_entropy needs integer"):
         check_labels(torch.zeros(2, 3), {"y": torch.zeros(2, dtype=torch.float64)})
+
+
+def test_labels_of_another_shape_are_refused_with_both_shapes() -> None:
+    output = torch.zeros(4, 3)
+    for score in (cross_entropy, accuracy):
+        with pytest.raises(InputError) as error:
+            score(output, {"y": torch.zeros(4, 1, dtype=torch.int64)})
+        assert str(error.value).startswith("output [4, 3] does not fit labels 'y' [4, 1]: output")
+    with pytest.raises(InputError) as error:
+        squared_error(torch.zeros(4, 1), {"y": torch.zeros(4)})
+    assert str(error.value) == (
+        "output [4, 1] and column 'y' [4] differ in shape; "
+        "for one number per example end the module with nn.Flatten(0)"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_labels_of_any_integer_type(dtype: torch.dtype) -> None:
+    output, y = torch.eye(3), torch.tensor([0, 1, 0])
+    value, _ = cross_entropy(output, {"y": y.to(dtype)})
+    torch.testing.assert_close(value, F.cross_entropy(output, y, reduction="none"))
+    assert accuracy(output, {"y": y.to(dtype)})[0].tolist() == [1, 1, 0]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import suppress
 
 import pytest
 import torch
@@ -158,6 +159,17 @@ def test_p_of_zero_and_one_keep_their_ordinal() -> None:
     assert torch.equal(KeyedDropout(0.5, draws)(x), x * factors(0.5, (7, 3), layer=2))
 
 
+@pytest.mark.parametrize(("p", "kept"), [(1e-9, 1), (7e-6, 1), (1 - 7e-6, 0), (1 - 1e-9, 0)])
+def test_p_that_rounds_to_zero_or_one_keeps_its_ordinal(p: float, kept: int) -> None:
+    """7e-6 * 65536 = 0.46 rounds to 0: all 65536 draws are below the threshold, or none."""
+    assert lanes(p) == (16, kept * 65536)
+    assert torch.equal(factors(p, (7, 3)), torch.full((7, 3), kept, dtype=torch.float64))
+    draws = Draws(SEED)
+    draws.begin(stream(Kind.DROPOUT, **PLACE))
+    KeyedDropout(p, draws)(torch.ones(1))
+    assert draws.calls == 1
+
+
 def test_more_than_256_calls_are_refused() -> None:
     draws = Draws()
     drop = KeyedDropout(0.5, draws)
@@ -225,11 +237,33 @@ def test_batchnorm_to_groupnorm_of_the_module_itself() -> None:
     assert isinstance(new, nn.GroupNorm) and (new.num_groups, new.num_channels) == (3, 6)
 
 
-def test_groups_that_do_not_divide_are_refused() -> None:
-    module = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.BatchNorm1d(3)))
+def test_batchnorm_to_groupnorm_keeps_sharing() -> None:
+    norm = nn.BatchNorm1d(4)
+    module = batchnorm_to_groupnorm(nn.Sequential(norm, nn.Linear(4, 4), nn.Sequential(norm)))
+    assert isinstance(module[0], nn.GroupNorm) and module[2][0] is module[0]
+    refuse_batchnorm(module)
+
+
+def test_batchnorm_to_groupnorm_keeps_the_dtype() -> None:
+    module = batchnorm_to_groupnorm(nn.Sequential(nn.BatchNorm1d(4)).double())
+    assert module[0].weight.dtype == module[0].bias.dtype == torch.float64
+    # Two groups of two channels: (0, 2) has mean 1 and variance 1, (5, 5) has variance 0.
+    result = module(torch.tensor([[0.0, 2, 5, 5]], dtype=torch.float64))
+    expected = torch.tensor([[-1.0, 1, 0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=0)  # eps is 1e-5
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.BatchNorm1d(3))), "module '1.0'"),
+        (nn.BatchNorm1d(3), "the module"),
+    ],
+)
+def test_groups_that_do_not_divide_are_refused(module: nn.Module, name: str) -> None:
     with pytest.raises(InputError) as error:
         batchnorm_to_groupnorm(module)
-    assert str(error.value) == "2 groups do not divide the 3 channels of '1.0'"
+    assert str(error.value) == f"2 groups do not divide the 3 channels of {name}"
 
 
 def test_refuse_batchnorm_names_path_and_remedy() -> None:
@@ -238,6 +272,8 @@ def test_refuse_batchnorm_names_path_and_remedy() -> None:
         refuse_batchnorm(module)
     assert str(error.value).startswith("module '1.1' (BatchNorm1d) uses statistics of the batch")
     assert "vecfl.batchnorm_to_groupnorm(module)" in str(error.value)
+    with pytest.raises(InputError, match=r"^the module \(BatchNorm2d\) uses statistics"):
+        refuse_batchnorm(nn.BatchNorm2d(3))
     refuse_batchnorm(nn.Sequential(nn.GroupNorm(1, 3), nn.LayerNorm(3), nn.InstanceNorm1d(3)))
 
 
@@ -246,8 +282,19 @@ def test_blame_names_the_innermost_module_and_leaves_no_hook() -> None:
     with torch.random.fork_rng(devices=[]), blame(module) as found:
         with pytest.raises(RuntimeError):
             module(torch.ones(2, 4))
-        assert found == ["1", "0.1", "0"]  # failed in 1; drew in 0.1, which is in 0
+        # failed in 1; drew in 0.1, which is in 0
+        assert found == ["module '1'", "module '0.1'", "module '0'"]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
     with blame(module.eval()) as found:
         module(torch.ones(2, 3))
     assert found == [""]
+
+
+@pytest.mark.parametrize(
+    ("module", "names"), [(nn.Linear(3, 3), ["the module"]), (nn.Dropout(0.5), ["", "the module"])]
+)
+def test_blame_calls_the_root_the_module(module: nn.Module, names: list[str]) -> None:
+    """The linear layer fails on four inputs; dropout draws."""
+    with torch.random.fork_rng(devices=[]), blame(module) as found, suppress(RuntimeError):
+        module(torch.ones(2, 4))
+    assert found == names

@@ -115,7 +115,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "rows last": lambda g: g.movedim(0, -1).contiguous().movedim(-1, 0),
     "expanded": lambda g: g[..., :1].expand_as(g),
 }
-ANY_LAYOUT = [sgd(), momentum(), momentum(nesterov=True), keep_gradient()]
+ANY_LAYOUT = [sgd(), momentum(), momentum(nesterov=True), keep_gradient(), adam(), adamw()]
 
 
 @pytest.mark.parametrize("arrange", LAYOUTS.values(), ids=LAYOUTS)
@@ -127,9 +127,10 @@ def test_the_memory_layout_of_gradients_does_not_matter(
     assert not odd.is_contiguous()
     results = []
     for grad in (odd, odd.contiguous()):
-        w, state = numbers(4, R, 4, 5), numbers(6, R, 4, 5)
-        rows = Rows([w], [[state]] * optimizer.states, None, None, None, None)
-        optimizer.step_(rows, [grad], LR)
+        w = numbers(4, R, 4, 5)
+        state = [[numbers(6 + i, R, 4, 5).abs()] for i in range(optimizer.states)]
+        steps = torch.zeros(R) if optimizer.counts else None
+        optimizer.step_(Rows([w], state, None, None, None, steps), [grad], LR)
         results.append((w, state))
     torch.testing.assert_close(results[0], results[1], rtol=1e-14, atol=1e-14)
 

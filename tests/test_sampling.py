@@ -5,6 +5,7 @@ Statistical tests have a fixed seed. The false-alarm probability that they state
 
 from itertools import combinations
 from math import sqrt
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_a_cohort_larger_than_the_population_is_refused() -> None:
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, "3", None])
-def test_a_cohort_of_nobody_is_refused(size: object) -> None:
+def test_a_cohort_of_nobody_is_refused(size: Any) -> None:
     with pytest.raises(InputError) as error:
         uniform(size)
     assert str(error.value) == f"a cohort has at least 1 client, not {size!r}"

@@ -22,14 +22,13 @@ from vecfl.algorithms import Algorithm, Begin, Finished, Upload
 from vecfl.engine import LocalRule
 
 from .oracles.bridge import dataset, recorded, run_vecfl
-from .oracles.loop import Columns, Setting
+from .oracles.loop import Columns, Setting, federated_loop
 from .oracles.tasks import PROBLEMS, SIZES
 from .oracles.tiny import SETTLED, STEEP, Line, client, squared
 
 Rows = dict[int, Tensor]
 C = len(SIZES)
-CONVOLUTIONAL = "cnn"
-DENSE = [name for name in PROBLEMS if name != CONVOLUTIONAL]
+DENSE = [name for name in PROBLEMS if name != "cnn"]
 DTYPES = [torch.float32, torch.float64]
 SETTING = Setting(rounds=1, seed=2**35 + 1, optimizer="adam", lr=0.05, epochs=2, mu=0.2)
 
@@ -139,22 +138,30 @@ def test_order_of_the_cohort(backend: str, slots: int, problem: str, dtype: torc
         torch.testing.assert_close(moved, model, rtol=rtol, atol=rtol)
 
 
-OPTIMIZERS = {
-    "momentum": vecfl.momentum(0.9),
-    "nesterov": vecfl.momentum(0.9, nesterov=True),
-    "adam": vecfl.adam(),
-    "adamw": vecfl.adamw(),
-}
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_a_drawn_cohort_agrees_with_the_oracle(backend: str) -> None:
+    # Whose draws are whose: a client's place in the cohort is not its place in the dataset.
+    p, setting = PROBLEMS["mlp"], Setting(seed=8, cohort=4, sample_seed=3, epochs=2)
+    truth = federated_loop(p.build(), p.loss, p.clients(), setting)
+    ours = run_vecfl(p.build(), p.loss, p.clients(), setting, backend=backend, slots=2)
+    for t in range(setting.rounds):
+        members = [k for k, _, _ in truth.updates[t]]
+        assert members != sorted(members) and ours.updates[t].keys() == set(members)
+        torch.testing.assert_close(ours.models[t], truth.models[t], rtol=1e-9, atol=1e-12)
+
+
+OPTIMIZERS = {"momentum": vecfl.momentum(0.9), "nesterov": vecfl.momentum(0.9, nesterov=True)}
+OPTIMIZERS |= {"adam": vecfl.adam(), "adamw": vecfl.adamw()}
 LONG, SHORT = 3, 6  # 23 and 8 of SIZES: the longest client goes first
 
 
-def check_refill(algorithm: Algorithm, problem: str, backend: str, batches: int) -> None:
-    """SHORT sends the same bits alone and after LONG in the same slot."""
+def check_refill(algorithm: Algorithm, problem: str, backend: str, epochs: int) -> None:
+    """SHORT sends the same bits alone and after LONG; they have 2 and 6 batches an epoch."""
     clients = PROBLEMS[problem].clients()
     kind = {"backend": backend, "slots": 1, "clients": clients, "problem": problem}
     alone, _, short = run_in_order([SHORT], algorithm, **kind)
     after, _, both = run_in_order([SHORT, LONG], algorithm, **kind)
-    assert (short["system/client_steps"], both["system/client_steps"]) == (2 * batches, 8 * batches)
+    assert (short["system/client_steps"], both["system/client_steps"]) == (2 * epochs, 8 * epochs)
     assert torch.equal(after[SHORT], alone[SHORT]) and alone[SHORT].any()
 
 
@@ -162,16 +169,16 @@ def check_refill(algorithm: Algorithm, problem: str, backend: str, batches: int)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("problem", ["linear", "cnn", "buffers"])
 def test_a_refilled_slot_starts_afresh(problem: str, optimizer: str, backend: str) -> None:
-    # 8 and 23 examples make 2 and 6 batches of 4 an epoch.
-    work = {"lr": 0.05, "batches": Batches(4, epochs=2), "optimizer": OPTIMIZERS[optimizer]}
-    check_refill(fedavg(**work), problem, backend, batches=2)
+    batches = Batches(4, epochs=2)
+    algorithm = fedavg(lr=0.05, batches=batches, optimizer=OPTIMIZERS[optimizer])
+    check_refill(algorithm, problem, backend, epochs=2)
 
 
 @pytest.mark.parametrize("backend", ["loop", "vmap"])
 @pytest.mark.parametrize("problem", ["mlp", "tokens"])
 def test_a_refilled_slot_accumulates_from_zero(problem: str, backend: str) -> None:
-    check_refill(fedsgd(lr=0.1, size=4), problem, backend, batches=1)
-    check_refill(fedavg(lr=0.1, batches=Batches(4, full=True)), problem, backend, batches=1)
+    check_refill(fedsgd(lr=0.1, size=4), problem, backend, epochs=1)
+    check_refill(fedavg(lr=0.1, batches=Batches(4, full=True)), problem, backend, epochs=1)
 
 
 def drifting(bias: Tensor, clip: float | None = None) -> Algorithm:
@@ -180,7 +187,7 @@ def drifting(bias: Tensor, clip: float | None = None) -> Algorithm:
     plain = fedavg(lr=0.5, batches=Batches(1))
 
     def begin(state: dict[str, Tensor], clients: Tensor) -> Begin:
-        return Begin(state["w"], bias[clients].to(state["w"].dtype))
+        return Begin(state["w"], bias[clients])
 
     def upload(state: dict[str, Tensor], done: Finished) -> Upload:
         assert done.bias is not None
@@ -206,7 +213,7 @@ def test_every_client_has_its_own_bias_row(
     backend: str, slots: int, clip: float | None, sent: list[float], w: float
 ) -> None:
     clients = [client(SETTLED), client(STEEP), client(SETTLED, SETTLED), client()]
-    algorithm = drifting(torch.tensor([[2.0], [4.0], [-8.0], [1.0]]), clip)
+    algorithm = drifting(torch.tensor([2, 4, -8, 1], dtype=torch.float64)[:, None], clip)
     kind = {"backend": backend, "slots": slots, "clients": clients, "module": Line()}
     rows, model, _ = run_in_order(range(4), algorithm, **kind)
     assert [rows[k].tolist() for k in range(4)] == [[value] for value in sent]
@@ -234,8 +241,8 @@ def peaks(backend: str, cohort: int, folder: Path) -> tuple[int, int]:
 # A row is 64.5 KiB: 950 more clients may take the room of two rows, and 1 KiB each for the plan.
 @pytest.mark.parametrize("backend", ["vmap", pytest.param("loop", marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_cohort(backend: str, tmp_path: Path) -> None:
-    row = 4 * (128 * 128 + 128)
     few, many = peaks(backend, 50, tmp_path), peaks(backend, 1000, tmp_path)
+    row = 4 * (128 * 128 + 128)
     assert few[0] > 20 * row  # the gradients of all slots, say: it was measured at all
     assert many[0] - few[0] < 2 * row
     assert many[1] - few[1] < 1 << 20

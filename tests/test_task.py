@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from vecfl import InputError, Task, cross_entropy
 from vecfl.losses import Batch, Pair, Score
@@ -57,6 +58,16 @@ def remember(m: Wrapped, x: Tensor) -> Tensor:
     return x
 
 
+def keep_last(m: Wrapped, x: Tensor) -> Tensor:
+    m.kept = x[-1].detach()
+    return x
+
+
+def keep_first(m: Wrapped, x: Tensor) -> Tensor:
+    m.kept = x[0].detach()
+    return x
+
+
 def count(m: Wrapped, x: Tensor) -> Tensor:
     m.calls += 1
     return x
@@ -85,6 +96,12 @@ REFUSED = {
         "module '0' (BatchNorm1d) uses statistics of the batch",
         "use vecfl.batchnorm_to_groupnorm(module)",
     ),
+    "batch norm alone": (
+        lambda: nn.BatchNorm1d(4),
+        FLAT,
+        "the module (BatchNorm1d) uses statistics of the batch",
+        "use vecfl.batchnorm_to_groupnorm(module)",
+    ),
     "lstm dropout": (
         lambda: Recurrent(nn.LSTM, num_layers=2, dropout=0.5),
         LONG,
@@ -103,11 +120,17 @@ REFUSED = {
         "module '1.1' draws from torch's random generator",
         "use nn.Dropout layers",
     ),
+    "functional dropout of the module itself": (
+        lambda: Wrapped(lambda m, x: F.dropout(x, 0.5, m.training)),
+        FLAT,
+        "the module draws from torch's random generator",
+        "use nn.Dropout layers",
+    ),
     "mixing": (
         lambda: Wrapped(lambda m, x: x - x.mean(0)),
         FLAT,
-        "the module mixes the examples of a batch",
-        "normalise per example",
+        "the module or the loss mixes the examples of a batch",
+        "keep examples apart",
     ),
     "instance norm": (
         lambda: nn.Sequential(
@@ -123,10 +146,28 @@ REFUSED = {
         "buffer '1.1.kept' is computed from the examples of a batch",
         "GroupNorm",
     ),
+    "the last example": (
+        lambda: deep(Wrapped(keep_last)),
+        FLAT,
+        "buffer '1.1.kept' is computed from the examples of a batch",
+        "GroupNorm",
+    ),
+    "the first example": (
+        lambda: deep(Wrapped(keep_first)),
+        FLAT,
+        "buffer '1.1.kept' is computed from the examples of a batch",
+        "GroupNorm",
+    ),
     "failing": (
         lambda: deep(nn.Linear(5, 3)),
         FLAT,
         "module '1.1' failed on the example batch {'x': [2, 4]}: ",
+        "cannot be multiplied (2x4 and 5x3)",
+    ),
+    "failing itself": (
+        lambda: nn.Linear(5, 3),
+        FLAT,
+        "the module failed on the example batch {'x': [2, 4]}: ",
         "cannot be multiplied (2x4 and 5x3)",
     ),
     "too many dropout calls": (
@@ -175,6 +216,11 @@ ACCEPTED: dict[str, tuple[Callable[[], nn.Module], Tensor, list[str]]] = {
     "counter": (lambda: Wrapped(count), X, ["calls"]),
     "constant buffers": (lambda: Wrapped(lambda m, x: x + m.kept), X, []),
     "dropout": (lambda: deep(nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))), X, []),
+    "dropout of nearly all": (
+        lambda: nn.Sequential(nn.Dropout(1 - 1e-6), nn.Linear(4, 3)),
+        X,
+        [],
+    ),
 }
 
 
@@ -210,13 +256,15 @@ def pair_of(value: Callable[[Tensor], object]) -> Callable[[Tensor, Batch], obje
 
 
 WRONG_PAIRS = {
-    "scalar": (pair_of(lambda o: o.mean()), "not torch.Size([])"),
-    "scalar with weight": (pair_of(lambda o: (o.mean(), None)), "not [[]]"),
-    "one per class": (pair_of(lambda o: (o, None)), "not [[2, 3]]"),
+    "scalar": (pair_of(lambda o: o.mean()), "not [[]]"),
+    "scalar with weight": (pair_of(lambda o: (o.mean(), None)), "not [[], None]"),
+    "one per class": (pair_of(lambda o: (o, None)), "not [[2, 3], None]"),
     "weight per class": (pair_of(lambda o: (o.sum(1), o)), "not [[2], [2, 3]]"),
-    "number": (pair_of(lambda o: (1.0, None)), "not []"),
-    "list": (pair_of(lambda o: [o.sum(1), None]), "not list"),
-    "three": (pair_of(lambda o: (o.sum(1), None, None)), "not [[2]]"),
+    "number": (pair_of(lambda o: (1.0, None)), "not ['float', None]"),
+    "list": (pair_of(lambda o: [o.sum(1), None]), "not ['list']"),
+    "no value": (pair_of(lambda o: (None, None)), "not [None, None]"),
+    "no value with weight": (pair_of(lambda o: (None, o.sum(1))), "not [None, [2]]"),
+    "three": (pair_of(lambda o: (o.sum(1), None, None)), "not [[2], None, None]"),
 }
 
 
@@ -234,7 +282,7 @@ def test_a_loss_that_squeezes_a_batch_of_one_is_refused() -> None:
     def squeezed(output: Tensor, batch: Batch) -> Pair:
         return output.sum(1, keepdim=True).squeeze(), None
 
-    assert "(B = 1 here), not [[]]" in refusal(nn.Linear(4, 3), FLAT, squeezed)
+    assert "(B = 1 here), not [[], None]" in refusal(nn.Linear(4, 3), FLAT, squeezed)
 
 
 def test_a_loss_that_fails_is_named_with_the_output_it_saw() -> None:
@@ -354,3 +402,95 @@ def test_keyed_says_whether_a_step_draws() -> None:
     plain = Task(nn.Linear(4, 3), cross_entropy, example=FLAT)
     drops = Task(nn.Sequential(nn.Dropout(), nn.Linear(4, 3)), cross_entropy, example=FLAT)
     assert not plain.keyed and drops.keyed
+
+
+def test_a_column_that_is_no_tensor_is_named() -> None:
+    example = {"x": torch.zeros(2, 4), "y": [0, 1]}
+    with pytest.raises(InputError, match="^column 'y' is a list, not a tensor; use torch.as_tens"):
+        Task(nn.Linear(4, 3), cross_entropy, example=example)  # type: ignore[dict-item]
+
+
+# ------------------------------------------------------------------ what a trial must see
+
+
+class Checkpointed(nn.Module):
+    """Its backward pass runs the forward pass again, dropout included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=False)
+
+
+class Remembering(nn.Linear):
+    """Keeps a count that is no buffer."""
+
+    count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return super().forward(x) * self.count
+
+
+class Locked(nn.Dropout):
+    """A dropout with a forward pass of its own, which draws from torch's generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.bernoulli(torch.full_like(x[:1], 0.5))
+
+
+def test_dropout_in_a_checkpoint_is_refused() -> None:
+    assert refusal(Checkpointed(), FLAT).startswith("the backward pass calls dropout again")
+
+
+def test_state_outside_of_buffers_is_refused() -> None:
+    assert "state outside of its buffers" in refusal(Remembering(4, 3), FLAT)
+
+
+def test_subclasses_of_dropout_keep_their_forward() -> None:
+    module = nn.Sequential(Locked(0.5), nn.Linear(4, 3))
+    assert refusal(module, FLAT).startswith("module '0' draws from torch's random generator")
+
+
+def test_a_loss_that_reads_the_module_is_refused() -> None:
+    module = nn.Linear(4, 3)
+
+    def penalised(output: Tensor, batch: Batch) -> Pair:
+        value, _ = cross_entropy(output, batch)
+        return value + module.weight.square().sum(), None
+
+    assert refusal(module, FLAT, penalised).startswith("the loss reads parameters of the module")
+
+
+def test_a_loss_without_parameters_is_refused() -> None:
+    def constant(output: Tensor, batch: Batch) -> Pair:
+        return torch.ones(len(output)), None
+
+    expected = "the loss depends on no trainable parameter of the module"
+    assert refusal(nn.Linear(4, 3), FLAT, constant) == expected
+
+
+def test_a_weight_that_mixes_examples_is_refused() -> None:
+    def relative(output: Tensor, batch: Batch) -> Pair:
+        value, _ = cross_entropy(output, batch)
+        return value, value / value.sum()
+
+    assert "mixes the examples" in refusal(nn.Linear(4, 3), FLAT, relative)
+
+
+def test_gradients_that_count_examples_are_refused() -> None:
+    module = nn.Embedding(5, 3, scale_grad_by_freq=True)
+    assert "mixes the examples" in refusal(module, {"x": torch.tensor([1, 2]), "y": Y})
+
+
+def test_integer_weights_and_two_scaled_inputs_are_refused() -> None:
+    def counted(output: Tensor, batch: Batch) -> Pair:
+        return cross_entropy(output, batch)[0], torch.ones(len(output), dtype=torch.int64)
+
+    expected = "the loss gives torch.int64 weights; weights are floats"
+    assert refusal(nn.Linear(4, 3), FLAT, counted) == expected
+    images = {"x": X.byte(), "mask": X.byte(), "y": Y}
+    message = refusal(nn.Bilinear(4, 4, 3), images, inputs=("x", "mask"))
+    assert message.startswith("inputs 'x' and 'mask' are both uint8")

@@ -24,7 +24,9 @@ def scores(task: Task, w: Tensor, columns: Batch) -> Iterator[tuple[slice, Pairs
     try:
         for start in range(0, n, BATCH):
             part = slice(start, min(start + BATCH, n))
-            batch = task.prepare({name: c[part].to(w.device) for name, c in columns.items()})
+            batch = task.prepare(
+                {name: c[part].clone().to(w.device) for name, c in columns.items()}
+            )
             inputs = tuple(batch[name] for name in task.inputs)
             with torch.no_grad():
                 tensors = task.layout.unflatten(w.clone())  # a module may change its buffers
@@ -80,12 +82,12 @@ def spread(per_client: Mapping[str, np.ndarray]) -> dict[str, float]:
     """How the model serves the clients, as `client/...` metrics; clients without weight aside.
 
     Of the loss the 90th percentile; of each metric mean, 10th, 50th and 90th percentile over
-    clients, and the worst.
+    clients, and the worst, which is the lowest: metrics count as better when they are higher.
     """
     result = {}
     some = per_client["weight"] > 0
     for name in per_client.keys() - {"weight"}:
-        known = per_client[name][some]
+        known = per_client[name][some] if some.any() else np.array([np.nan])
         if name == "loss":
             result["client/loss_p90"] = float(np.percentile(known, 90))
             continue

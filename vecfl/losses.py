@@ -18,6 +18,17 @@ Score = Callable[[Tensor, Batch], Pair]
 IGNORED = -100
 
 
+def _labels(output: Tensor, batch: Batch) -> Tensor:
+    """batch["y"] as int64; InputError unless it has the shape of output without its last axis."""
+    y = batch["y"]
+    if output.shape[:-1] != y.shape:
+        raise InputError(
+            f"output {list(output.shape)} does not fit labels 'y' {list(y.shape)}: output is "
+            "[B, ..., classes], with the classes last, and labels are [B, ...]"
+        )
+    return y.long()
+
+
 def _over_positions(value: Tensor, counted: Tensor) -> Pair:
     """Sum value and weight of every position [B, ...] into [B]."""
     return value.flatten(1).sum(1), counted.to(value.dtype).flatten(1).sum(1)
@@ -29,7 +40,7 @@ def cross_entropy(output: Tensor, batch: Batch) -> Pair:
     For sequences output is [B, ..., V] and y [B, ...]; a label of -100 is a position without
     weight, and the weight of an example is the number of its positions that count.
     """
-    y = batch["y"]
+    y = _labels(output, batch)
     if y.dim() == 1:
         return F.cross_entropy(output, y, reduction="none"), None
     value = F.cross_entropy(output.flatten(0, -2), y.flatten(), reduction="none")
@@ -38,7 +49,7 @@ def cross_entropy(output: Tensor, batch: Batch) -> Pair:
 
 def accuracy(output: Tensor, batch: Batch) -> Pair:
     """1 where the largest logit is the label, weight 1; positions labelled -100 do not count."""
-    y = batch["y"]
+    y = _labels(output, batch)
     correct = (output.argmax(-1) == y).to(output.dtype)
     if y.dim() == 1:
         return correct, None
@@ -47,6 +58,11 @@ def accuracy(output: Tensor, batch: Batch) -> Pair:
 
 def squared_error(output: Tensor, batch: Batch) -> Pair:
     """Half the squared difference of output and batch["y"], [B, ...], summed over an example."""
+    if output.shape != batch["y"].shape:
+        raise InputError(
+            f"output {list(output.shape)} and column 'y' {list(batch['y'].shape)} differ in shape; "
+            "for one number per example end the module with nn.Flatten(0)"
+        )
     error = 0.5 * (output - batch["y"]) ** 2
     return error.flatten(1).sum(1) if error.dim() > 1 else error, None
 
@@ -55,7 +71,7 @@ def check_labels(output: Tensor, batch: Batch) -> None:
     """InputError if a label batch["y"] [n, ...] is no class of output [..., V] (nor -100)."""
     y, classes = batch["y"], output.shape[-1]
     if y.is_floating_point():
-        raise InputError(f"column 'y' is {y.dtype}; cross_entropy needs integer labels")
+        raise InputError(f"column 'y' is {y.dtype}; cross_entropy needs integer labels: y.long()")
     wrong = (y < 0) | (y >= classes)
     if y.dim() > 1:
         wrong &= y != IGNORED

@@ -16,6 +16,7 @@ from vecfl.errors import InputError
 from vecfl.random import LIMITS, with_layer, words
 
 CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+DROPOUTS = (nn.Dropout, *CHANNELWISE)  # not their subclasses, whose forward may be another
 
 
 class Draws:
@@ -108,15 +109,20 @@ def replace(module: nn.Module, path: str, new: nn.Module) -> None:
     setattr(module.get_submodule(parent), name, new)
 
 
+def keyed_dropout(module: Any, draws: Draws) -> KeyedDropout:
+    """The keyed counterpart of a dropout layer."""
+    return KeyedDropout(module.p, draws, type(module) in CHANNELWISE)
+
+
 def key_dropouts(module: nn.Module, draws: Draws) -> nn.Module:
     """`module` with its dropout layers replaced, in place, by `KeyedDropout` on `draws`."""
-    if isinstance(module, (nn.Dropout, *CHANNELWISE)):
-        return KeyedDropout(module.p, draws, isinstance(module, CHANNELWISE))
+    if type(module) in DROPOUTS:
+        return keyed_dropout(module, draws)
     keyed: dict[nn.Module, nn.Module] = {}
     for path, m in list(module.named_modules(remove_duplicate=False)):
-        if isinstance(m, (nn.Dropout, *CHANNELWISE)):
+        if type(m) in DROPOUTS:
             if m not in keyed:
-                keyed[m] = KeyedDropout(m.p, draws, isinstance(m, CHANNELWISE))
+                keyed[m] = keyed_dropout(m, draws)
             replace(module, path, keyed[m])
     return module
 

@@ -10,7 +10,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from vecfl.errors import InputError
+from vecfl.errors import InputError, is_integer
 
 MASK = 0xFFFFFFFF
 LIMITS = {"client": 32, "round": 22, "occurrence": 10, "kind": 4, "layer": 8, "step": 20}
@@ -41,9 +41,9 @@ def philox(counter: Tensor, seed: int) -> Tensor:
 
 def check_seed(name: str, seed: int) -> int:
     """`seed` itself; InputError naming the argument `name` if it is no integer in [0, 2^63)."""
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not is_integer(seed) or not 0 <= seed < 2**63:
         raise InputError(f"{name} must be an integer in [0, 2^63), not {seed!r}")
-    return seed
+    return int(seed)
 
 
 def stream(

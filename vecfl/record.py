@@ -1,8 +1,12 @@
 """A run with a directory of its own: what the recipes do between the first round and the last."""
 
+import signal
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from pathlib import Path
 
+from vecfl.errors import InputError
 from vecfl.report import draw_curves, summary
 from vecfl.simulation import Metrics, Simulation, State
 from vecfl.track import Console, Jsonl, create_run_dir, save_model
@@ -21,9 +25,9 @@ def record_run(
     """`rounds` rounds into the run directory `out`, or a dated one: metrics, model, curves.
 
     `evaluate` is called every `eval_every` rounds and after the last; `config` are the settings
-    for config.yaml. Progress goes to stderr, the summary to stdout. An interrupted run keeps its
-    metrics and its model, and the KeyboardInterrupt says where. Raises InputError and OSError with
-    the path for what cannot be written.
+    for config.yaml. Progress goes to stderr, the summary to stdout. A run that is interrupted, or
+    whose disk is full, keeps its metrics and its model: the KeyboardInterrupt or InputError says
+    where.
     """
     run_dir = create_run_dir(out, recipe, config)
     state = sim.start()
@@ -35,10 +39,50 @@ def record_run(
                     metrics |= evaluate(state)
                 log.log(metrics)
                 bar.log(metrics)
+    except (KeyboardInterrupt, OSError) as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again, it would lose the model
+        kept = keep_model(sim, state, run_dir / f"model-round-{state.round}.pt")
+        so_far = f"after round {state.round} of {rounds}, not finished; metrics so far: {run_dir}"
+        if isinstance(stop, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted {so_far}; model so far: {kept}") from None
+        raise InputError(f"{_reason(stop)}; stopped {so_far}; model so far: {kept}") from stop
+    finish(sim, state, run_dir)
+
+
+def finish(sim: Simulation, state: State, run_dir: Path) -> None:
+    """Save the model, print the summary and draw the curves of a run that is complete."""
+    kept = keep_model(sim, state, run_dir / "model.pt")
+    try:
+        draw_curves(run_dir)
     except KeyboardInterrupt:
-        save_model(run_dir / f"model-round-{state.round}.pt", sim.state_dict(state))
-        so_far = f"interrupted after round {state.round} of {rounds}, not finished"
-        raise KeyboardInterrupt(f"{so_far}; metrics and model so far: {run_dir}") from None
-    save_model(run_dir / "model.pt", sim.state_dict(state))
-    draw_curves(run_dir)
-    print(summary(run_dir))
+        done = f"interrupted; training finished and {kept} is complete, curves.png was not drawn"
+        raise KeyboardInterrupt(done) from None
+    except OSError as error:
+        raise InputError(f"{_reason(error)}; training finished, model: {kept}") from error
+    finally:
+        print(summary(run_dir))
+
+
+def keep_model(sim: Simulation, state: State, path: Path) -> Path:
+    """Save the model at `path`, or in a temporary directory if that cannot be written.
+
+    Raises InputError where neither can.
+    """
+    model = sim.state_dict(state)
+    try:
+        save_model(path, model)
+        return path
+    except OSError as error:
+        other = Path(tempfile.mkdtemp(prefix="vecfl-"), path.name)
+        try:
+            save_model(other, model)
+            return other
+        except OSError:
+            raise InputError(
+                f"{_reason(error)}; the model of {state.round} rounds fits nowhere: metrics are in "
+                f"{path.parent}, free some space and run again"
+            ) from error
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}"

@@ -70,6 +70,8 @@ def summary(run_dir: Path | str) -> str:
     }
     if best:
         lines["test accuracy"] += f", best {best[0]:.1%} in round {-best[1]}"
+    if lines["client accuracy"]:
+        lines["client accuracy"] += " (own data)"
     return "\n".join(f"{name:<16}{text}" for name, text in lines.items() if text)
 
 
@@ -139,24 +141,33 @@ def _draw_accuracy(axes: Axes, rows: Rows) -> None:
     rounds, low = _series(rows, "client/accuracy_p10")
     _, high = _series(rows, "client/accuracy_p90")
     if rounds:
-        band = "10th to 90th percentile of clients"
+        band = "10th to 90th percentile of clients, own data"
         axes.fill_between(rounds, low, high, color=CLIENTS, alpha=0.25, linewidth=0, label=band)
-    _line(axes, rows, "client/accuracy_p50", label="median client", color=CLIENTS)
-    _line(axes, rows, "client/accuracy_worst", label="worst client", color=WORST, linestyle=":")
+    _line(axes, rows, "client/accuracy_p50", label="median client, own data", color=CLIENTS)
+    _line(
+        axes,
+        rows,
+        "client/accuracy_worst",
+        label="worst client, own data",
+        color=WORST,
+        linestyle=":",
+    )
     _line(axes, rows, "eval/accuracy", label="test data", color=TEST, linewidth=2.5)
     final = _series(rows, "eval/accuracy")[1][-1:]
-    axes.set_title(" ".join(["Accuracy", *(f"on test data: {value:.1%}" for value in final)]))
+    axes.set_title(" ".join(["Accuracy", *(f"(test data: {value:.1%})" for value in final)]))
     axes.set_ylabel("accuracy (share of examples)")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_ylim(0, 1.02)
 
 
 def _draw_loss(axes: Axes, rows: Rows) -> None:
-    _line(axes, rows, "client/loss_p90", label="90th percentile of clients", color=CLIENTS)
+    _line(
+        axes, rows, "client/loss_p90", label="90th percentile of clients, own data", color=CLIENTS
+    )
     _line(axes, rows, "train/loss", label="training, mean of the cohort", color=TRAIN, linewidth=1)
     _line(axes, rows, "eval/loss", label="test data", color=TEST, linewidth=2.5)
     final = _series(rows, "eval/loss")[1][-1:]
-    axes.set_title(" ".join(["Loss", *(f"on test data: {value:#.3g}" for value in final)]))
+    axes.set_title(" ".join(["Loss", *(f"(test data: {value:#.3g})" for value in final)]))
     axes.set_ylabel("mean loss per example")
     drawn = [value for key in LOSSES for value in _series(rows, key)[1] if math.isfinite(value)]
     if min(drawn, default=0) > 0:

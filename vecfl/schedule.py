@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from vecfl.errors import InputError
+from vecfl.errors import InputError, is_integer
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Batches:
             raise InputError("Batches takes epochs or steps, not both")
         for name in ("size", "epochs", "steps", "max_examples"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and not (is_integer(value) and value >= 1):
                 raise InputError(f"Batches({name}={value!r}): must be an integer of at least 1")
         if self.last not in ("keep", "drop", "wrap"):
             raise InputError(f"Batches(last={self.last!r}): must be keep, drop or wrap")

@@ -13,11 +13,11 @@ from vecfl.aggregate import Aggregate, add_, empty
 from vecfl.algorithms import Algorithm, Finished
 from vecfl.data import FederatedDataset
 from vecfl.engine import CACHE, Slots, make_backend, make_update, slot_count
-from vecfl.errors import InputError
+from vecfl.errors import InputError, is_integer
 from vecfl.evaluate import evaluate, evaluate_clients, spread
 from vecfl.losses import Batch
 from vecfl.random import check_seed
-from vecfl.sampling import Sampler
+from vecfl.sampling import Sampler, checked
 from vecfl.schedule import make_plan
 from vecfl.tape import Tape
 from vecfl.task import Task
@@ -81,13 +81,15 @@ class Simulation:
     ) -> None:
         self.seed = check_seed("seed", seed)
         self.sample_seed = check_seed("sample_seed", seed if sample_seed is None else sample_seed)
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
         self.device, self.dtype = torch.device(device), dtype
         task.check(data.columns)
         self.task, self.data = task.to(self.device, dtype), data.to(self.device)
         self.task.draws.seed = self.seed
         self.algorithm, self.sampler = algorithm, sampler
         cohort = len(self.cohort(0))
-        if slots is not None and (not isinstance(slots, int) or slots < 1):
+        if slots is not None and not (is_integer(slots) and slots >= 1):
             raise InputError(f"slots must be an integer of at least 1, not {slots!r}")
         example = data.examples(2)
         self.backend = make_backend(backend, self.task, example)
@@ -104,8 +106,9 @@ class Simulation:
         return State(0, self.algorithm.init(w, self.task.layout.trainable))
 
     def cohort(self, round: int) -> Tensor:
-        """Positions [C] of the clients of a round (from 0)."""
-        return self.sampler(self.data.num_clients, self.sample_seed, round)
+        """Positions [C] of the clients of a round (from 0); InputError if they are none."""
+        n = self.data.num_clients
+        return checked(self.sampler(n, self.sample_seed, round), n, round)
 
     @torch.no_grad()
     def round(self, state: State) -> tuple[State, Metrics]:
@@ -114,9 +117,9 @@ class Simulation:
         cohort = self.cohort(state.round)
         fold = self._train(state, cohort)
         ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
-        for k in torch.cat(fold.clients)[~ok].tolist():
-            name = self.data.client_ids[k]
-            log.warning("round %d: client %s dropped: not finite", state.round + 1, name)
+        if not ok.all():
+            lost = [str(self.data.client_ids[k]) for k in torch.cat(fold.clients)[~ok].tolist()]
+            log.warning("round %d: client %s dropped: not finite", state.round + 1, ", ".join(lost))
         if not weight.any():
             log.warning("round %d: no usable client; the model stays as it is", state.round + 1)
         loss, count = torch.cat(fold.sums).cpu()[ok].sum(0)
@@ -188,9 +191,10 @@ class Simulation:
             seen=slots.seen[seats],
         )
         upload = self.algorithm.upload(state.server, done)
-        ok = upload.update.abs().amax(1) + done.loss.abs() < torch.inf  # nan is not below inf
-        update, weight = upload.update, upload.weight
+        update, weight = upload.update, upload.weight.double()
+        ok = (update.sum(1) + done.loss).isfinite()  # a finite sum has finite terms
         if not (ok.is_cpu and ok.all()):  # asking a GPU would wait for it
+            ok = update.abs().amax(1).isfinite() & done.loss.isfinite()
             update = update.where(ok[:, None], 0)  # a weight of 0 is not enough: 0 * nan is nan
             weight = weight.where(ok, 0)
         add_(fold.aggregate, update, weight)
@@ -201,16 +205,14 @@ class Simulation:
 
     def evaluate(self, state: State, columns: Batch) -> Metrics:
         """`eval/...`: loss and metrics of the model on pooled examples, columns [n, ...]."""
+        self.task.check(columns)
         values = evaluate(self.task, state.server["w"], columns)
         return {f"eval/{name}": value for name, value in values.items()}
 
     def evaluate_clients(self, state: State, data: FederatedDataset | None = None) -> Metrics:
-        """`client/...`: the spread of the model over clients, each on its own examples.
-
-        The clients are those of `data`, or those that train.
-        """
-        data = data or self.data
-        return dict(spread(evaluate_clients(self.task, state.server["w"], data)))
+        """`client/...`: the spread over the clients of `data` (those that train), each on its own."""
+        per_client = evaluate_clients(self.task, state.server["w"], data or self.data)
+        return dict(spread(per_client))
 
     def state_dict(self, state: State) -> dict[str, Tensor]:
         """The model as a state dict of the module that the task was made from."""
@@ -227,16 +229,22 @@ def run(
     *,
     test: Batch | None = None,
     trackers: Iterable[Tracker] = (),
+    evaluate_every: int = 1,
     state: State | None = None,
 ) -> State:
-    """`rounds` rounds in one call, each evaluated on `test` (if given) and on the clients."""
+    """`rounds` rounds in one call.
+
+    Every `evaluate_every` rounds, and after the last, the model is evaluated on `test` (columns
+    [n, ...], if given) and on the clients.
+    """
+    if rounds < 1 or evaluate_every < 1:
+        raise InputError(f"rounds={rounds}, evaluate_every={evaluate_every}: both at least 1")
     state = state or sim.start()
     trackers = list(trackers)
-    for _ in range(rounds):
+    for i in range(1, rounds + 1):
         state, metrics = sim.round(state)
-        if test is not None:
-            metrics |= sim.evaluate(state, test)
-        metrics |= sim.evaluate_clients(state)
+        if i % evaluate_every == 0 or i == rounds:
+            metrics |= sim.evaluate_clients(state) | (sim.evaluate(state, test) if test else {})
         for tracker in trackers:
             tracker.log(metrics)
     return state

@@ -171,10 +171,11 @@ class Tape:
         capped = np.flatnonzero(plan.kept[c] < plan.total[c])
         parts = np.split(order, bounds[:-1])
         if len(capped):
-            drawn = self._permute(Kind.SUBSET, c[capped], 0 * capped, plan.total[c[capped]])
-            subsets = np.split(drawn, np.cumsum(plan.total[c[capped]])[:-1])
-            for i, subset in zip(capped, subsets, strict=True):
-                parts[i] = subset[parts[i]]
+            who, where = np.unique(c[capped], return_inverse=True)
+            drawn = self._permute(Kind.SUBSET, who, 0 * who, plan.total[who])
+            subsets = np.split(drawn, np.cumsum(plan.total[who])[:-1])
+            for i, k in zip(capped, where, strict=True):
+                parts[i] = subsets[k][parts[i]]
         return [part + plan.first[k] for part, k in zip(parts, c, strict=True)]
 
     def _permute(

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from vecfl.errors import InputError
 from vecfl.layout import Layout
 from vecfl.losses import Batch, Score
-from vecfl.modules import Draws, KeyedDropout, blame, key_dropouts, refuse_batchnorm
-from vecfl.random import Kind, stream
+from vecfl.modules import Draws, KeyedDropout, key_dropouts, refuse_batchnorm
+from vecfl.trial import changing_buffers, check_embeddings, refuse_two_scaled, require_inputs
 
 
 class Task:
@@ -21,13 +21,15 @@ class Task:
              layers replaced by keyed ones. Parameters with requires_grad=False are frozen.
     loss     (output, batch) -> (sum [B], weight [B]): see `vecfl.losses`
     metrics  name -> (output, batch) -> (sum [B], weight [B]), from the same forward pass
-    example  a small batch, two examples or more, on which the module is tried
+    example  a small batch, two examples or more (four are tried), which should differ
     inputs   the columns that the module is called with, in this order
     scale    uint8 inputs x become x * scale, in the step and on the device
 
-    Raises InputError naming the submodule, the reason and the remedy where clients cannot train the
-    module side by side: it has BatchNorm, draws from torch's generator, mixes the examples of a
-    batch, keeps buffers computed from data, or fails; or where the loss gives no pair of [B].
+    The module is tried on the example, in float64 and with padding. Raises InputError naming the
+    submodule, the reason and the remedy where clients cannot train it side by side: it has
+    BatchNorm, draws from torch's generator, mixes the examples of a batch, computes buffers from
+    them, keeps other state, calls dropout in its backward pass, or fails; or where the loss gives
+    no pair of [B] or reads the module's parameters. A trial is no proof: it sees what it meets.
     """
 
     def __init__(
@@ -40,14 +42,21 @@ class Task:
         inputs: tuple[str, ...] = ("x",),
         scale: float = 1 / 255,
     ) -> None:
+        if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
+            raise InputError("the module is lazy: call it once on a batch, so that it has shapes")
         refuse_batchnorm(module)
         if not any(p.requires_grad for p in module.parameters()):
             raise InputError("the module has no trainable parameter: all have requires_grad=False")
+        if "loss" in (metrics or {}):
+            raise InputError("no metric can be called 'loss': that is the loss itself")
         self.draws = Draws()
         self.module = key_dropouts(copy.deepcopy(module), self.draws).train()
-        self.loss, self.metrics = loss, dict(metrics or {})
+        self.loss: Score = loss
+        self.metrics: Mapping[str, Score] = dict(metrics or {})
         self.inputs, self.scale = tuple(inputs), scale
-        self.layout = Layout.of(self.module, changing_buffers(self, example))
+        refuse_two_scaled(self.inputs, example)
+        changing = changing_buffers(self, example, list(module.parameters()))
+        self.layout = Layout.of(self.module, changing)
 
     @property
     def keyed(self) -> bool:
@@ -84,100 +93,15 @@ class Task:
             check(output, columns)
 
     def check(self, columns: Batch) -> None:
-        """InputError if `columns` [n, ...] do not fit: a missing input, a label out of range."""
+        """InputError if `columns` [n, ...] do not fit: a missing input, an index or a label
+        out of range."""
         require_inputs(self, columns)
+        if not len(columns[self.inputs[0]]):
+            return
         task = copy.deepcopy(self)
         task.module.eval()
         device = next(task.module.parameters()).device
         one = {name: column[:1].to(device) for name, column in columns.items()}
         with torch.no_grad():
+            check_embeddings(task, columns)
             self.check_labels(task.output(task.prepare(one)), columns)
-
-
-def require_inputs(task: Task, columns: Batch) -> None:
-    """InputError naming the first input of `task` that `columns` lack."""
-    for name in task.inputs:
-        if name not in columns:
-            raise InputError(f"the data have no column {name!r}; they have {sorted(columns)}")
-
-
-def trial(task: Task, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """One training forward pass of a float64 copy: the loss sums [B], the buffers afterwards."""
-    copied = task_copy(task)
-    copied.draws.begin(stream(Kind.DROPOUT))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), blame(copied.module) as found:
-        try:
-            output = copied.output(copied.prepare(batch))
-        except Exception as error:
-            shapes = {name: list(batch[name].shape) for name in task.inputs}
-            raise InputError(
-                f"{found[0]} failed on the example batch {shapes}: {first_line(error)}"
-            ) from error
-        if len(found) > 1:
-            raise InputError(
-                f"{found[1]} draws from torch's random generator, which differs between "
-                "backends; use nn.Dropout layers (they become keyed) or set its dropout to 0"
-            )
-    check_pair(copied, "loss", copied.loss, output, batch)
-    for name, metric in task.metrics.items():
-        check_pair(copied, f"metric {name!r}", metric, output, batch)
-    value, _ = copied.loss(output, copied.prepare(batch))
-    return value.detach(), dict(copied.module.named_buffers())
-
-
-def task_copy(task: Task) -> Task:
-    """A float64 copy of `task` on the CPU, before its layout is known."""
-    new = copy.copy(task)
-    new.module, new.draws = copy.deepcopy((task.module, task.draws))
-    new.module.to("cpu", torch.float64)
-    return new
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def check_pair(task: Task, what: str, score: Score, output: Any, batch: Batch) -> None:
-    """InputError unless `score` gives two tensors [B]."""
-    n = len(batch[task.inputs[0]])
-    try:
-        pair = score(output, task.prepare(batch))
-    except Exception as error:
-        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(f"the {what} failed on output {shape}: {first_line(error)}") from error
-    tensors = (
-        [*pair[:1], *(t for t in pair[1:] if t is not None)] if isinstance(pair, tuple) else []
-    )
-    shapes = [list(t.shape) for t in tensors if isinstance(t, Tensor)]
-    if not isinstance(pair, tuple) or len(pair) != 2 or shapes != [[n]] * len(tensors):
-        got = shapes if isinstance(pair, tuple) else getattr(pair, "shape", type(pair).__name__)
-        raise InputError(
-            f"the {what} must give (sum [B], weight [B] or None), one number per example (B = {n} "
-            f"here), not {got}; reduction='none' keeps the examples apart"
-        )
-
-
-def changing_buffers(task: Task, example: Batch) -> list[str]:
-    """The buffers that a training step changes, by trial; refuses what padding would spoil."""
-    require_inputs(task, example)
-    pair = {name: column[:2] for name, column in example.items()}
-    if len(pair[task.inputs[0]]) < 2:
-        raise InputError("the example batch needs two examples or more")
-    before = dict(task_copy(task).module.named_buffers())
-    together, after = trial(task, pair)
-    first, one = trial(task, {name: column[:1] for name, column in pair.items()})
-    _, other = trial(task, {name: column[1:] for name, column in pair.items()})
-    if not torch.allclose(together[:1], first, rtol=1e-6, atol=1e-9, equal_nan=True):
-        raise InputError(
-            "the module mixes the examples of a batch: the loss of one example changes with the "
-            "others beside it, so padded examples would change results; normalise per example"
-        )
-    changed = [name for name, b in after.items() if not torch.equal(b, before[name])]
-    for name in changed:
-        if not all(torch.equal(after[name], alone[name]) for alone in (one, other)):
-            raise InputError(
-                f"buffer '{name}' is computed from the examples of a batch, which padded examples "
-                "would enter; use a layer without running statistics (GroupNorm, LayerNorm)"
-            )
-    return changed

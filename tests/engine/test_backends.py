@@ -156,6 +156,46 @@ def test_accumulation_by_hand(name: str) -> None:
     torch.testing.assert_close(world.slots.sums[:2, 0], doubles(3, 9.04))
 
 
+def confident(output: Tensor, batch: Batch) -> Pair:
+    """A weight that depends on the model, (w x)^2."""
+    return 0.5 * (output - batch["y"]) ** 2, output**2
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_nothing_is_differentiated_through_weights(name: str) -> None:
+    """Slot 0 at 1: gradients -1 and 4, weights 1 and 4: w = 1 - 0.3 / 5 = 0.94. PLAIN has gradient
+    0.94, loss 0.4418 and weight 0.94^2 = 0.8836: w = 0.94 - 0.1 / 0.94.
+    Slot 1 at 2: STEEP has 8 over 16: w = 1.95. FAR and PLAIN have gradients -0.05 and 1.95, losses
+    0.00125 and 1.90125, and each weight 1.95^2 = 3.8025: w = 1.95 - 0.19 / 7.605.
+    """
+    world = World(name, tiny.Line(), confident, TINY, 3)
+    world.slots.flat[:] = doubles(1, 2, 5)[:, None]
+    world.play(PAPER)
+    torch.testing.assert_close(
+        world.slots.flat[:2, 0], doubles(0.94 - 0.1 / 0.94, 1.95 - 0.19 / 7.605)
+    )
+    sums = torch.stack((doubles(2.9418, 5.8836), doubles(9.9025, 23.605)))
+    torch.testing.assert_close(world.slots.sums[:2], sums)
+    assert not world.slots.sums.requires_grad
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_nothing_is_differentiated_through_accumulated_weights(name: str) -> None:
+    """Slot 0 stays at 1 to the end: gradients -1, 4, 1 and weights 1, 4, 1: w = 1 - 0.4 / 6.
+
+    Slot 1 goes to 1.95, as above; then -0.05 + 1.95 = 1.9 with weight 7.605 waits.
+    """
+    world = World(name, tiny.Line(), confident, TINY, 3, full=True)
+    world.slots.flat[:] = doubles(1, 2, 5)[:, None]
+    apply = torch.tensor([[False, True, False], [True, False, False]])
+    world.play(replace(PAPER, apply=apply))
+    torch.testing.assert_close(world.slots.flat[:2, 0], doubles(1 - 0.4 / 6, 1.95))
+    assert world.slots.total is not None and world.slots.count is not None
+    torch.testing.assert_close(world.slots.total[:2, 0], doubles(0, 1.9))
+    torch.testing.assert_close(world.slots.count[:2], doubles(0, 7.605))
+    assert not world.slots.count.requires_grad and not world.slots.total.requires_grad
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_batch_without_weight_moves_nothing(name: str) -> None:
     """FAR and STEEP weigh nothing, though their losses do not say so; PLAIN weighs 2: w = 0.95."""
@@ -194,6 +234,34 @@ def test_an_unused_parameter_has_gradient_zero(name: str, optimizer: ClientOptim
     assert (world.slots.flat[:, 1] == 1).all() and (world.slots.flat[:2, 0] != 1).all()
     if optimizer.name == "sgd":  # FAR: 1 + 1 - 2 = 0, STEEP: (2 + 1) 2 = 6, half of both 3: w = 0.7
         torch.testing.assert_close(world.slots.flat[0, 0], doubles(0.7 - 0.1 * 1.7)[0])
+
+
+class Einsum(nn.Module):
+    """A linear layer without bias; the gradient of its weight lies transposed in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bi,oi->bo", x, self.w)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_adam_takes_gradients_as_autograd_lays_them_out(name: str) -> None:
+    x = torch.linspace(-2, 1, 12, dtype=torch.float64).view(3, 4).square()
+    columns = {"x": x, "y": torch.tensor([0, 2, 1])}
+    world = World(name, Einsum(), cross_entropy, columns, 1, apart=0, optimizer=adam())
+    alone = Einsum().double()
+    optimizer = torch.optim.Adam(alone.parameters(), lr=0.1)
+    for _ in range(2):
+        world.play(block([[[0, 1, 2]]], [[3]]))
+        loss = nn.functional.cross_entropy(alone(x), columns["y"])
+        (grad,) = torch.autograd.grad(loss, [alone.w])
+        assert not grad.is_contiguous()
+        alone.w.grad = grad.contiguous()
+        optimizer.step()
+    torch.testing.assert_close(world.slots.flat[0], alone.w.detach().flatten())
 
 
 # ------------------------------------------------------------------ loop and vmap
@@ -422,6 +490,11 @@ def test_what_cannot_be_vectorised_is_named_and_runs_on_the_loop(scale: Callable
     for world in worlds:
         world.play(LONG)
     assert_same_bits(*(state_of(world.slots, BUSY) for world in worlds))  # the scale is 1
+
+
+def test_a_root_that_cannot_be_vectorised_is_called_the_module() -> None:
+    with pytest.raises(InputError, match="^the module cannot be vectorised: "):
+        world_of("vmap", replace(tasks.PROBLEMS["linear"], module=lambda: Odd(branch)))
 
 
 def test_a_spectral_norm_is_refused_by_vmap_and_runs_on_the_loop() -> None:

@@ -154,8 +154,8 @@ def test_mean_weight(dtype: torch.dtype) -> None:
         ({"clip": math.nan}, "clip must be positive or None, not nan"),
         ({"mu": -0.1}, "mu must be at least 0, not -0.1"),
         ({"mu": math.nan}, "mu must be at least 0, not nan"),
-        ({"lr": -1e-3}, "lr must be at least 0, not -0.001"),
-        ({"lr": math.nan}, "lr must be at least 0, not nan"),
+        ({"lr": -1e-3}, "lr must be at least 0 and finite, not -0.001"),
+        ({"lr": math.nan}, "lr must be at least 0 and finite, not nan"),
     ],
 )
 def test_rules_that_make_no_sense_are_refused(fields: dict, message: str) -> None:

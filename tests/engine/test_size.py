@@ -61,6 +61,13 @@ def test_activation_bytes() -> None:
     assert activation_bytes(double, EXAMPLE, 10) == 560
 
 
+def test_activation_bytes_leave_the_buffers_as_they_are() -> None:
+    """28 bytes as above; Counting keeps nothing more for the backward pass."""
+    counting = task(Counting())
+    assert activation_bytes(counting, EXAMPLE, 1) == 28
+    assert int(counting.module.calls) == 0 and counting.module.trace.item() == 0
+
+
 def test_a_deeper_model_keeps_more_and_parameters_do_not_count() -> None:
     """Tanh keeps its 4 outputs, which the next layer keeps too: 16 B more an example, 44 B."""
     deep = task(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)))

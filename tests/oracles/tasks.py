@@ -59,7 +59,7 @@ class Cnn(nn.Module):
 
 
 class Tied(nn.Module):
-    """An autoencoder-like net with one matrix under two names, a frozen layer and a 0-d gain."""
+    """One matrix under two names, a frozen layer, a 0-d gain and dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,9 +67,10 @@ class Tied(nn.Module):
         self.decode.weight = self.encode.weight
         self.frozen, self.head = nn.Linear(5, 5), nn.Linear(5, 3)
         self.frozen.requires_grad_(False)
-        self.gain = nn.Parameter(torch.tensor(0.7))
+        self.gain, self.drop = nn.Parameter(torch.tensor(0.7)), nn.Dropout(0.25)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(x)
         x = torch.tanh(self.decode(torch.tanh(self.encode(x))))
         return self.head(self.gain * torch.tanh(self.frozen(x)) + x)
 
@@ -79,7 +80,7 @@ class Tracked(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.Linear(5, 3)
+        self.inner, self.drop = nn.Linear(5, 3), nn.Dropout(0.3)
         self.register_buffer("calls", torch.tensor(0))
         self.register_buffer("mean_weight", torch.zeros(3, 5))
         self.register_buffer("constant", torch.linspace(0.5, 1.5, 5))
@@ -88,7 +89,7 @@ class Tracked(nn.Module):
         if self.training:
             self.calls += 1
             self.mean_weight = 0.9 * self.mean_weight + 0.1 * self.inner.weight.detach()
-        return self.inner(x * self.constant) + F.linear(x, self.mean_weight)
+        return self.inner(self.drop(x) * self.constant) + F.linear(x, self.mean_weight)
 
 
 class Characters(nn.Module):

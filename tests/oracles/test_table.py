@@ -45,6 +45,7 @@ WEIGHTS = {
     "capped": {"weight": "capped", "weight_cap": 5},
     "tokens": {"weight": "tokens"},
 }
+TAKEN = ("cohort", "sample_seed", "cap", "weight", "weight_cap")  # by fedsgd
 BACKENDS = {
     "loop S=1": ("loop", 1),
     "loop S=3": ("loop", 3),
@@ -52,6 +53,7 @@ BACKENDS = {
     "vmap S=3": ("vmap", 3),
     "vmap S=C": ("vmap", len(SIZES)),
 }
+COHORTS = {"all": {}, "four": {"cohort": 4, "sample_seed": 9}}
 COLUMNS = {
     "algorithm": ALGORITHMS,
     "backend": BACKENDS,
@@ -59,16 +61,22 @@ COLUMNS = {
     "task": PROBLEMS,
     "batches": BATCHES,
     "weights": WEIGHTS,
+    "cohort": COHORTS,
 }
 SOME_EXAMPLES = [case for case in HAND if any(len(c["x"]) for c in case.clients)]
 PAIRWISE = pairwise({name: list(values) for name, values in COLUMNS.items()})
 
 
 def setting_of(row: Row) -> Setting:
-    fields = BATCHES[row["batches"]] | WEIGHTS[row["weights"]] | OPTIMIZERS[row["optimizer"]]
+    fields = (
+        COHORTS[row["cohort"]]
+        | BATCHES[row["batches"]]
+        | WEIGHTS[row["weights"]]
+        | OPTIMIZERS[row["optimizer"]]
+    )
     algorithm = ALGORITHMS[row["algorithm"]]
     if "algorithm" in algorithm:  # fedsgd: one pass, no client optimizer
-        fields = {name: v for name, v in fields.items() if name in ("cap", "weight", "weight_cap")}
+        fields = {name: v for name, v in fields.items() if name in TAKEN}
     return Setting(seed=2**40 + 3, **(fields | algorithm))
 
 
@@ -87,7 +95,7 @@ def check(row: Row, truth: Result) -> None:
         )
         close(ours.models[t], truth.models[t])
         close(ours.metrics[t]["train/loss"], truth.loss[t])
-        assert len(ours.updates[t]) == len(clients)
+        assert len(ours.updates[t]) == len(truth.updates[t])
         for k, update, weight in truth.updates[t]:
             row_k, weight_k = ours.updates[t][k]
             close(row_k, update)
@@ -105,9 +113,9 @@ def test_pairwise_cover(row: Row) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_whole_product(algorithm: str, task: str) -> None:
     seen = set()
-    for optimizer, batches, weights in product(OPTIMIZERS, BATCHES, WEIGHTS):
+    for optimizer, batches, weights, cohort in product(OPTIMIZERS, BATCHES, WEIGHTS, COHORTS):
         row = {"algorithm": algorithm, "optimizer": optimizer, "task": task}
-        row |= {"batches": batches, "weights": weights}
+        row |= {"batches": batches, "weights": weights, "cohort": cohort}
         if (key := repr(setting_of(row))) in seen:  # what fedsgd does not take makes no new row
             continue
         seen.add(key)

@@ -249,7 +249,8 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
     assert (code, out) == (130, "")
     *_, line = err.splitlines()
     said = re.fullmatch(
-        r"interrupted after round (\d+) of 1000000, not finished; metrics and model so far: run",
+        r"interrupted after round (\d+) of 1000000, not finished; metrics so far: run; "
+        r"model so far: run/model-round-\1.pt",
         line,
     )
     assert said and "Traceback" not in err, err
@@ -268,7 +269,10 @@ def test_a_full_disk_is_one_line_and_keeps_the_metrics(tmp_path: Path) -> None:
     process = start(tmp_path, "--rounds=2", "--out=run", by=("-c", FULL_DISK))
     code, out, err = finish(process)
     assert (code, out) == (2, "")
-    assert err.splitlines()[-1] == "error: run/model.pt: File too large"
+    assert err.splitlines()[-1] == (
+        "error: run/model.pt: File too large; the model of 2 rounds fits nowhere: metrics are in "
+        "run, free some space and run again"
+    )
     assert "Traceback" not in err
     assert len(rows_of(tmp_path / "run")) == 2
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [

@@ -1,5 +1,6 @@
 """The local rule: what happens to a client's row once its gradient is known."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,16 +31,25 @@ class LocalRule:
     bias: bool = False
 
     def __post_init__(self) -> None:
+        for name, kind, right in (
+            ("optimizer", ClientOptimizer, "sgd()"),
+            ("batches", Batches, "Batches(10)"),
+        ):
+            if not isinstance(value := getattr(self, name), kind):
+                raise InputError(f"{name} must be made by vecfl, such as {right}, not {value!r}")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip must be positive or None, not {self.clip}")
         if not self.mu >= 0:
             raise InputError(f"mu must be at least 0, not {self.mu}")
-        if not callable(self.lr) and not self.lr >= 0:
-            raise InputError(f"lr must be at least 0, not {self.lr}")
+        if not callable(self.lr) and not 0 <= self.lr < math.inf:
+            raise InputError(f"lr must be at least 0 and finite, not {self.lr}")
 
     def lr_of(self, round: int) -> float:
-        """The learning rate of a round."""
-        return float(self.lr(round)) if callable(self.lr) else self.lr
+        """The learning rate of a round; InputError if a schedule gives none."""
+        lr = float(self.lr(round)) if callable(self.lr) else self.lr
+        if not 0 <= lr < math.inf:
+            raise InputError(f"lr is {lr} in round {round + 1}: must be at least 0 and finite")
+        return lr
 
 
 def clip_rows(grads: list[Tensor], limit: float) -> list[Tensor]:

@@ -18,7 +18,8 @@ from vecfl.losses import Batch
 from vecfl.modules import blame
 from vecfl.random import Kind, stream
 from vecfl.tape import Block
-from vecfl.task import Task, first_line
+from vecfl.task import Task
+from vecfl.trial import first_line
 
 log = logging.getLogger("vecfl")
 warn_of_fallbacks = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
