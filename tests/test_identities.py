@@ -4,7 +4,6 @@ The derivations start from w = 1 and from the examples FAR, STEEP, PLAIN and SET
 gradients stand in tests/oracles/tiny.py. Everything is float64 on both backends.
 """
 
-import copy
 from collections.abc import Callable
 
 import pytest
@@ -17,7 +16,7 @@ from vecfl.algorithms import Algorithm
 
 from .oracles.bridge import dataset
 from .oracles.loop import Columns, Loss
-from .oracles.tasks import PROBLEMS
+from .oracles.tasks import PROBLEMS, SIZES
 from .oracles.tiny import FAR, PLAIN, STEEP, Line, client, masked, squared
 
 Models = dict[str, Tensor]
@@ -66,13 +65,19 @@ def differ(a: Models, b: Models) -> None:
     assert any(not torch.allclose(a[name], b[name], rtol=1e-4) for name in a)
 
 
-def on(problem: str, backend: str, sizes: tuple[int, ...] = ()) -> Callable[..., Models]:
-    """`train` on the ragged clients of an oracle problem, two rounds."""
-    p = PROBLEMS[problem]
-    clients = p.clients(sizes) if sizes else p.clients()
-    return lambda algorithm: train(
-        algorithm, clients, backend, module=p.build(), loss=p.loss, rounds=2
-    )
+def without_dropout(problem: str) -> nn.Module:
+    module = PROBLEMS[problem].build()
+    for m in module.modules():
+        if isinstance(m, nn.Dropout):
+            m.p = 0.0
+    return module
+
+
+def on(problem: str, backend: str, sizes: tuple[int, ...] = SIZES) -> Callable[..., Models]:
+    """`train` on the ragged clients of an oracle problem, two rounds, without dropout."""
+    p, module = PROBLEMS[problem], without_dropout(problem)
+    kind = {"module": module, "loss": p.loss, "rounds": 2}
+    return lambda algorithm: train(algorithm, p.clients(sizes), backend, **kind)
 
 
 def test_fedprox_without_pull_is_fedavg(backend: str) -> None:
@@ -119,7 +124,7 @@ def test_clip_by_hand_takes_the_norm_over_all_parameters(backend: str) -> None:
 def test_one_client_with_one_full_batch_is_central_sgd(backend: str, problem: str) -> None:
     p = PROBLEMS[problem]
     (columns,) = p.clients((9,))
-    module = copy.deepcopy(p.build())
+    module = without_dropout(problem)
     optimizer = torch.optim.SGD(module.parameters(), 0.2)
     for _ in range(2):
         optimizer.zero_grad()

@@ -61,13 +61,13 @@ class Cnn(nn.Module):
 class Tied(nn.Module):
     """One matrix under two names, a frozen layer, a 0-d gain and dropout."""
 
-    def __init__(self) -> None:
+    def __init__(self, p: float = 0.0) -> None:
         super().__init__()
         self.encode, self.decode = nn.Linear(5, 5, bias=False), nn.Linear(5, 5)
         self.decode.weight = self.encode.weight
         self.frozen, self.head = nn.Linear(5, 5), nn.Linear(5, 3)
         self.frozen.requires_grad_(False)
-        self.gain, self.drop = nn.Parameter(torch.tensor(0.7)), nn.Dropout(0.25)
+        self.gain, self.drop = nn.Parameter(torch.tensor(0.7)), nn.Dropout(p)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.drop(x)
@@ -78,9 +78,9 @@ class Tied(nn.Module):
 class Tracked(nn.Module):
     """Buffers that training changes: an integer count, a moving average of a weight, a constant."""
 
-    def __init__(self) -> None:
+    def __init__(self, p: float = 0.0) -> None:
         super().__init__()
-        self.inner, self.drop = nn.Linear(5, 3), nn.Dropout(0.3)
+        self.inner, self.drop = nn.Linear(5, 3), nn.Dropout(p)
         self.register_buffer("calls", torch.tensor(0))
         self.register_buffer("mean_weight", torch.zeros(3, 5))
         self.register_buffer("constant", torch.linspace(0.5, 1.5, 5))

@@ -15,7 +15,7 @@ from .bridge import run_vecfl
 from .cover import Row, pairwise
 from .hand import HAND
 from .loop import Result, Setting, federated_loop
-from .tasks import PROBLEMS, SIZES
+from .tasks import PROBLEMS, SIZES, Problem, Tied, Tracked, classes, floats, integers
 
 ALGORITHMS = {
     "fedavg": {},
@@ -53,12 +53,16 @@ BACKENDS = {
     "vmap S=3": ("vmap", 3),
     "vmap S=C": ("vmap", len(SIZES)),
 }
+TASKS = PROBLEMS | {
+    "tied": Problem(lambda: Tied(0.25), classes, floats(5), integers(3)),
+    "buffers": Problem(lambda: Tracked(0.3), classes, floats(5), integers(3)),
+}
 COHORTS = {"all": {}, "four": {"cohort": 4, "sample_seed": 9}}
 COLUMNS = {
     "algorithm": ALGORITHMS,
     "backend": BACKENDS,
     "optimizer": OPTIMIZERS,
-    "task": PROBLEMS,
+    "task": TASKS,
     "batches": BATCHES,
     "weights": WEIGHTS,
     "cohort": COHORTS,
@@ -81,12 +85,12 @@ def setting_of(row: Row) -> Setting:
 
 
 def truth_of(row: Row) -> Result:
-    problem = PROBLEMS[row["task"]]
+    problem = TASKS[row["task"]]
     return federated_loop(problem.build(), problem.loss, problem.clients(), setting_of(row))
 
 
 def check(row: Row, truth: Result) -> None:
-    problem, (backend, slots) = PROBLEMS[row["task"]], BACKENDS[row["backend"]]
+    problem, (backend, slots) = TASKS[row["task"]], BACKENDS[row["backend"]]
     clients, s = problem.clients(), setting_of(row)
     ours = run_vecfl(problem.build(), problem.loss, clients, s, backend=backend, slots=slots)
     for t in range(s.rounds):
@@ -109,7 +113,7 @@ def test_pairwise_cover(row: Row) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("task", PROBLEMS)
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_whole_product(algorithm: str, task: str) -> None:
     seen = set()
