@@ -210,7 +210,7 @@ class Simulation:
         return {f"eval/{name}": value for name, value in values.items()}
 
     def evaluate_clients(self, state: State, data: FederatedDataset | None = None) -> Metrics:
-        """`client/...`: the spread over the clients of `data` (those that train), each on its own."""
+        """`client/...`: the spread over clients, those of `data` or those that train."""
         per_client = evaluate_clients(self.task, state.server["w"], data or self.data)
         return dict(spread(per_client))
 
