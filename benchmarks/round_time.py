@@ -166,6 +166,7 @@ def provenance() -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--threads", nargs="+", choices="12", default=["1", "2"])
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -174,9 +175,10 @@ def main() -> None:
         return
     RESULTS.parent.mkdir(exist_ok=True)
     for workload in args.workloads:
-        times: dict[str, list[float]] = {name: [] for name in ARRANGEMENTS}
+        names = [name for name in ARRANGEMENTS if name[-1] in {"1", *args.threads}]
+        times: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(args.passes):
-            for name in ARRANGEMENTS:
+            for name in names:
                 times[name] += measure_apart(workload, name)
         baseline = float(np.median(times["tuned 1"]))
         for name, seconds in times.items():
