@@ -75,10 +75,14 @@ class Args:
     """where to train: cpu, cuda, cuda:1, ..."""
     dtype: Literal["float32", "float64"] = "float32"
     """floating-point type of the model"""
-    backend: Literal["loop", "vmap"] = "vmap"
-    """train clients one after the other, or many at a time"""
-    slots: int | None = None
-    """clients that train at the same time; chosen by memory and cache if not given"""
+    backend: Literal["auto", "loop", "vmap"] = "auto"
+    """train clients one after the other, or many at a time; auto takes what is fastest here"""
+    workers: int | Literal["auto"] = "auto"
+    """threads that train clients, on a CPU"""
+    threads: int | None = None
+    """operator threads of each worker; measured with --workers auto if not given"""
+    slots: int | Literal["auto"] = "auto"
+    """clients that train at the same time on each worker"""
 
 
 # What each algorithm takes by a flag of its own, with the values where none is given.
@@ -108,8 +112,6 @@ def run(args: Args) -> None:
         lambda n: n <= train.num_clients,
         f"at most {train.num_clients} (training writers)",
     )
-    if args.model == "logistic":
-        torch.set_num_threads(1)  # for matrices this small, threads wait longer than they work
     sim = make_simulation(args, train)
     record_run(
         sim,
@@ -143,14 +145,17 @@ def settle(args: Args) -> Args:
 
 def check_args(args: Args) -> None:
     """Raise InputError, with the name of the flag, before anything is made."""
-    counts = ("rounds", "cohort", "batch", "epochs", "eval_every", "slots")
+    counts = ("rounds", "cohort", "batch", "epochs", "eval_every", "threads")
     check(args, counts, lambda n: n >= 1, "at least 1")
     check(args, ("seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
     positive = ("lr", "server_lr", "clip", "tau")
     check(args, positive, lambda x: 0 < x < math.inf, "a positive number")
     check(args, ("mu", "start"), lambda x: 0 <= x < math.inf, "a number of at least 0")
     check(args, ("beta", "beta1", "beta2"), lambda x: 0 <= x < 1, "a number in [0, 1)")
-    check(args, ("slots",), lambda n: n <= args.cohort, f"at most --cohort ({args.cohort})")
+    some = ("workers", "slots")
+    check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
+    right = f"auto or at most --cohort ({args.cohort})"
+    check(args, some, lambda n: n == "auto" or n <= args.cohort, right)
     check(args, ("device",), has_device, "a device of this machine, such as cpu")
     check_matplotlib()
 
@@ -188,12 +193,14 @@ def make_simulation(args: Args, data: FederatedDataset) -> vecfl.Simulation:
         data,
         make_algorithm(args),
         vecfl.uniform(args.cohort),
-        backend=args.backend,
-        slots=args.slots,
         seed=args.seed,
         sample_seed=args.sample_seed,
         device=args.device,
         dtype=getattr(torch, args.dtype),
+        backend=args.backend,
+        workers=args.workers,
+        threads=args.threads,
+        slots=args.slots,
     )
 
 

@@ -50,15 +50,18 @@ class Args:
     """where to train: cpu, cuda, cuda:1, ..."""
     dtype: Literal["float32", "float64"] = "float32"
     """floating-point type of the model"""
-    backend: Literal["loop", "vmap"] = "vmap"
-    """train clients one after the other, or many at a time"""
-    slots: int | None = None
-    """clients that train at the same time; chosen by memory and cache if not given"""
+    backend: Literal["auto", "loop", "vmap"] = "auto"
+    """train clients one after the other, or many at a time; auto takes what is fastest here"""
+    workers: int | Literal["auto"] = "auto"
+    """threads that train clients, on a CPU"""
+    threads: int | None = None
+    """operator threads of each worker; measured with --workers auto if not given"""
+    slots: int | Literal["auto"] = "auto"
+    """clients that train at the same time on each worker"""
 
 
 def run(args: Args) -> None:
     check_args(args)
-    torch.set_num_threads(1)  # for matrices this small, threads wait longer than they work
     data_seed = args.seed if args.data_seed is None else args.data_seed
     sample_seed = args.seed if args.sample_seed is None else args.sample_seed
     data, test = split_digits(args, data_seed)
@@ -75,12 +78,15 @@ def run(args: Args) -> None:
 
 def check_args(args: Args) -> None:
     """Raise InputError, with the name of the flag, before anything is made."""
-    counts = ("rounds", "cohort", "clients", "batch", "epochs", "slots")
+    counts = ("rounds", "cohort", "clients", "batch", "epochs", "threads")
     check(args, counts, lambda n: n >= 1, "at least 1")
     check(args, ("seed", "data_seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
     check(args, ("alpha", "lr"), lambda x: 0 < x < math.inf, "a positive number")
     check(args, ("cohort",), lambda n: n <= args.clients, f"at most --clients ({args.clients})")
-    check(args, ("slots",), lambda n: n <= args.cohort, f"at most --cohort ({args.cohort})")
+    some = ("workers", "slots")
+    check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
+    right = f"auto or at most --cohort ({args.cohort})"
+    check(args, some, lambda n: n == "auto" or n <= args.cohort, right)
     check(args, ("device",), has_device, "a device of this machine, such as cpu")
     check_matplotlib()
 
@@ -105,12 +111,14 @@ def make_simulation(args: Args, data: FederatedDataset, sample_seed: int) -> vec
         data,
         vecfl.fedavg(lr=args.lr, batches=batches),
         vecfl.uniform(args.cohort),
-        backend=args.backend,
-        slots=args.slots,
         seed=args.seed,
         sample_seed=sample_seed,
         device=args.device,
         dtype=getattr(torch, args.dtype),
+        backend=args.backend,
+        workers=args.workers,
+        threads=args.threads,
+        slots=args.slots,
     )
 
 

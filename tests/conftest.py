@@ -1,5 +1,17 @@
 """One operator thread: tensors are small here, and two threads waiting for a core are slow."""
 
+import os
+from collections.abc import Iterator
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_choices_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the probe chose before, in the user's cache folder, is neither read nor written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

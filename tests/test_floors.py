@@ -32,7 +32,10 @@ FLOORS: tuple[frozenset[str], ...] = (
         {"vecfl.algorithms", "vecfl.transforms", "vecfl.aggregate", "vecfl.sampling"}
         | {"vecfl.evaluate"}
     ),
-    frozenset({"vecfl.simulation"}),
+    frozenset(
+        {"vecfl.worker", "vecfl.trainer", "vecfl.choices", "vecfl.probe", "vecfl.arrange"}
+        | {"vecfl.simulation"}
+    ),
     frozenset({"vecfl.report", "vecfl.record", "vecfl.cli"}),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
     frozenset({"recipes", "benchmarks"}),
@@ -46,6 +49,15 @@ SAME_FLOOR = {
     ("vecfl.trial", "vecfl.modules"),
     ("vecfl.models", "vecfl.task"),
     ("vecfl.algorithms", "vecfl.aggregate"),
+    ("vecfl.trainer", "vecfl.worker"),
+    ("vecfl.probe", "vecfl.choices"),
+    ("vecfl.probe", "vecfl.trainer"),
+    ("vecfl.arrange", "vecfl.choices"),
+    ("vecfl.arrange", "vecfl.probe"),
+    ("vecfl.arrange", "vecfl.trainer"),
+    ("vecfl.simulation", "vecfl.arrange"),
+    ("vecfl.simulation", "vecfl.probe"),
+    ("vecfl.simulation", "vecfl.trainer"),
     ("vecfl.record", "vecfl.report"),
 }
 SCRIPTS = FLOORS[-1]  # nobody imports one, not even another script; they use public names only

@@ -90,10 +90,12 @@ ROUND_KEYS = [
     "train/dropped_clients",
     "system/clients_per_s",
     "system/round_s",
+    "system/backend",
+    "system/workers",
+    "system/threads",
     "system/slots",
     "system/slot_efficiency",
     "system/client_steps",
-    "system/backend",
 ]
 EVAL_KEYS = ["eval/loss", "eval/accuracy"]
 CLIENT_KEYS = ["client/loss_p90"]

@@ -34,3 +34,9 @@ def add_(aggregate: Aggregate, update: Tensor, weight: Tensor) -> None:
     """Fold in the messages `update` [K, M] with `weight` [K] float64."""
     weighted_sum_(aggregate.total, update, weight)
     aggregate.weight += weight.sum()
+
+
+def merge_(aggregate: Aggregate, other: Aggregate) -> None:
+    """Fold in another aggregate."""
+    aggregate.total += other.total
+    aggregate.weight += other.weight

@@ -43,6 +43,7 @@ def main(run: Callable[[Args], None], args_type: type[Args]) -> None:
     try:
         args = _parse(args_type)
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("vecfl").setLevel(logging.INFO)
         run(args)
     except InputError as error:
         _exit(f"error: {error}", 2)

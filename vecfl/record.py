@@ -4,6 +4,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 from vecfl.errors import InputError
@@ -25,11 +26,11 @@ def record_run(
     """`rounds` rounds into the run directory `out`, or a dated one: metrics, model, curves.
 
     `evaluate` is called every `eval_every` rounds and after the last; `config` are the settings
-    for config.yaml. Progress goes to stderr, the summary to stdout. A run that is interrupted, or
-    whose disk is full, keeps its metrics and its model: the KeyboardInterrupt or InputError says
-    where.
+    for config.yaml, where the arrangement that was chosen stands for "auto". Progress goes to
+    stderr, the summary to stdout. A run that is interrupted, or whose disk is full, keeps its
+    metrics and its model: the KeyboardInterrupt or InputError says where.
     """
-    run_dir = create_run_dir(out, recipe, config)
+    run_dir = create_run_dir(out, recipe, {**config, **asdict(sim.arrangement)})
     state = sim.start()
     try:
         with closing(Jsonl(run_dir / "metrics.jsonl")) as log, closing(Console(rounds)) as bar:

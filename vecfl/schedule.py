@@ -4,7 +4,7 @@ Axes: C clients of the cohort, S slots, B batch.
 """
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -65,6 +65,10 @@ class Plan:
     per_epoch: np.ndarray
     steps: np.ndarray
     run: np.ndarray
+
+    def of(self, members: np.ndarray) -> "Plan":
+        """The plan of some clients, given as positions [k] in the cohort."""
+        return Plan(*(getattr(self, f.name)[members] for f in fields(self)))
 
 
 def make_plan(batches: Batches, offsets: Tensor, cohort: Tensor) -> Plan:

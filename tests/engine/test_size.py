@@ -76,9 +76,11 @@ def test_a_deeper_model_keeps_more_and_parameters_do_not_count() -> None:
     assert activation_bytes(wide, EXAMPLE, 100) == 4400 + 100 * 300 * 4
 
 
-@pytest.mark.parametrize(("cache", "slots"), [(600, 7), (420, 7), (419, 6), (60, 1), (0, 1)])
+@pytest.mark.parametrize(
+    ("cache", "slots"), [(600, 7), (420, 7), (419, 4), (240, 4), (60, 1), (0, 1)]
+)
 def test_slots_within_a_cache(cache: int, slots: int) -> None:
-    """A row of SGD has 60 bytes; the cohort has 7 clients."""
+    """A row of SGD has 60 bytes; 7 clients fill 6 slots in two waves, and so they fill 4."""
     assert slot_count(task(nn.Linear(4, 3)), rule(sgd()), 7, EXAMPLE, cache=cache) == slots
 
 

@@ -89,9 +89,10 @@ def run_vecfl(
     *,
     backend: str,
     slots: int | None,
+    workers: int = 1,
     dtype: torch.dtype = torch.float64,
 ) -> Run:
-    """The rounds of `s`; asserts from the metrics that this backend and slot count really ran."""
+    """The rounds of `s`; asserts that these backend, slots and workers really ran."""
     data, result = dataset(clients), Run()
     task = Task(module, loss, example=data.examples(2))
     cohort = vecfl.everyone() if s.cohort is None else vecfl.uniform(s.cohort)
@@ -101,6 +102,7 @@ def run_vecfl(
         recorded(algorithm(s), result.updates),
         cohort,
         backend=backend,
+        workers=workers,
         slots=slots,
         seed=s.seed,
         sample_seed=s.sample_seed,
@@ -111,6 +113,7 @@ def run_vecfl(
         result.updates.append({})
         state, metrics = sim.round(state)
         assert metrics["system/backend"] == backend
+        assert metrics["system/workers"] == workers
         assert slots is None or metrics["system/slots"] == slots
         result.models.append(sim.state_dict(state))
         result.metrics.append(metrics)

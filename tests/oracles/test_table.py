@@ -7,6 +7,7 @@ all pairs, `pytest -m slow` the whole product.
 
 from functools import partial
 from itertools import combinations, product
+from typing import Any
 
 import pytest
 import torch
@@ -46,12 +47,14 @@ WEIGHTS = {
     "tokens": {"weight": "tokens"},
 }
 TAKEN = ("cohort", "sample_seed", "cap", "weight", "weight_cap")  # by fedsgd
-BACKENDS = {
-    "loop S=1": ("loop", 1),
-    "loop S=3": ("loop", 3),
-    "vmap S=1": ("vmap", 1),
-    "vmap S=3": ("vmap", 3),
-    "vmap S=C": ("vmap", len(SIZES)),
+BACKENDS: dict[str, dict[str, Any]] = {
+    "loop S=1": {"backend": "loop", "slots": 1},
+    "loop S=3": {"backend": "loop", "slots": 3},
+    "loop W=3": {"backend": "loop", "slots": 1, "workers": 3},
+    "vmap S=1": {"backend": "vmap", "slots": 1},
+    "vmap S=3": {"backend": "vmap", "slots": 3},
+    "vmap S=C": {"backend": "vmap", "slots": len(SIZES)},
+    "vmap W=2": {"backend": "vmap", "slots": 2, "workers": 2},
 }
 TASKS = PROBLEMS | {
     "tied": Problem(lambda: Tied(0.25), classes, floats(5), integers(3)),
@@ -90,9 +93,9 @@ def truth_of(row: Row) -> Result:
 
 
 def check(row: Row, truth: Result) -> None:
-    problem, (backend, slots) = TASKS[row["task"]], BACKENDS[row["backend"]]
-    clients, s = problem.clients(), setting_of(row)
-    ours = run_vecfl(problem.build(), problem.loss, clients, s, backend=backend, slots=slots)
+    problem, s = TASKS[row["task"]], setting_of(row)
+    kind = BACKENDS[row["backend"]]
+    ours = run_vecfl(problem.build(), problem.loss, problem.clients(), s, **kind)
     for t in range(s.rounds):
         close = partial(
             torch.testing.assert_close, rtol=1e-9, atol=1e-12, msg=lambda m: f"{row}: {m}"
@@ -134,16 +137,15 @@ def test_cover_holds_every_pair() -> None:
         assert seen == set(product(left, right)), (a, b)
 
 
-@pytest.mark.parametrize("backend,slots", BACKENDS.values(), ids=BACKENDS)
+@pytest.mark.parametrize("kind", BACKENDS.values(), ids=BACKENDS)
 @pytest.mark.parametrize("case", SOME_EXAMPLES, ids=lambda case: case.name)
-def test_hand_derived_values(case, backend: str, slots: int) -> None:
+def test_hand_derived_values(case, kind: dict[str, Any]) -> None:
     run = run_vecfl(
         case.module(),
         case.loss_function,
         case.clients,
         case.setting,
-        backend=backend,
-        slots=slots,
+        **kind,
         dtype=torch.float32,
     )
     for model, metrics, expected, loss in zip(

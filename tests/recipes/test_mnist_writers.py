@@ -180,7 +180,7 @@ def test_another_algorithm_carries_no_default_over(
         ("--batch 0", "--batch: expected at least 1, got 0"),
         ("--epochs 0", "--epochs: expected at least 1, got 0"),
         ("--eval-every 0", "--eval-every: expected at least 1, got 0"),
-        ("--slots 3", "--slots: expected at most --cohort (2), got 3"),
+        ("--slots 3", "--slots: expected auto or at most --cohort (2), got 3"),
         ("--lr 0", "--lr: expected a positive number, got 0.0"),
         ("--clip nan", "--clip: expected a positive number, got nan"),
         ("--algorithm fedavgm --beta 1", "--beta: expected a number in [0, 1), got 1.0"),

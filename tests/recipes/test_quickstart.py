@@ -32,7 +32,7 @@ KEYS = {
     "client/loss_p90",
     *(f"client/accuracy_{name}" for name in ("mean", "p10", "p50", "p90", "worst")),
     *(f"system/{name}" for name in ("clients_per_s", "round_s", "slots", "slot_efficiency")),
-    *(f"system/{name}" for name in ("client_steps", "backend")),
+    *(f"system/{name}" for name in ("client_steps", "backend", "workers", "threads")),
 }
 
 
@@ -111,7 +111,11 @@ def test_config_holds_the_effective_settings(
 ) -> None:
     flags = ("--rounds=1", "--cohort", "3", "--seed=5", "--sample-seed", "6", "--out")
     command(monkeypatch, *flags, str(tmp_path / "a"))
-    assert yaml.safe_load((tmp_path / "a" / "config.yaml").read_text()) == {
+    config = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    (row,) = rows_of(tmp_path / "a")
+    chosen = {name: config.pop(name) for name in ("backend", "workers", "threads", "slots")}
+    assert chosen == {name: row[f"system/{name}"] for name in chosen}  # what "auto" came to
+    assert config == {
         "out": str(tmp_path / "a"),
         "rounds": 1,
         "cohort": 3,
@@ -125,8 +129,6 @@ def test_config_holds_the_effective_settings(
         "sample_seed": 6,
         "device": "cpu",
         "dtype": "float32",
-        "backend": "vmap",
-        "slots": None,
     }
 
 
@@ -134,11 +136,13 @@ def test_backends_slots_and_repetition_give_one_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = ("--rounds=2", "--cohort=7", "--dtype=float64", "--out")
-    command(monkeypatch, *common, str(tmp_path / "vmap"), "--slots=3")
-    command(monkeypatch, *common, str(tmp_path / "again"), "--slots=3")
+    kind = ("--backend=vmap", "--workers=2", "--slots=3")
+    command(monkeypatch, *common, str(tmp_path / "vmap"), *kind)
+    command(monkeypatch, *common, str(tmp_path / "again"), *kind)
     command(monkeypatch, *common, str(tmp_path / "loop"), "--backend=loop")
     vmap, again, loop = (rows_of(tmp_path / name) for name in ("vmap", "again", "loop"))
-    assert {(row["system/backend"], row["system/slots"]) for row in vmap} == {("vmap", 3)}
+    names = ("backend", "workers", "slots")
+    assert {tuple(row[f"system/{name}"] for name in names) for row in vmap} == {("vmap", 2, 3)}
     assert {row["system/backend"] for row in loop} == {"loop"}
     assert [learned(row) for row in again] == [learned(row) for row in vmap]
     for row, other in zip(vmap, loop, strict=True):
@@ -187,13 +191,18 @@ def test_seeds_reach_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("--batch 0", "--batch: expected at least 1, got 0"),
         ("--batch 1500", r"--batch: expected at most 1438 \(training examples\), got 1500"),
         ("--epochs 0", "--epochs: expected at least 1, got 0"),
-        ("--slots 0", "--slots: expected at least 1, got 0"),
-        ("--slots 21", r"--slots: expected at most --cohort \(20\), got 21"),
+        ("--slots 0", "--slots: expected auto or a number of at least 1, got 0"),
+        ("--slots 21", r"--slots: expected auto or at most --cohort \(20\), got 21"),
+        ("--workers 21", r"--workers: expected auto or at most --cohort \(20\), got 21"),
+        ("--threads 0", "--threads: expected at least 1, got 0"),
         ("--alpha 0", "--alpha: expected a positive number, got 0.0"),
         ("--lr nan", "--lr: expected a positive number, got nan"),
         ("--seed -1", r"--seed: expected 0 to 2\^63 - 1, got -1"),
         ("--sample-seed 9223372036854775808", r"--sample-seed: expected 0 to 2\^63 - 1, got 92"),
-        ("--backend pmap", "'pmap' for argument '--backend'. Expected one of .*'loop', 'vmap'"),
+        (
+            "--backend pmap",
+            "'pmap' for argument '--backend'. Expected one of .*'auto', 'loop', 'vmap'",
+        ),
         ("--dtype float16", "'float16' for argument '--dtype'. Expected one of .*'float32'"),
         ("--device gpu", "--device: expected a device of this machine, such as cpu, got gpu"),
         ("--device cuda:99", "--device: expected a device of this machine, .* got cuda:99"),

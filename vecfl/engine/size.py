@@ -43,7 +43,8 @@ def slot_count(
     """How many slots, between 1 and `cohort`: rows within `cache` bytes, or GPU memory if None.
 
     On a GPU a client costs its row, a gradient and twice its activations; on a CPU rows that leave
-    the cache cost more than fewer steps at a time save.
+    the cache cost more than fewer steps at a time save. What fits is made smaller where the cohort
+    fills as many waves all the same: 1,000 clients sit twice in 500 slots, not in 534.
     """
     weight = next(task.module.parameters())
     number = torch.finfo(weight.dtype).bits // 8
@@ -54,4 +55,5 @@ def slot_count(
         fit = int(SHARE * free) // (row + task.layout.trainable * number + 2 * activations)
     else:
         fit = cache // row
-    return max(1, min(fit, cohort))
+    waves = -(-cohort // max(1, fit))
+    return -(-cohort // waves)

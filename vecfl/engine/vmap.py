@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from vecfl.engine.backend import gather
 from vecfl.engine.rule import Update, accumulate_, apply_, mean_weight
 from vecfl.engine.slots import Slots
 from vecfl.errors import InputError
@@ -37,21 +36,28 @@ class VmapBackend:
         self.task = copy.deepcopy(task)
         self.task.module.train()
         self.names = [e.name for e in task.layout.params]
+        self.batch: dict[str, Tensor] = {}
         self._try(example)
 
     def run_(
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
     ) -> int:
-        device = slots.flat.device
-        index, counts = block.index.to(device), block.valid.to(device)
+        device, dtype = slots.flat.device, slots.flat.dtype
+        index, valid = block.index.to(device), block.valid.to(device)
         draws = None if block.streams is None else block.streams.to(device)
+        examples = torch.arange(index.shape[-1], device=device)
+        mask = None if block.full else (examples < valid[..., None]).to(dtype)
         for step in range(len(index)):
-            batch = self.task.prepare(gather(columns, index[step]))
-            valid = None if block.full else counts[step]
-            streams = None if draws is None else draws[step]
-            grads, (total, count, buffers) = self.gradients(
-                slots.all.w, slots.buffers, batch, valid, streams, mean=block.apply is None
+            batch = self.task.prepare(self._gather(columns, index[step]))
+            grads, total, weight, buffers = self.gradients(
+                slots.all.w,
+                slots.buffers,
+                batch,
+                None if mask is None else mask[step],
+                None if draws is None else draws[step],
+                mean=block.apply is None,
             )
+            count = valid[step] if weight is None else weight
             if block.apply is None:
                 update(slots.all, grads)
             else:
@@ -60,8 +66,9 @@ class VmapBackend:
                     apply_(slots.one[s], update)
             for view, value in zip(slots.buffers, buffers, strict=True):
                 view.copy_(value)
-            slots.sums += torch.stack((total, count), 1)
-        slots.seen += counts.sum(0)
+            slots.sums[:, 0] += total
+            slots.sums[:, 1] += count
+        slots.seen += valid.sum(0)
         return slots.number * len(index)
 
     def gradients(
@@ -69,37 +76,57 @@ class VmapBackend:
         w: list[Tensor],
         buffers: list[Tensor],
         batch: Batch,
-        valid: Tensor | None,
+        mask: Tensor | None,
         streams: Tensor | None,
         mean: bool,
-    ) -> tuple[list[Tensor], tuple[Tensor, Tensor, list[Tensor]]]:
-        """Gradients [S, *shape] of each client's batch, and (loss sum [S], weight [S], buffers).
+    ) -> tuple[list[Tensor], Tensor, Tensor | None, list[Tensor]]:
+        """Gradients [S, *shape] of each client's batch, loss sums and weights [S], and buffers.
 
-        valid [S] counts the examples that matter (None: all); streams [S, 3] feeds keyed modules;
-        `mean` differentiates the mean of the batch, else its sum.
+        mask [S, B] is 1 where an example counts (None: all do); streams [S, 3] feeds keyed
+        modules; `mean` differentiates the mean of the batch, else its sum. The weights are None
+        where the loss gives none: every example that counts has weight 1.
         """
 
         def loss(
             w: list[Tensor],
             buffers: list[Tensor],
             batch: Batch,
-            valid: Tensor | None,
+            mask: Tensor | None,
             streams: Tensor | None,
-        ) -> tuple[Tensor, tuple[Tensor, Tensor, list[Tensor]]]:
+        ) -> tuple[Tensor, tuple[Tensor, list[Tensor], list[Tensor]]]:
             if streams is not None:
                 self.task.draws.begin(streams)
             value, weight, changed = self._forward(w, buffers, batch)
-            weight = torch.ones_like(value) if weight is None else weight.detach()
-            if valid is not None:
-                mask = torch.arange(len(value), device=value.device) < valid
-                value, weight = value * mask, weight * mask
-            total, count = value.sum(), weight.sum()
-            objective = total * mean_weight(count) if mean else total
-            return objective, (total.detach(), count.detach(), changed)
+            given = weight is not None
+            if mask is not None:
+                value, weight = value * mask, mask if weight is None else weight * mask
+            total = value.sum()
+            count = None if weight is None else weight.detach().sum()
+            if not mean:
+                objective = total
+            else:
+                objective = total / len(value) if count is None else total * mean_weight(count)
+            return objective, (
+                total.detach(),
+                [count] if given and count is not None else [],
+                changed,
+            )
 
-        dims = (0, 0, 0, None if valid is None else 0, None if streams is None else 0)
+        dims = (0, 0, 0, None if mask is None else 0, None if streams is None else 0)
         vectorised = vmap(grad(loss, has_aux=True), in_dims=dims, randomness="error")
-        return vectorised(w, buffers, batch, valid, streams)
+        grads, (total, weight, changed) = vectorised(w, buffers, batch, mask, streams)
+        return grads, total, weight[0] if weight else None, changed
+
+    def _gather(self, columns: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+        """The examples of index [S, B], in memory that the next step overwrites."""
+        batch = {}
+        for name, column in columns.items():
+            shape = (*index.shape, *column.shape[1:])
+            if name not in self.batch or self.batch[name].shape != shape:
+                self.batch[name] = column.new_empty(shape)
+            torch.index_select(column, 0, index.flatten(), out=self.batch[name].flatten(0, 1))
+            batch[name] = self.batch[name]
+        return batch
 
     def _forward(
         self, w: list[Tensor], buffers: list[Tensor], batch: Batch
@@ -121,7 +148,7 @@ class VmapBackend:
         device = flat.device
         batch = {k: c[:1].to(device).expand(2, 2, *c.shape[1:]) for k, c in example.items()}
         streams = stream(Kind.DROPOUT, client=torch.arange(2)).to(device)
-        valid = torch.tensor([2, 1], device=device)
+        mask = torch.tensor([[1, 1], [1, 0]], device=device, dtype=flat.dtype)
         warn_of_fallbacks(True)
         with blame(module) as found, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -130,7 +157,7 @@ class VmapBackend:
                     layout.param_views(flat),
                     layout.buffer_views(flat),
                     self.task.prepare(batch),
-                    valid,
+                    mask,
                     streams,
                     mean=True,
                 )

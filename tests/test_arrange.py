@@ -1,0 +1,267 @@
+"""What is "auto" is measured, said, kept and obeyed; what disagrees with the loop is not taken."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+import vecfl
+from vecfl import Batches, InputError, Simulation, Task, choices, fedavg, fedsgd
+from vecfl.arrange import Wanted, arrange, layouts
+from vecfl.engine.vmap import VmapBackend
+from vecfl.probe import Probe, slot_steps
+from vecfl.trainer import Arrangement, Trainer, operator_threads
+
+from .oracles.bridge import dataset
+from .oracles.tasks import PROBLEMS
+
+AUTO = {"backend": "auto", "workers": "auto", "slots": "auto"}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "vecfl" / "choices.json"
+
+
+def probe(problem: str = "mlp", algorithm=None, sizes=(5, 0, 1, 23, 3, 4, 8, 9)) -> Probe:
+    p = PROBLEMS[problem]
+    data = dataset(p.clients(sizes))
+    task = Task(p.build().float(), vecfl.cross_entropy, example=data.examples(4))
+    algorithm = algorithm or fedavg(lr=0.1, batches=Batches(4, epochs=2))
+    return Probe(task, data, algorithm, torch.arange(len(sizes)), seed=3)
+
+
+def simulate(**kind) -> Simulation:
+    p = probe()
+    return Simulation(p.task, p.data, p.algorithm, vecfl.everyone(), **kind)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, seconds) -> list[Arrangement]:
+    """Let `seconds(arrangement)` stand for the clock; the list fills with what is timed."""
+    tried: list[Arrangement] = []
+
+    def time(self: Probe, a: Arrangement) -> None:
+        if a not in self.seconds:
+            tried.append(a)
+            self.seconds[a] = seconds(a)
+
+    monkeypatch.setattr(Probe, "time", time)
+    return tried
+
+
+def test_the_rule_decides_where_nothing_is_auto() -> None:
+    with operator_threads(4):
+        sim = simulate()
+        assert sim.arrangement == Arrangement("vmap", workers=1, threads=4, slots=8)
+        assert simulate(workers=2).arrangement == Arrangement("vmap", 2, threads=2, slots=4)
+        assert simulate(workers=8).arrangement.threads == 1
+        assert simulate(workers=2, threads=3, slots=5).arrangement == Arrangement("vmap", 2, 3, 5)
+
+
+def test_the_fastest_is_searched_by_backend_then_cores_then_slots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # vmap is twice as fast as loop, workers halve it, and two slots are better than eight.
+    def seconds(a: Arrangement) -> float:
+        return (2.0 if a.backend == "loop" else 1.0) / a.workers + abs(a.slots - 2) / 100
+
+    tried = pretend(monkeypatch, seconds)
+    with operator_threads(2):
+        chosen = arrange(Wanted("auto", "auto", None, "auto"), probe())
+    assert chosen == Arrangement("vmap", workers=2, threads=1, slots=1)
+    layout = [(a.backend, a.workers, a.threads) for a in tried[:6]]
+    assert layout == [
+        ("loop", 1, 1),
+        ("vmap", 1, 1),
+        ("loop", 2, 1),
+        ("vmap", 2, 1),
+        ("loop", 1, 2),
+        ("vmap", 1, 2),
+    ]
+    assert [a.slots for a in tried[6:]] == [1]  # of four, as many as there are clients for
+
+
+def test_a_backend_that_the_cores_cannot_save_is_measured_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = pretend(monkeypatch, lambda a: 9.0 if a.backend == "vmap" else 4.0 / a.threads)
+    with operator_threads(2):
+        chosen = arrange(Wanted("auto", "auto", None, "auto"), probe())
+    assert (chosen.backend, chosen.workers, chosen.threads) == ("loop", 1, 2)
+    assert [a.backend for a in tried].count("vmap") == 1
+
+
+def test_what_is_given_is_not_measured() -> None:
+    assert layouts(Wanted("vmap", 3, None, "auto"), cores=8) == [(3, 2)]
+    assert layouts(Wanted("vmap", 3, 5, "auto"), cores=8) == [(3, 5)]
+    assert layouts(Wanted("auto", "auto", 2, None), cores=8) == [(1, 2), (4, 2)]
+    assert layouts(Wanted("auto", "auto", None, None), cores=1) == [(1, 1)]
+    with operator_threads(2):
+        p = probe()
+        chosen = arrange(Wanted("vmap", 2, None, 3), p)
+        assert (chosen, p.seconds) == (Arrangement("vmap", 2, 1, 3), {})
+        chosen = arrange(Wanted("auto", 2, None, 3), p)
+        assert {(a.workers, a.threads, a.slots) for a in p.seconds} == {(2, 1, 3)}
+        assert chosen in p.seconds and {a.backend for a in p.seconds} == {"loop", "vmap"}
+
+
+def test_a_choice_is_said_kept_recorded_and_obeyed(
+    home: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "vecfl")
+    with operator_threads(2):
+        sim = simulate(**AUTO)
+        assert len(caplog.messages) == 1
+        assert f"{sim.arrangement}: the fastest of" in caplog.text and str(home) in caplog.text
+        (kept,) = json.loads(home.read_text()).values()
+        assert Arrangement(**kept) == sim.arrangement
+        state, metrics = sim.round(sim.start())
+        assert {k: metrics[f"system/{k}"] for k in kept} == kept
+        assert len(sim.trainer.workers) == kept["workers"]
+        assert {w.backend.name for w in sim.trainer.workers} == {kept["backend"]}
+        assert {w.slots.number for w in sim.trainer.workers} == {kept["slots"]}
+
+        # Another choice in the file is obeyed, and nothing is measured again.
+        monkeypatch.setattr(Probe, "time", lambda *_: pytest.fail("measured again"))
+        other = kept | {"slots": 3, "workers": 2, "backend": "loop"}
+        home.write_text(json.dumps(dict.fromkeys(json.loads(home.read_text()), other)))
+        again = simulate(**AUTO, seed=8)
+        assert again.arrangement == Arrangement(**other)
+        assert "as measured before" in caplog.messages[-1]
+
+
+def test_a_choice_holds_for_its_task_alone() -> None:
+    wanted = {"wanted": "all"}
+    base = choices.key(probe().facts() | wanted)
+    assert base == choices.key(probe().facts() | wanted)
+    others = [
+        probe("linear"),
+        probe(sizes=(5, 4, 23, 9)),
+        probe(algorithm=fedavg(lr=0.1, batches=Batches(4, epochs=3))),
+        probe(algorithm=fedavg(lr=0.1, batches=Batches(4, epochs=2), optimizer=vecfl.adam())),
+    ]
+    keys = {choices.key(other.facts() | wanted) for other in others}
+    assert len(keys | {base}) == 5
+    slower = fedavg(lr=0.2, batches=Batches(4, epochs=2))
+    assert choices.key(probe(algorithm=slower).facts() | wanted) == base
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"KEY": {"backend": "vmap"}}', '{"KEY": 3}'])
+def test_a_damaged_file_of_choices_is_measured_anew(
+    content: str, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = Wanted("auto", 1, 1, 2)
+    name = choices.key(probe().facts() | {"wanted": vars(wanted)})
+    home.parent.mkdir()
+    home.write_text(content.replace("KEY", name))
+    p = probe()
+    chosen = arrange(wanted, p)
+    assert len(p.seconds) == 2 and chosen in p.seconds
+    assert Arrangement(**json.loads(home.read_text())[name]) == chosen
+    assert ("measuring anew" in caplog.text) == (content != "[]")
+
+
+def test_a_choice_that_cannot_be_kept_is_taken_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "vecfl")
+    (tmp_path / "vecfl").write_text("a file where the folder should be")
+    p = probe()
+    assert arrange(Wanted("auto", 1, 1, 2), p) in p.seconds
+    assert "not kept" in caplog.messages[-1] and str(tmp_path / "vecfl") in caplog.messages[-1]
+
+
+def test_a_backend_that_cannot_train_the_module_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: VmapBackend, *_: object) -> None:
+        raise InputError("module 'x' cannot be vectorised")
+
+    monkeypatch.setattr(VmapBackend, "_try", refuse)
+    p = probe()
+    assert arrange(Wanted("auto", 1, 1, None), p).backend == "loop"
+    with pytest.raises(InputError, match="cannot be vectorised"):
+        arrange(Wanted("vmap", 1, 1, "auto"), probe())
+
+
+ALGORITHMS = [fedavg(lr=0.1, batches=Batches(4, epochs=2)), fedsgd(lr=0.1, size=4)]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_backends_and_workers_agree_in_float64(problem: str, algorithm) -> None:
+    for a in (Arrangement("vmap", 1, 1, 5), Arrangement("vmap", 2, 1, 2)):
+        assert probe(problem, algorithm).disagreement(a) < 1e-12
+    assert probe(problem, algorithm).disagreement(Arrangement("loop", 2, 1, 1)) < 1e-12
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
+def test_a_backend_that_disagrees_is_out(
+    algorithm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = VmapBackend.gradients
+
+    def wrong(self: VmapBackend, *args, **kwargs):
+        grads, *rest = right(self, *args, **kwargs)
+        return [g * (1 + 1e-6) for g in grads], *rest
+
+    monkeypatch.setattr(VmapBackend, "gradients", wrong)
+    pretend(monkeypatch, lambda a: 1.0 if a.backend == "vmap" else 2.0)
+    assert probe(algorithm=algorithm).disagreement(Arrangement("vmap", 1, 1, 2)) > 1e-7
+    assert arrange(Wanted("auto", 1, 1, None), probe(algorithm=algorithm)).backend == "loop"
+    assert "backend vmap is out" in caplog.text
+    with pytest.raises(InputError, match="from the loop on one worker"):
+        arrange(Wanted("vmap", 1, 1, "auto"), probe(algorithm=algorithm))
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_slot_steps_are_those_that_a_round_executes(backend: str, workers: int) -> None:
+    p = probe()
+    trainer = Trainer(p.task, p.data, p.algorithm, Arrangement(backend, workers, 1, 2), 3)
+    plan = trainer.plan(p.cohort)
+    server = p.algorithm.init(p.task.layout.flatten(p.task.module), p.task.layout.trainable)
+    assert trainer.train(server, 0, p.cohort, plan).executed == slot_steps(trainer, plan)
+
+
+def test_a_part_is_scaled_to_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 8, 4 and 100 examples in batches of 4: 2, 1 and 25 steps. With one slot the loop would first
+    # be timed on two steps of the first client. If every step takes a second, that is more than
+    # a part may take, so nothing longer is timed, and the round is expected to take 28 seconds.
+    p = probe(algorithm=fedavg(lr=0.1, batches=Batches(4)), sizes=(8, 4, 100))
+    timed = []
+
+    def clock(self: Probe, trainer: Trainer, cohort: torch.Tensor, plan) -> float:
+        timed.append(plan.steps.tolist())
+        return float(plan.steps.sum())
+
+    monkeypatch.setattr(Probe, "_clock", clock)
+    p.time(a := Arrangement("loop", 1, 1, 1))
+    assert (timed, p.seconds[a]) == ([[2]], 28.0)
+
+
+def test_the_whole_cohort_is_timed_where_it_is_short() -> None:
+    p = probe()
+    a = Arrangement("vmap", 1, 1, 2)
+    sizes = [plan.steps.tolist() for _, plan, _ in p._parts(p.trainer(a))]
+    assert sizes == [[2, 2], [4, 2], [4, 0, 2, 12, 2, 2, 4, 6]]
+    p.time(a)
+    assert 0 < p.seconds[a] < 60
+
+
+@pytest.mark.parametrize(
+    "kind, line",
+    [
+        ({"backend": "stacked"}, "backend 'stacked' is not known; choose loop, vmap or auto"),
+        ({"workers": 0}, "workers must be an integer of at least 1, not 0"),
+        ({"workers": "all"}, "workers must be an integer of at least 1, not 'all'"),
+        ({"threads": -1}, "threads must be an integer of at least 1, not -1"),
+        ({"slots": 1.5}, "slots must be an integer of at least 1, not 1.5"),
+        ({"slots": True}, "slots must be an integer of at least 1, not True"),
+    ],
+)
+def test_bad_values_are_named(kind: dict, line: str) -> None:
+    with pytest.raises(InputError) as error:
+        simulate(**kind)
+    assert str(error.value) == line

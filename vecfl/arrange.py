@@ -1,0 +1,160 @@
+"""Which arrangement a simulation takes: as given, by a rule, or the fastest of those measured.
+
+No rule knows the fastest: vmap wins for many small clients and loses for convolutions on a CPU, and
+cores serve operators better here, clients there. So "auto" is measured on the real task, once: the
+choice is kept for this machine, model and shape, and the same command repeats the same bits.
+"""
+
+import logging
+import time
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from vecfl.choices import choices_file, keep, recall
+from vecfl.errors import InputError, is_integer
+from vecfl.probe import Probe
+from vecfl.trainer import Arrangement
+
+log = logging.getLogger("vecfl")
+
+AGREE = 1e-9  # what float64 arithmetic in another order may change
+BACKENDS = ("loop", "vmap")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wished of an arrangement: a value, "auto" to measure it, None for the rule."""
+
+    backend: str
+    workers: int | str
+    threads: int | None
+    slots: int | str | None
+
+    def __post_init__(self) -> None:
+        if self.backend not in (*BACKENDS, "auto"):
+            raise InputError(f"backend {self.backend!r} is not known; choose loop, vmap or auto")
+        for name, other in (("workers", "auto"), ("threads", None), ("slots", "auto")):
+            value = getattr(self, name)
+            by_rule = value == other or (name == "slots" and value is None)
+            if not by_rule and not (is_integer(value) and value >= 1):
+                raise InputError(f"{name} must be an integer of at least 1, not {value!r}")
+
+    @property
+    def measured(self) -> bool:
+        return "auto" in (self.backend, self.workers, self.slots)
+
+
+def arrange(wanted: Wanted, probe: Probe) -> Arrangement:
+    """The arrangement that is wanted; what is measured is said in one line.
+
+    Raises InputError where a backend that was named cannot train the task, or disagrees in float64
+    with the loop.
+    """
+    cores = torch.get_num_threads()
+    if not wanted.measured:
+        (workers, threads), *_ = layouts(wanted, cores)
+        return candidate(wanted, probe, wanted.backend, workers, threads)
+    facts = probe.facts() | {"wanted": asdict(wanted)}
+    if kept := chosen_before(facts):
+        log.info("%s, as measured before (%s)", kept, choices_file())
+        return kept
+    began = time.perf_counter()
+    chosen = search(wanted, probe, cores)
+    log.info(
+        "%s: the fastest of %d, %.3g ms a round%s; measured in %.1f s, %s",
+        chosen,
+        len(probe.seconds),
+        probe.seconds[chosen] * 1e3,
+        "".join(f", {b} {s * 1e3:.3g}" for b, s in beaten(probe, chosen).items()),
+        time.perf_counter() - began,
+        keep(facts, asdict(chosen)),
+    )
+    return chosen
+
+
+def chosen_before(facts: dict[str, object]) -> Arrangement | None:
+    """The arrangement that was chosen before for the same task on the same machine."""
+    kept = recall(facts)
+    if kept is None:
+        return None
+    try:
+        Wanted(**kept)
+        return Arrangement(**kept)
+    except (TypeError, InputError):
+        log.warning("%s holds no arrangement: %r; measuring anew", choices_file(), kept)
+        return None
+
+
+def beaten(probe: Probe, chosen: Arrangement) -> dict[str, float]:
+    """The best time of every other backend that was tried."""
+    times: dict[str, float] = {}
+    for a, seconds in probe.seconds.items():
+        if a.backend != chosen.backend:
+            times[a.backend] = min(seconds, times.get(a.backend, seconds))
+    return times
+
+
+def search(wanted: Wanted, probe: Probe, cores: int) -> Arrangement:
+    """The fastest arrangement, found one question after the other: backend, cores, slots."""
+    (workers, threads), *others = layouts(wanted, cores)
+    for backend in BACKENDS if wanted.backend == "auto" else (wanted.backend,):
+        try:
+            probe.time(candidate(wanted, probe, backend, workers, threads))
+        except InputError as error:
+            if wanted.backend != "auto":
+                raise
+            log.info("backend %s is out: %s", backend, error)
+    limit = cores * min(probe.seconds.values())  # the cores cannot gain more
+    close = [a for a, seconds in probe.seconds.items() if seconds <= limit]
+    for w, t in others:
+        for a in close:
+            probe.time(candidate(wanted, probe, a.backend, w, t))
+    if wanted.slots == "auto":
+        for factor in (4, 0.25):
+            climb(probe, factor)
+    return agreeing(probe)
+
+
+def layouts(wanted: Wanted, cores: int) -> list[tuple[int, int]]:
+    """(workers, threads) to try: one core first, then the cores for clients, and for operators."""
+    if wanted.workers != "auto":
+        workers = int(wanted.workers)
+        return [(workers, wanted.threads or max(1, cores // workers))]
+    if wanted.threads:
+        tried = [(1, wanted.threads), (max(1, cores // wanted.threads), wanted.threads)]
+    else:
+        tried = [(1, 1), (cores, 1), (1, cores)]
+    return list(dict.fromkeys(tried))
+
+
+def candidate(
+    wanted: Wanted, probe: Probe, backend: str, workers: int, threads: int
+) -> Arrangement:
+    """An arrangement with the slots that are wanted, or those of the rule."""
+    slots = probe.slots(backend, workers) if wanted.slots in (None, "auto") else int(wanted.slots)
+    return Arrangement(backend, workers, threads, slots)
+
+
+def climb(probe: Probe, factor: float) -> None:
+    """Go on from the fastest arrangement to more slots, or fewer, while that is faster."""
+    while True:
+        best = probe.fastest()
+        most = -(-len(probe.cohort) // best.workers)
+        slots = max(1, min(round(best.slots * factor), most))
+        probe.time(replace(best, slots=slots))
+        if probe.fastest() == best:
+            return
+
+
+def agreeing(probe: Probe) -> Arrangement:
+    """The fastest arrangement, or the next, that computes in float64 what the loop computes."""
+    while True:
+        best = probe.fastest()
+        if (difference := probe.disagreement(best)) <= AGREE:
+            return best
+        what = f"{best} is {difference:.1g} from the loop on one worker in float64"
+        probe.drop(best.backend)
+        if not probe.seconds:
+            raise InputError(f"{what}; is the module's result random?")
+        log.warning("%s; backend %s is out", what, best.backend)

@@ -1,0 +1,142 @@
+"""How long a round takes by an arrangement: short parts of the first, on the real task and data."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vecfl.algorithms import Algorithm
+from vecfl.choices import machine
+from vecfl.data import FederatedDataset
+from vecfl.engine import CACHE, slot_count
+from vecfl.schedule import Plan, assign
+from vecfl.task import Task
+from vecfl.trainer import Arrangement, Trainer
+
+LONG = 0.3  # seconds: a part of a round that takes as long is timed once, shorter ones three times
+
+
+@dataclass
+class Probe:
+    """What an arrangement is tried on: everything of a simulation, and its first cohort [C].
+
+    seconds  what a round is expected to take, for the arrangements tried
+    """
+
+    task: Task
+    data: FederatedDataset
+    algorithm: Algorithm
+    cohort: Tensor
+    seed: int
+    seconds: dict[Arrangement, float] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.task.module.parameters()).device
+
+    def slots(self, backend: str, workers: int) -> int:
+        """The slots of each worker by the rule: what the CPU's cache or the GPU's memory holds."""
+        on_gpu = self.device.type == "cuda" and backend == "vmap"
+        return slot_count(
+            self.task,
+            self.algorithm.rule,
+            -(-len(self.cohort) // workers),
+            self.data.examples(2),
+            cache=None if on_gpu else CACHE[backend],
+        )
+
+    def facts(self) -> dict[str, object]:
+        """What the fastest arrangement may depend on; no seed and no learning rate is among it."""
+        columns = {name: (c.dtype, c.shape[1:]) for name, c in self.data.columns.items()}
+        return machine(self.device) | {
+            "model": repr(self.task.module),
+            "row": self.task.layout,
+            "loss": getattr(self.task.loss, "__qualname__", ""),
+            "dtype": next(self.task.module.parameters()).dtype,
+            "columns": columns,
+            "population": (self.data.num_clients, int(self.data.offsets[-1])),
+            "cohort": len(self.cohort),
+            "algorithm": self.algorithm.name,
+            "rule": replace(self.algorithm.rule, lr=0.0),
+        }
+
+    def fastest(self) -> Arrangement:
+        """The best of those tried."""
+        return min(self.seconds, key=self.seconds.__getitem__)
+
+    def drop(self, backend: str) -> None:
+        """Forget what was measured with a backend."""
+        self.seconds = {a: s for a, s in self.seconds.items() if a.backend != backend}
+
+    def trainer(self, arrangement: Arrangement) -> Trainer:
+        return Trainer(self.task, self.data, self.algorithm, arrangement, self.seed)
+
+    def time(self, arrangement: Arrangement) -> None:
+        """Time growing parts of the first round, and scale to the slot-steps of all of it."""
+        if arrangement in self.seconds:
+            return
+        trainer = self.trainer(arrangement)
+        rate = math.nan
+        with torch.no_grad():
+            for members, plan, work in self._parts(trainer):
+                if rate * work > LONG:
+                    break
+                rate = self._clock(trainer, self.cohort[members], plan) / work
+        self.seconds[arrangement] = rate * slot_steps(trainer, trainer.plan(self.cohort))
+
+    def _parts(self, trainer: Trainer) -> Iterator[tuple[np.ndarray, Plan, int]]:
+        """Two steps of a client for each slot, all steps of these, the whole cohort."""
+        plan = trainer.plan(self.cohort)
+        seats = trainer.arrangement.workers * trainer.arrangement.slots
+        few, every = np.flatnonzero(plan.steps)[:seats], np.arange(len(self.cohort))
+        two = replace(plan.of(few), steps=plan.steps[few].clip(max=2))
+        for members, part in ((few, two), (few, plan.of(few)), (every, plan)):
+            yield members, part, max(1, slot_steps(trainer, part))
+
+    def _clock(self, trainer: Trainer, cohort: Tensor, plan: Plan) -> float:
+        """Seconds that a part takes, without what only the first call pays."""
+        weight = self.task.layout.flatten(self.task.module)
+        server, shortest = self.algorithm.init(weight, self.task.layout.trainable), math.inf
+        for _ in range(3):
+            began = time.perf_counter()
+            trainer.train(server, 0, cohort, plan)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            shortest = min(shortest, time.perf_counter() - began)
+            if shortest > LONG:
+                break
+        return shortest
+
+    def disagreement(self, arrangement: Arrangement) -> float:
+        """How far it is from the loop on one worker, in float64, relative to the largest number.
+
+        Two clients a worker take two steps, or an epoch where gradients accumulate that long.
+        """
+        task, sums = self.task.to(self.device, torch.float64), []
+        most = np.iinfo(np.int64).max if self.algorithm.rule.batches.full else 2
+        for a in (replace(arrangement, slots=2), Arrangement("loop", 1, 1, 1)):
+            trainer = Trainer(task, self.data, self.algorithm, a, self.seed)
+            plan = trainer.plan(self.cohort)
+            few = np.flatnonzero(plan.steps)[: 2 * arrangement.workers]
+            part = replace(plan.of(few), steps=plan.steps[few].clip(max=most))
+            server = self.algorithm.init(task.layout.flatten(task.module), task.layout.trainable)
+            with torch.no_grad():
+                sums.append(trainer.train(server, 0, self.cohort[few], part).aggregate.total)
+        found, right = sums
+        largest = right.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+        return float((found - right).abs().max() / largest)
+
+
+def slot_steps(trainer: Trainer, plan: Plan) -> int:
+    """Steps that the slots execute: vmap's idle slots compute too, the loop skips them."""
+    if trainer.arrangement.backend == "loop":
+        return int(plan.steps.sum())
+    slots, ends = trainer.arrangement.slots, []
+    for members in trainer.share(plan):
+        _, begin = assign(plan.steps[members], slots)
+        ends.append(int((begin + plan.steps[members]).max(initial=0)))
+    return slots * sum(ends)

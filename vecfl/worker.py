@@ -1,0 +1,139 @@
+"""A worker: one thread's slots and backend, which train clients and fold what they send."""
+
+from dataclasses import dataclass, field
+from threading import Event
+
+import torch
+from torch import Tensor
+
+from vecfl.aggregate import Aggregate, add_, empty, merge_
+from vecfl.algorithms import Algorithm, Finished
+from vecfl.algorithms.base import Server
+from vecfl.data import FederatedDataset
+from vecfl.engine import Slots, make_backend, make_update
+from vecfl.schedule import Plan
+from vecfl.tape import Tape
+from vecfl.task import Task
+
+COMMIT = 1 << 20  # bytes of finished rows that a CPU folds at a time: they stay in its cache
+
+
+@dataclass
+class Fold:
+    """What a round gathers while clients finish: the aggregate, and small tensors per commit.
+
+    clients, ok   [K] positions in the dataset, and whether loss and update were finite
+    sums, weight  [K, 2] loss and loss weight, [K] weight in the aggregate
+    executed      slot-steps, idle ones included
+    """
+
+    aggregate: Aggregate
+    clients: list[Tensor] = field(default_factory=list)
+    ok: list[Tensor] = field(default_factory=list)
+    sums: list[Tensor] = field(default_factory=list)
+    weight: list[Tensor] = field(default_factory=list)
+    executed: int = 0
+
+    def merge_(self, other: "Fold") -> None:
+        """Take in what another worker gathered."""
+        merge_(self.aggregate, other.aggregate)
+        self.clients += other.clients
+        self.ok += other.ok
+        self.sums += other.sums
+        self.weight += other.weight
+        self.executed += other.executed
+
+
+class Worker:
+    """Trains clients in `slots` slots; its module is its own, so it serves one thread at a time.
+
+    task and data are on the device. Raises InputError if the backend cannot train the module.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        data: FederatedDataset,
+        algorithm: Algorithm,
+        *,
+        backend: str,
+        slots: int,
+        seed: int,
+    ) -> None:
+        self.data, self.algorithm, self.seed = data, algorithm, seed
+        self.layout, self.draws = task.layout, task.keyed
+        weight = next(task.module.parameters())
+        self.device = weight.device
+        self.slots = Slots(task.layout, algorithm.rule, slots, self.device, weight.dtype)
+        self.backend = make_backend(backend, task, data.examples(2))
+        row = self.layout.size * weight.element_size()
+        self.rows = max(1, COMMIT // row) if weight.is_cpu else slots  # finished rows at a time
+
+    @torch.no_grad()  # grad mode belongs to a thread
+    def train(
+        self, server: Server, round: int, cohort: Tensor, plan: Plan, stop: Event | None = None
+    ) -> Fold:
+        """Train `cohort` [C] (positions in the dataset) from the server's state.
+
+        Ends between two blocks when `stop` is set.
+        """
+        rule, slots = self.algorithm.rule, self.slots
+        tape = Tape(plan, rule.batches, slots.number, seed=self.seed, round=round, draws=self.draws)
+        update = make_update(rule, self.layout.param_views(server["w"]), round)
+        fold = Fold(empty(self.layout.size, self.device))
+        examples = torch.from_numpy(plan.n)
+        for idle in torch.from_numpy(tape.idle).split(slots.number):
+            seats = torch.arange(len(idle))
+            self._seat(server, seats, cohort[idle])
+            self._commit(server, seats, cohort[idle], examples[idle], fold)
+        for block in tape.blocks():
+            if stop is not None and stop.is_set():
+                break
+            seats, at = map(torch.from_numpy, block.starts)
+            if len(seats):
+                self._seat(server, seats, cohort[at])
+            fold.executed += self.backend.run_(slots, block, self.data.columns, update)
+            seats, at = map(torch.from_numpy, block.finishes)
+            if len(seats):
+                self._commit(server, seats, cohort[at], examples[at], fold)
+        return fold
+
+    def _seat(self, server: Server, seats: Tensor, clients: Tensor) -> None:
+        """Let `clients` [k] begin in the slots `seats` [k]."""
+        begin = self.algorithm.begin(server, clients.to(self.device))
+        self.slots.start_(seats.to(self.device), begin.model, begin.bias)
+
+    def _commit(
+        self, server: Server, seats: Tensor, clients: Tensor, examples: Tensor, fold: Fold
+    ) -> None:
+        """Fold the messages of the clients that have finished in `seats` [K]."""
+        columns = (t.split(self.rows) for t in (seats, clients, examples))
+        for some, client, n in zip(*columns, strict=True):
+            done = self._finished(some.to(self.device), client, n)
+            upload = self.algorithm.upload(server, done)
+            update, weight = upload.update, upload.weight.double()
+            ok = (update.sum(1) + done.loss).isfinite()  # a finite sum has finite terms
+            if not (ok.is_cpu and ok.all()):  # asking a GPU would wait for it
+                ok = update.abs().amax(1).isfinite() & done.loss.isfinite()
+                update = update.where(ok[:, None], 0)  # a weight of 0 is not enough: 0 * nan is nan
+                weight = weight.where(ok, 0)
+            add_(fold.aggregate, update, weight)
+            fold.clients.append(client)
+            fold.ok.append(ok)
+            fold.sums.append(torch.stack((done.loss, done.weight), 1))
+            fold.weight.append(weight)
+
+    def _finished(self, seats: Tensor, clients: Tensor, examples: Tensor) -> Finished:
+        """The rows of `seats` [K], copied."""
+        slots = self.slots
+        sums = slots.sums[seats]
+        return Finished(
+            model=slots.flat[seats],
+            state=[t[seats] for t in slots.state],
+            bias=None if slots.bias is None else slots.bias[seats],
+            client=clients.to(self.device),
+            examples=examples.to(self.device),
+            loss=sums[:, 0],
+            weight=sums[:, 1],
+            seen=slots.seen[seats],
+        )
