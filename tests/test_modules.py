@@ -3,6 +3,7 @@
 import copy
 import math
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
@@ -43,32 +44,77 @@ def factors(
 # ------------------------------------------------------------------ masks
 
 
-@pytest.mark.parametrize("p", [1 / 256, 0.25, 0.5, 255 / 256, 0.1, 0.3, 0.001, 0.9999])
+# Two words, the first with bytes e4 1b c6 93 from its low end. By hand: draws, q of 2^bits, kept.
+WORDS = (0x93C61BE4, 0x0000FFFF)
+BY_HAND = {
+    # Bits of e4 = 1110 0100 from the right: 0 0 1 0 0 1 1 1, and so on; kept where 0 (q = 1 of 2).
+    1 / 2: (1, 1, "11011000 00100111 10011100 00110110 00000000 00000000 11111111 11111111"),
+    # e4 = 3 2 1 0 from the right: 0 1 2 3; 1b: 3 2 1 0; c6: 2 1 0 3; 93: 3 0 1 2 (q = 3 of 4).
+    1 / 4: (2, 3, "1110 0111 1110 0111 0000 0000 1111 1111"),
+    # 4 e b 1 6 c 3 9 and f f f f 0 0 0 0; q = 11 of 16, and b = 11 is not below it.
+    5 / 16: (4, 11, "10 01 10 11 00 00 11 11"),
+    # e4 = 228, 1b = 27, c6 = 198, 93 = 147; q = 147 of 256, and 147 is not below it.
+    109 / 256: (8, 147, "0 1 0 0 0 0 1 1"),
+    # 1be4 = 7140, 93c6 = 37830, ffff, 0; q = round(0.55 * 65536 = 36044.8) = 36045.
+    0.45: (16, 36045, "10 01"),
+}
+
+
+@pytest.mark.parametrize("p", BY_HAND)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masks_of_two_words_by_hand(
+    p: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bits, q, kept = BY_HAND[p]
+    planted = torch.tensor([*WORDS, 0, 0])
+    monkeypatch.setattr("vecfl.random.philox", lambda counter, seed: planted.expand_as(counter))
+    n = 64 // bits
+    mask = draw_mask(stream(Kind.DROPOUT), SEED, 0, n, p, dtype)
+    assert mask.shape == (n,) and mask.dtype == dtype
+    expected = [2**bits / q * int(digit) for digit in kept.replace(" ", "")]
+    assert torch.equal(mask, torch.tensor(expected, dtype=dtype))
+
+
+@pytest.mark.parametrize("p", [1 / 256, 0.25, 0.5, 0.75, 5 / 16, 255 / 256, 0.1, 0.3, 1e-3, 0.9999])
 def test_masks_are_those_of_the_oracle(p: float) -> None:
-    shape = (3, 5, 7)  # 105 elements fill no whole word of 4 or 2 lanes
+    shape = (3, 5, 7)  # 105 elements fill no whole word of any kind of lanes
     expected = philox.dropout_mask(SEED, 5, 9, 3, 2, p, shape)
     assert torch.equal(factors(p, shape, layer=2), torch.from_numpy(expected))
 
 
 def test_lanes_and_thresholds() -> None:
-    """q = round((1 - p) 2^bits): 0.75 * 256 = 192, 0.9 * 65536 = 58982.4, 0.7 * 65536 = 45875.2."""
-    assert [lanes(p) for p in (0.25, 0.5)] == [(8, 192), (8, 128)]
-    assert [lanes(p) for p in (0.1, 0.3)] == [(16, 58982), (16, 45875)]
+    """q = round((1 - p) 2^bits): 0.9 * 65536 = 58982.4, 0.7 * 65536 = 45875.2."""
+    assert [lanes(p) for p in (0.5, 0.25, 0.75)] == [(1, 1), (2, 3), (2, 1)]
+    assert [lanes(p) for p in (1 / 16, 1 / 8, 1 / 32)] == [(4, 15), (4, 14), (8, 248)]
+    assert [lanes(p) for p in (0.1, 0.3, 1 / 512)] == [(16, 58982), (16, 45875), (16, 65408)]
 
 
-@pytest.mark.parametrize("p", [0.25, 0.5, 0.1, 0.3])
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.75, 1 / 16, 1 / 32])
 def test_keep_rate_and_mean(p: float) -> None:
-    """Kept of n are binomial(n, 1 - p): six standard deviations are a false alarm in 5e8.
+    """Kept of n are binomial(n, 1 - p): four standard deviations are a false alarm in 16,000.
 
     The threshold is off from (1 - p) by at most 2^-17, 0.02 deviations here.
     """
     n = 1 << 18
     result = factors(p, (n,))
     deviation = math.sqrt(n * p * (1 - p))
-    assert abs(int((result > 0).sum()) - n * (1 - p)) < 6 * deviation
-    assert result.mean().item() == pytest.approx(1, abs=6 * deviation / n / (1 - p))
+    assert abs(int((result > 0).sum()) - n * (1 - p)) < 4 * deviation
+    assert result.mean().item() == pytest.approx(1, abs=4 * deviation / n / (1 - p))
     bits, q = lanes(p)
     assert set(result.tolist()) == {0, 2**bits / q}
+
+
+@pytest.mark.parametrize("p", [0.5, 0.25, 1 / 16, 1 / 32, 0.1])
+@pytest.mark.parametrize("apart", [1, 4, 8, 16, 32, 1000])
+def test_elements_of_a_mask_are_independent(p: float, apart: int) -> None:
+    """Neighbours, lanes of a byte, of a word, and rows: with z of mean 0 and variance 1, products
+    of independent neighbours have mean 0 and variance 1; six deviations are a false alarm in 5e8.
+    """
+    bits, q = lanes(p)
+    keep = q / 2**bits
+    z = ((factors(p, (256, 1000)) > 0).double().flatten() - keep) / math.sqrt(keep * (1 - keep))
+    product = z[apart:] * z[:-apart]
+    assert abs(product.sum().item()) < 6 * math.sqrt(len(product))
 
 
 @pytest.mark.parametrize("other", ["client", "round", "step", "layer", "seed"])
@@ -137,10 +183,65 @@ def test_channel_dropout_drops_whole_channels(layer: type, shape: tuple[int, ...
 
 def test_draw_mask_of_many_streams_at_once() -> None:
     streams = stream(Kind.DROPOUT, client=torch.arange(6).view(2, 3))
-    mask = draw_mask(streams, SEED, 1, (5, 3), 0.3)
-    assert mask.shape == (2, 3, 5, 3) and mask.dtype == torch.bool
-    expected = philox.dropout_mask(SEED, 0, 4, 0, 1, 0.3, (5, 3)) > 0
+    mask = draw_mask(streams, SEED, 1, 15, 0.3, torch.float64)
+    assert mask.shape == (2, 3, 15)
+    expected = philox.dropout_mask(SEED, 0, 4, 0, 1, 0.3, (15,))
     assert torch.equal(mask[1, 1], torch.from_numpy(expected))
+
+
+class Changing(nn.Module):
+    """Two dropout layers, of which every third pass calls the other one first."""
+
+    def __init__(self, draws: Draws) -> None:
+        super().__init__()
+        self.passes, self.some = 0, KeyedDropout(0.25, draws)
+        self.more = KeyedDropout(0.3, draws)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.some(self.more(x)) if self.passes % 3 == 0 else self.more(self.some(x))
+
+
+@pytest.mark.parametrize("ahead", [1, 40, 1 << 20])
+def test_masks_drawn_ahead_are_those_of_single_passes(
+    ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches that shrink and grow, layers that change places, a second client, another dtype."""
+    monkeypatch.setattr("vecfl.modules.AHEAD", ahead)
+    draws = Draws(SEED)
+    module = Changing(draws)
+    for client, dtype in ((4, torch.float32), (9, torch.float32), (9, torch.float64)):
+        streams = stream(Kind.DROPOUT, client=client, round=5, step=torch.arange(8))
+        xs = [torch.ones(b, 5, dtype=dtype) for b in (3, 1, 4, 4, 2, 4, 1, 5)]
+        module.passes = 0
+        draws.begin_all(streams)
+        together = []
+        for x in xs:
+            draws.next_step()
+            together.append(module(x))
+        module.passes = 0
+        for x, one, result in zip(xs, streams, together, strict=True):
+            draws.begin(one)
+            assert torch.equal(module(x), result) and result.dtype == dtype
+
+
+def test_steps_are_drawn_ahead_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 elements of room: five steps of 20 elements, then the last two."""
+    drawn = []
+
+    def record(streams: Tensor, *rest: Any) -> Tensor:
+        drawn.append((len(streams), rest[2]))
+        return draw_mask(streams, *rest)
+
+    monkeypatch.setattr("vecfl.modules.AHEAD", 100)
+    monkeypatch.setattr("vecfl.modules.draw_mask", record)
+    draws = Draws(SEED)
+    drop = KeyedDropout(0.5, draws)
+    draws.begin_all(stream(Kind.DROPOUT, step=torch.arange(7)))
+    for _ in range(7):
+        draws.next_step()
+        drop(torch.ones(4, 5))
+    assert drawn == [(5, 20), (2, 20)]
 
 
 def test_eval_is_identity_and_takes_no_ordinal() -> None:

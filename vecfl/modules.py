@@ -6,10 +6,11 @@ every backend and slot. Modules whose result depends on the other examples of a 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import prod
+from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vecfl.errors import InputError
@@ -17,18 +18,34 @@ from vecfl.random import LIMITS, with_layer, words
 
 CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 DROPOUTS = (nn.Dropout, *CHANNELWISE)  # not their subclasses, whose forward may be another
+AHEAD = 1 << 20  # elements of masks that a layer draws at a time, of a loop's next steps
 
 
 class Draws:
-    """The stream of one forward pass, shared by all keyed modules of a model."""
+    """The streams of a model's forward passes, shared by all its keyed modules."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed, self.calls = seed, 0
         self.streams: Tensor | None = None
+        self.step: int | None = None
+        self.ahead: dict[tuple[int, float, torch.dtype], tuple[int, tuple[Tensor, ...]]] = {}
 
     def begin(self, streams: Tensor) -> None:
-        """Start a forward pass with the counter words `streams` [3] of this client and step."""
-        self.streams, self.calls = streams, 0
+        """Start a forward pass with counter words `streams` [3]; under vmap they may be batched."""
+        self.streams, self.step, self.calls = streams, None, 0
+
+    def begin_all(self, streams: Tensor) -> None:
+        """Take on L forward passes, `streams` [L, 3]; `next_step` starts each of them in turn.
+
+        Their masks are drawn some steps ahead, because a draw costs more than its elements.
+        """
+        self.streams, self.step = streams, -1
+        self.ahead.clear()
+
+    def next_step(self) -> None:
+        """Start the next of the passes."""
+        assert self.step is not None
+        self.step, self.calls = self.step + 1, 0
 
     def next_layer(self) -> int:
         """The ordinal of this call in the forward pass, from 0."""
@@ -37,31 +54,54 @@ class Draws:
             raise InputError(f"more than {1 << LIMITS['layer']} dropout calls in one forward pass")
         return self.calls - 1
 
+    def mask(self, n: int, p: float, dtype: torch.dtype) -> Tensor:
+        """What the next dropout call multiplies its n elements by, [n]."""
+        layer = self.next_layer()
+        if self.step is None:
+            return KeyedMask.apply(self.streams, self.seed, layer, n, p, dtype)
+        first, masks = self.ahead.get((layer, p, dtype), (self.step, ()))
+        if not first <= self.step < first + len(masks) or n > len(masks[0]):
+            assert self.streams is not None
+            first, most = self.step, max(n, len(masks[0]) if masks else 1)
+            streams = self.streams[first : first + max(1, AHEAD // most)]
+            masks = draw_mask(streams, self.seed, layer, most, p, dtype).unbind()
+            self.ahead[layer, p, dtype] = first, masks
+        return masks[self.step - first][:n]
 
+
+@cache
 def lanes(p: float) -> tuple[int, int]:
     """(bits of a draw, q): an element is kept when its draw is below q (docs/design.md, Draws)."""
-    bits = 8 if p * 256 == int(p * 256) else 16
+    bits = next((b for b in (1, 2, 4, 8) if p * (1 << b) % 1 == 0), 16)
     return bits, round((1 - p) * (1 << bits))
 
 
-def draw_mask(streams: Tensor, seed: int, layer: int, shape: tuple[int, ...], p: float) -> Tensor:
-    """Which elements of `shape` are kept, bool [..., *shape], for streams [..., 3]."""
+@cache
+def factors(p: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The lanes of every byte as factors, [256, 8 / bits]; [65536, 1] for 16-bit lanes."""
     bits, keep = lanes(p)
-    n, per_word = prod(shape), 32 // bits
-    raw = words(seed, with_layer(streams, layer), -(-n // per_word)).to(torch.int32)
-    if bits == 8:
-        kept = raw.view(torch.uint8)[..., :n] < keep
-    else:  # int16 is signed: shift both sides by half the range
-        kept = (raw.view(torch.int16)[..., :n] ^ -(1 << 15)).int() < keep - (1 << 15)
-    return kept.view(*streams.shape[:-1], *shape)
+    unit = max(bits, 8)
+    numbers = torch.arange(1 << unit, device=device).unsqueeze(1)
+    lane = (numbers >> torch.arange(0, unit, bits, device=device)) & ((1 << bits) - 1)
+    return (lane < keep).to(dtype) * ((1 << bits) / keep)
+
+
+def draw_mask(
+    streams: Tensor, seed: int, layer: int, n: int, p: float, dtype: torch.dtype
+) -> Tensor:
+    """Factors of n elements, [..., n]: 0, or the scale of what is kept; streams [..., 3]."""
+    bits, _ = lanes(p)
+    raw = words(seed, with_layer(streams, layer), -(-n * bits // 32)).to(torch.int32)
+    numbers = raw.view(torch.uint16 if bits == 16 else torch.uint8).int()
+    return F.embedding(numbers, factors(p, dtype, raw.device)).flatten(-2)[..., :n]
 
 
 class KeyedMask(torch.autograd.Function):
     """`draw_mask` that sees the plain key tensor under vmap, so that one definition serves all."""
 
     @staticmethod
-    def forward(streams: Tensor, seed: int, layer: int, shape: tuple[int, ...], p: float) -> Tensor:
-        return draw_mask(streams, seed, layer, shape, p)
+    def forward(streams: Tensor, *rest: Any) -> Tensor:
+        return draw_mask(streams, *rest)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -85,14 +125,13 @@ class KeyedDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        layer = self.draws.next_layer()
         bits, keep = lanes(self.p)
         if keep in (0, 1 << bits):
+            self.draws.next_layer()
             return x if keep else x * 0
         shape = x.shape[:2] if self.channelwise else x.shape
-        mask = KeyedMask.apply(self.draws.streams, self.draws.seed, layer, shape, self.p)
-        scaled = mask.to(x.dtype) * ((1 << bits) / keep)
-        return x * scaled.view(*shape, *(1,) * (x.dim() - len(shape)))
+        mask = self.draws.mask(shape.numel(), self.p, x.dtype)
+        return x * mask.view(*shape, *(1,) * (x.dim() - len(shape)))
 
     def extra_repr(self) -> str:
         return f"p={self.p}, channelwise={self.channelwise}"

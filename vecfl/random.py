@@ -6,6 +6,7 @@ of `docs/design.md`, section "Draws".
 """
 
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,15 +29,24 @@ class Kind(IntEnum):
 
 def philox(counter: Tensor, seed: int) -> Tensor:
     """Philox4x32-10 of `counter` [..., 4] under the key `seed`: int64 words [..., 4] < 2^32."""
-    c0, c1, c2, c3 = counter.unbind(-1)
+    flat = counter.reshape(-1, 4)
+    # The operators below are those of torch and of numpy, which is faster on small tensors.
+    lanes: Any = flat.numpy() if flat.is_cpu else flat
+    c0, c1, c2, c3 = lanes.T
     k0, k1 = seed & MASK, (seed >> 32) & MASK
     for _ in range(10):
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # int64 wraps; its 64 bits are what we want
-        c0 = ((p1 >> 32) & MASK).bitwise_xor_(c1).bitwise_xor_(k0)
-        c2 = ((p0 >> 32) & MASK).bitwise_xor_(c3).bitwise_xor_(k1)
-        c1, c3 = p1.bitwise_and_(MASK), p0.bitwise_and_(MASK)
+        c0, c2 = p1 >> 32, p0 >> 32
+        c0 ^= c1
+        c2 ^= c3
+        c0 ^= k0
+        c2 ^= k1
+        c0 &= MASK
+        c2 &= MASK
+        c1, c3 = p1, p0  # with their high words, which the masks cut off
         k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
-    return torch.stack((c0, c1, c2, c3), -1)
+    out = torch.stack([torch.as_tensor(c) for c in (c0, c1, c2, c3)], -1)
+    return out.bitwise_and_(MASK).view(counter.shape)
 
 
 def check_seed(name: str, seed: int) -> int:

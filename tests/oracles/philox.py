@@ -63,16 +63,24 @@ def shuffle(seed: int, t: int, client: int, epoch: int, n: int) -> Ints:
     return np.argsort(words(seed, SHUFFLE, n, client=client, t=t, step=epoch), kind="stable")
 
 
+def draw_bits(p: float) -> int:
+    """How many bits of a word the draw of one element takes."""
+    for bits in (1, 2, 4, 8):
+        if (p * 2**bits).is_integer():
+            return bits
+    return 16
+
+
 def dropout_mask(
     seed: int, t: int, client: int, step: int, layer: int, p: float, shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
     """What an activation of this shape is multiplied by: 0, or the scale of a kept element."""
-    bits = 8 if (256 * p).is_integer() else 16
-    lanes = 32 // bits
-    size = int(np.prod(shape))
-    drawn = words(seed, DROPOUT, -(-size // lanes), client=client, t=t, step=step, layer=layer)
-    shifts = np.arange(0, 32, bits, dtype=np.uint64)
-    lane = (drawn[:, None] >> shifts & np.uint64(2**bits - 1)).reshape(-1)[:size]
+    bits = draw_bits(float(p))
+    element = np.arange(int(np.prod(shape)), dtype=np.uint64)
+    word, lane = np.divmod(element, np.uint64(32 // bits))
+    count = -(-len(element) * bits // 32)
+    drawn = words(seed, DROPOUT, count, client=client, t=t, step=step, layer=layer)
+    draw = (drawn[word] >> lane * np.uint64(bits)) % np.uint64(2**bits)
     q = round((1 - p) * 2**bits)
     scale = 2**bits / q if q else 0.0
-    return np.where(lane < q, scale, 0.0).reshape(shape)
+    return np.where(draw < q, scale, 0.0).reshape(shape)

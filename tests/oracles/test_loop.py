@@ -55,13 +55,21 @@ def test_shuffle_sorts_the_words_of_the_epoch() -> None:
     assert shuffle(SEED, 3, 9, epoch=5, n=7).tolist() == np.argsort(words).tolist()
 
 
-def test_dropout_cuts_words_into_bytes() -> None:
-    # p = 1/4: q = 192 of 256, kept elements count 256 / 192. Layer 2, step 5.
+def test_dropout_takes_two_bits_for_a_quarter() -> None:
+    # p = 1/4: q = 3 of 4, kept elements count 4/3. Layer 2, step 5. 20 elements: 16 lanes, then 4.
     word3 = (3 << 28) + (2 << 20) + 5
-    drawn = np.concatenate([block(i, 9, 3 << 10, word3) for i in range(2)])
-    lanes = np.frombuffer(drawn.astype("<u4").tobytes(), np.uint8)[:20]
+    first, second = (int(word) for word in block(0, 9, 3 << 10, word3)[:2])
+    lanes = [first // 4**i % 4 for i in range(16)] + [second // 4**i % 4 for i in range(4)]
     mask = dropout_mask(SEED, 3, 9, 5, 2, 0.25, (4, 5))
-    assert mask.reshape(-1).tolist() == [4 / 3 if lane < 192 else 0.0 for lane in lanes]
+    assert mask.reshape(-1).tolist() == [4 / 3 if lane < 3 else 0.0 for lane in lanes]
+
+
+def test_dropout_cuts_words_into_bytes_where_p_is_a_multiple_of_1_256() -> None:
+    # p = 101/256: q = 155 of 256, kept elements count 256 / 155.
+    drawn = np.concatenate([block(i, 9, 0, 3 << 28) for i in range(2)])
+    lanes = np.frombuffer(drawn.astype("<u4").tobytes(), np.uint8)[:20]
+    mask = dropout_mask(SEED, 0, 9, 0, 0, 101 / 256, (20,))
+    assert mask.tolist() == [256 / 155 if lane < 155 else 0.0 for lane in lanes]
 
 
 def test_dropout_cuts_words_into_halves_where_p_is_no_multiple_of_1_256() -> None:

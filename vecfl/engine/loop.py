@@ -24,7 +24,7 @@ class LoopBackend:
     name = "loop"
 
     def __init__(self, task: Task) -> None:
-        self.task = copy.deepcopy(task)
+        self.task, self.keyed = copy.deepcopy(task), task.keyed
         module = self.task.module.train()
         self.outer: dict[int, Tensor] = {}  # 1/n for each batch length n
         self.params = tuple(module.get_parameter(e.name) for e in task.layout.params)
@@ -32,18 +32,20 @@ class LoopBackend:
     def run_(
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
     ) -> int:
-        device = slots.flat.device
-        index, draws = block.index.to(device), block.streams
+        index = block.index.to(slots.flat.device)
+        valid = block.valid.T.tolist()
+        apply = [None] * slots.number if block.apply is None else block.apply.T.tolist()
+        if block.streams is not None:  # in the order of the two loops
+            streams = block.streams[:, block.active].transpose(0, 1).flatten(0, 1)
+            self.task.draws.begin_all(streams.to(index.device))
         for s in block.active:
             self._point_at(slots, s)
             batches = self.task.prepare(gather(columns, index[:, s]))
-            streams = None if draws is None else draws[:, s].to(device)
-            apply = None if block.apply is None else block.apply[:, s].tolist()
-            valid = block.valid[:, s].tolist()
             with torch.enable_grad():
-                self._train(slots, s, batches, valid, streams, apply, update)
+                self._train(slots, s, batches, valid[s], apply[s], update)
             for entry, view in zip(self.task.layout.buffers, slots.buffers, strict=True):
                 view[s] = self.task.module.get_buffer(entry.name)
+        slots.seen += block.valid.sum(0).to(index.device)
         return len(block.active) * len(index)
 
     def _point_at(self, slots: Slots, s: int) -> None:
@@ -59,7 +61,6 @@ class LoopBackend:
         s: int,
         batches: Batch,
         valid: list[int],
-        streams: Tensor | None,
         apply: list[bool] | None,
         update: Update,
     ) -> None:
@@ -71,11 +72,13 @@ class LoopBackend:
             batch = dict(zip(batches, columns, strict=True))
             if n < size:
                 batch = {name: column[:n] for name, column in batch.items()}
-            if streams is not None:
-                self.task.draws.begin(streams[step])
+            if self.keyed:
+                self.task.draws.next_step()
             value, weight = self.task.loss(self.task.output(batch), batch)
-            weight = None if weight is None else weight.detach()
-            grads = self._gradients(value, weight, apply is None)
+            if weight is not None:
+                weight = weight.detach()
+                weights.append(weight)
+            grads = self._gradients(value, weight, n, apply is None)
             if apply is None:
                 update(rows, grads)
             else:
@@ -83,21 +86,20 @@ class LoopBackend:
                 if apply[step]:
                     apply_(rows, update)
             sums.append(value.detach())
-            if weight is not None:
-                weights.append(weight)
-        slots.sums[s, 0] += torch.cat(sums).sum(dtype=torch.float64)
-        slots.sums[s, 1] += torch.cat(weights).sum(dtype=torch.float64) if weights else sum(valid)
-        slots.seen[s] += sum(valid)
+        total, count = slots.sums[s].unbind()
+        total += torch.cat(sums).sum(dtype=torch.float64)
+        count += torch.cat(weights).sum(dtype=torch.float64) if weights else sum(valid)
 
-    def _gradients(self, value: Tensor, weight: Tensor | None, mean: bool) -> list[Tensor]:
+    def _gradients(self, value: Tensor, weight: Tensor | None, n: int, mean: bool) -> list[Tensor]:
         """Gradients [1, *shape] of the sum of value [n], or of its weighted mean."""
-        n = len(value)
-        if weight is None:
-            if n not in self.outer:
-                self.outer[n] = torch.full_like(value, 1 / n)
-            outer = self.outer[n] if mean else torch.ones_like(value)
+        if not mean:
+            outer = torch.ones_like(value)
+        elif weight is not None:
+            outer = mean_weight(weight.sum()).expand_as(value)
+        elif n in self.outer:
+            outer = self.outer[n]
         else:
-            outer = mean_weight(weight.sum()).expand_as(value) if mean else torch.ones_like(value)
+            outer = self.outer[n] = torch.full_like(value, 1 / n)
         grads = run_backward(
             (value,),
             (outer,),
