@@ -43,8 +43,9 @@ class VmapBackend:
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
     ) -> int:
         device = slots.flat.device
-        index, counts = block.index.to(device), block.valid.to(device)
-        draws = None if block.streams is None else block.streams.to(device)
+        index = block.index.to(device, non_blocking=True)  # blocking waits for all queued steps
+        counts = block.valid.to(device, non_blocking=True)
+        draws = None if block.streams is None else block.streams.to(device, non_blocking=True)
         for step in range(len(index)):
             batch = self.task.prepare(gather(columns, index[step]))
             valid = None if block.full else counts[step]
