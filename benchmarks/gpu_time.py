@@ -67,9 +67,9 @@ class Meter:
         last  seconds of a call at the next smaller size, from which this one's are foreseen
         """
         left = self.deadline - time.monotonic()
-        if 2 * GROWTH * last > left or left < 0:
-            why = f"{left:.0f} s are left, and two calls may take {2 * GROWTH * last:.0f} s"
-            return self.leave_out(name, why)
+        need = 2 * GROWTH * last
+        if left < max(need, 1):
+            return self.leave_out(name, f"{max(left, 0):.1f} s left, two calls may take {need:.1f}")
         try:
             run, times = make(), list[Timed]()
             clock(run, self.device)

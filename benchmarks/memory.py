@@ -53,9 +53,9 @@ def measure(cohort: int) -> dict[str, object]:
     torch.set_num_threads(1)
 
     def sampler(population: int, seed: int, round: int) -> Tensor:
-        return torch.arange(cohort if round else WARM)
+        return torch.arange(cohort if round else min(cohort, WARM))
 
-    data = windows(max(cohort, WARM))
+    data = windows(cohort)
     task = vecfl.Task(nn.Linear(PIXELS, CLASSES), vecfl.cross_entropy, example=data.examples(2))
     algorithm = vecfl.fedavg(lr=0.05, batches=vecfl.Batches(BATCH))
     sim = vecfl.Simulation(task, data, algorithm, sampler)
