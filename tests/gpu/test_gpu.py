@@ -125,7 +125,8 @@ def test_float64_agrees_with_the_oracle_on_the_cpu(
     close([m["train/loss"] for m in ours.metrics], truth.loss)
 
 
-# Two rounds of two epochs: the errors seen on a CPU stay below 2e-6 of the largest weights.
+# After two rounds of two epochs weights of order 1 are off by 2e-7 at most on a CPU; TF32, with 10
+# bits of mantissa, would be off by 1e-4 or more.
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_float32_agrees_with_the_oracle_to_rounding(
@@ -135,7 +136,7 @@ def test_float32_agrees_with_the_oracle_to_rounding(
     truth = federated_loop(p.build(), p.loss, p.clients(), setting)
     ours = play(p, setting, device, backend=backend, slots=3, dtype=torch.float32)
     for t in range(setting.rounds):
-        close({k: v.double() for k, v in ours.models[t].items()}, doubled(truth.models[t]), 0, 1e-4)
+        close(doubled(ours.models[t]), doubled(truth.models[t]), 0, 1e-5)
 
 
 def doubled(model: Columns) -> Columns:
