@@ -5,195 +5,124 @@
 Every arrangement runs in a process of its own (threads that one leaves spinning would slow the
 next), the passes go round all arrangements, and a row holds the median, the 20th and 80th
 percentile of all timed rounds, and the ratio to the tuned loop on one thread. Data are random:
-only time is measured. Rows are added to benchmarks/results/round_time.jsonl.
+only time is measured. Rows are added to benchmarks/results/round_time.jsonl, or to --out.
 """
 
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-import vecfl
-from vecfl.data import FederatedDataset
+from benchmarks.common.rows import RESULTS, provenance, quantiles_ms, write
+from benchmarks.common.workloads import MODELS, plain_round, vecfl_round
 
-RESULTS = Path(__file__).parent / "results" / "round_time.jsonl"
+COHORTS = (("logistic", 100), ("logistic", 1000), ("mlp", 100), ("cnn", 10))
+WORKLOADS = {f"{name}-{n}": replace(MODELS[name], clients=n) for name, n in COHORTS}
 ROUNDS = 5  # timed rounds of a process, after two that are not
+BASELINE = "tuned 1"
 
 
 @dataclass(frozen=True)
-class Workload:
-    """`clients` clients of `examples` examples each, one epoch in batches of `batch`."""
+class Arrangement:
+    """Who trains: a plain loop ("tuned" or "written"), or vecfl with arguments of its own.
 
-    module: Callable[[], nn.Module]
-    shape: tuple[int, ...]
-    clients: int
-    examples: int = 60
-    batch: int = 10
+    threads  operator threads of the process; None: as many as torch takes by itself
+    """
 
-    @property
-    def steps(self) -> int:
-        return self.clients * -(-self.examples // self.batch)
-
-    def data(self) -> FederatedDataset:
-        n = self.clients * self.examples
-        g = torch.Generator().manual_seed(0)
-        x, y = torch.rand(n, *self.shape, generator=g), torch.randint(10, (n,), generator=g)
-        offsets = torch.arange(0, n + 1, self.examples)
-        return FederatedDataset({"x": x, "y": y}, offsets)
+    kind: str
+    threads: int | None = 1
+    simulation: dict[str, Any] = field(default_factory=dict)
 
 
-def mlp() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10)
-    )
-
-
-WORKLOADS = {
-    "logistic-100": Workload(lambda: nn.Linear(784, 10), (784,), 100),
-    "logistic-1000": Workload(lambda: nn.Linear(784, 10), (784,), 1000),
-    "mlp-100": Workload(mlp, (784,), 100),
+ARRANGEMENTS = {
+    "tuned 1": Arrangement("tuned"),
+    "tuned 2": Arrangement("tuned", 2),
+    "written 1": Arrangement("written"),
+    "written 2": Arrangement("written", 2),
+    "loop 1": Arrangement("vecfl", 1, {"backend": "loop"}),
+    "loop 2": Arrangement("vecfl", 2, {"backend": "loop"}),
+    "loop 2 workers": Arrangement("vecfl", 1, {"backend": "loop", "workers": 2, "threads": 1}),
+    "vmap 1": Arrangement("vecfl", 1, {"backend": "vmap"}),
+    "vmap 2": Arrangement("vecfl", 2, {"backend": "vmap"}),
+    "vmap 2 workers": Arrangement("vecfl", 1, {"backend": "vmap", "workers": 2, "threads": 1}),
+    "auto": Arrangement("vecfl", None, {"backend": "auto", "workers": "auto", "slots": "auto"}),
 }
-ARRANGEMENTS = [f"{what} {n}" for what in ("tuned", "written", "loop", "vmap") for n in (1, 2)]
+RAN = ("backend", "workers", "threads", "slots")  # what vecfl says it ran on
 
 
-def plain_round(work: Workload, tuned: bool) -> Callable[[], object]:
-    """A round by a plain loop: shuffle, local steps, float32 mean of the updates."""
-    data, module = work.data(), work.module()
-    params: list[torch.Tensor] = list(module.parameters())
-    clients = [data.client(k) for k in range(data.num_clients)]
-
-    def train_tuned(x: torch.Tensor, y: torch.Tensor) -> None:
-        for i in range(0, len(x), work.batch):
-            loss = F.cross_entropy(module(x[i : i + work.batch]), y[i : i + work.batch])
-            grads = torch.autograd.grad(loss, params)
-            with torch.no_grad():
-                torch._foreach_add_(params, grads, alpha=-0.1)
-
-    def train_written(x: torch.Tensor, y: torch.Tensor) -> None:
-        optimizer = torch.optim.SGD(params, lr=0.1)
-        for i in range(0, len(x), work.batch):
-            optimizer.zero_grad()
-            F.cross_entropy(module(x[i : i + work.batch]), y[i : i + work.batch]).backward()
-            optimizer.step()
-
-    train = train_tuned if tuned else train_written
-
-    def run() -> None:
-        start = [p.detach().clone() for p in params]
-        total = [torch.zeros_like(p) for p in params]
-        for client in clients:
-            with torch.no_grad():
-                torch._foreach_copy_(params, start)
-            order = torch.randperm(len(client["x"]))
-            train(client["x"][order], client["y"][order])
-            with torch.no_grad():
-                torch._foreach_add_(total, params)
-        with torch.no_grad():
-            torch._foreach_copy_(params, torch._foreach_div(total, len(clients)))
-
-    return run
-
-
-def vecfl_round(work: Workload, backend: str) -> Callable[[], object]:
-    """The same round by vecfl, with as many slots as it chooses itself."""
-    data = work.data()
-    task = vecfl.Task(work.module(), vecfl.cross_entropy, example=data.examples(2))
-    algorithm = vecfl.fedavg(lr=0.1, batches=vecfl.Batches(work.batch))
-    sim = vecfl.Simulation(task, data, algorithm, vecfl.everyone(), backend=backend)
-    state = sim.start()
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = sim.round(state)
-        assert metrics["system/backend"] == backend
-        assert metrics["system/client_steps"] == work.steps
-
-    return run
-
-
-def measure(workload: str, arrangement: str) -> list[float]:
-    """Seconds of each timed round, in this process."""
-    what, threads = arrangement.split()
-    torch.set_num_threads(int(threads))
-    work = WORKLOADS[workload]
-    plain = what in ("tuned", "written")
-    run = plain_round(work, what == "tuned") if plain else vecfl_round(work, what)
+def measure(workload: str, arrangement: str) -> dict[str, Any]:
+    """Seconds of each timed round in this process, and what vecfl ran on."""
+    work, how = WORKLOADS[workload], ARRANGEMENTS[arrangement]
+    if how.threads is not None:
+        torch.set_num_threads(how.threads)
+    run: Callable[[], Any] = (
+        vecfl_round(work, **how.simulation)
+        if how.kind == "vecfl"
+        else plain_round(work, tuned=how.kind == "tuned")
+    )
     seconds = []
     for _ in range(ROUNDS + 2):
         began = time.perf_counter()
-        run()
+        metrics = run()
         seconds.append(time.perf_counter() - began)
-    return seconds[2:]
+    ran = {key: metrics[f"system/{key}"] for key in RAN if f"system/{key}" in (metrics or {})}
+    return {"seconds": seconds[2:], "ran": ran}
 
 
-def measure_apart(workload: str, arrangement: str) -> list[float]:
-    """`measure` in a fresh process."""
+def measure_apart(workload: str, arrangement: str) -> dict[str, Any]:
+    """`measure` in a fresh process, where the arrangement alone decides on threads."""
     command = [sys.executable, __file__, "--measure", workload, arrangement]
-    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=env).stdout)
 
 
-def provenance() -> dict[str, object]:
-    """Where and from what a row was measured."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((x.split(": ")[1] for x in lines if x.startswith("model name")), cpu)
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "cpu": cpu,
-        "cores": cores,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-        "date": str(date.today()),
-    }
+def compare(workload: str, arrangements: list[str], passes: int, out: Path) -> None:
+    """Measure the arrangements in turn, `passes` times, and write and print a row for each."""
+    seconds: dict[str, list[float]] = {name: [] for name in arrangements}
+    ran: dict[str, list[dict[str, Any]]] = {name: [] for name in arrangements}
+    for _ in range(passes):
+        for name in arrangements:
+            found = measure_apart(workload, name)
+            seconds[name] += found["seconds"]
+            if found["ran"] not in ran[name]:
+                ran[name].append(found["ran"])
+    where = provenance()
+    for name in arrangements:
+        times = quantiles_ms(seconds[name])
+        row = {"workload": workload, "arrangement": name, "rounds": len(seconds[name])} | times
+        if BASELINE in arrangements:
+            baseline = quantiles_ms(seconds[BASELINE])["p50_ms"]
+            row["speedup"] = round(baseline / times["p50_ms"], 2)
+        if ran[name] != [{}]:
+            row["ran"] = ran[name]  # a list: "auto" may choose anew in each process
+        write(out, row | where)
+        low, median, high = times.values()
+        print(f"{workload:15} {name:15} {median:8.1f} ms ({low:.1f} to {high:.1f})", end="")
+        print(f"   x{row.get('speedup', '?')}   {row.get('ran', '')}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--threads", nargs="+", choices="12", default=["1", "2"])
+    names = list(ARRANGEMENTS)
+    parser.add_argument("--arrangements", nargs="+", choices=names, default=names)
     parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / "round_time.jsonl")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(*args.measure)))
         return
-    RESULTS.parent.mkdir(exist_ok=True)
     for workload in args.workloads:
-        names = [name for name in ARRANGEMENTS if name[-1] in {"1", *args.threads}]
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(args.passes):
-            for name in names:
-                times[name] += measure_apart(workload, name)
-        baseline = float(np.median(times["tuned 1"]))
-        for name, seconds in times.items():
-            low, median, high = np.percentile(seconds, (20, 50, 80)) * 1e3
-            row: dict[str, object] = {
-                "workload": workload,
-                "arrangement": name,
-                "rounds": len(seconds),
-            }
-            row |= {"p20_ms": round(low, 2), "p50_ms": round(median, 2), "p80_ms": round(high, 2)}
-            row |= {"speedup": round(baseline * 1e3 / median, 2)} | provenance()
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{workload:15} {name:10} {median:8.1f} ms ({low:.1f} to {high:.1f})", end="")
-            print(f"   x{row['speedup']}", flush=True)
+        compare(workload, args.arrangements, args.passes, args.out)
 
 
 if __name__ == "__main__":

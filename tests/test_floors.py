@@ -38,6 +38,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"vecfl.report", "vecfl.record", "vecfl.cli"}),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
+    frozenset({"benchmarks.common"}),
     frozenset({"recipes", "benchmarks"}),
 )
 SAME_FLOOR = {
@@ -60,7 +61,9 @@ SAME_FLOOR = {
     ("vecfl.simulation", "vecfl.trainer"),
     ("vecfl.record", "vecfl.report"),
 }
-SCRIPTS = FLOORS[-1]  # nobody imports one, not even another script; they use public names only
+SCRIPTS = FLOORS[-1]  # nobody imports one, not even another script
+COMMON = "benchmarks.common"  # what the benchmarks share; it serves them alone
+PUBLIC_ONLY = SCRIPTS | {COMMON}  # they use public names only
 OURS = {"vecfl", "vecfl_kernels", "kernels", "recipes", "benchmarks", "tests"}
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
@@ -90,12 +93,14 @@ def forbidden(importer: str, name: str, member: str) -> str | None:
         return "unknown module"
     if imported in SCRIPTS:
         return "nobody imports a script"
+    if imported == COMMON and importer not in {COMMON, "benchmarks"}:
+        return "it serves the benchmarks alone"
     private = [part for part in (*name.split("."), member) if re.match("_[^_]", part)]
-    if importer in SCRIPTS and private:
+    if importer in PUBLIC_ONLY and private:
         return f"{private[0]} is not public"
     if importer == imported or (importer, imported) in SAME_FLOOR:
         return None
-    if imported == "vecfl" and importer not in SCRIPTS:
+    if imported == "vecfl" and importer not in PUBLIC_ONLY:
         return "name the module, not the root package"
     if FLOOR[imported] >= FLOOR[importer]:
         return f"floor {FLOOR[imported]} is not below floor {FLOOR[importer]}"
@@ -112,7 +117,8 @@ def module(path: str) -> str:
 def unit(name: str) -> str | None:
     """The unit of FLOORS that a module belongs to."""
     parts = name.split(".")
-    candidate = ".".join(parts[:2]) if parts[0] == "vecfl" else parts[0]
+    pair = ".".join(parts[:2])
+    candidate = pair if parts[0] == "vecfl" or pair == COMMON else parts[0]
     return candidate if candidate in FLOOR else None
 
 
@@ -168,7 +174,7 @@ def test_the_repository_keeps_its_floors() -> None:
 
 
 def test_files_and_functions_are_short() -> None:
-    assert too_long(read("vecfl", "kernels", "recipes")) == []
+    assert too_long(read("vecfl", "kernels", "recipes", "benchmarks")) == []
 
 
 PLANTED = {
@@ -190,6 +196,11 @@ PLANTED = {
     "recipe beside": ("recipes/prox.py", "from quickstart import Args", "recipes.quickstart"),
     "benchmark": ("recipes/quickstart.py", "import benchmarks.speed", "benchmarks.speed"),
     "recipe by root": ("vecfl/__init__.py", "import recipes.quickstart", "recipes.quickstart"),
+    "shared by recipe": ("recipes/a.py", "import benchmarks.common.rows", "benchmarks.common.rows"),
+    "shared by vecfl": ("vecfl/cli.py", "from benchmarks.common import rows", "benchmarks.common"),
+    "shared on script": ("benchmarks/common/a.py", "import benchmarks.speed", "benchmarks.speed"),
+    "shared on recipe": ("benchmarks/common/a.py", "import recipes.prox", "recipes.prox"),
+    "shared, private": ("benchmarks/common/a.py", "from vecfl.tape import _cut", "vecfl.tape"),
     "private name": ("recipes/prox.py", "from vecfl.engine import _step", "vecfl.engine"),
     "private module": ("recipes/prox.py", "import vecfl.engine._step as s", "vecfl.engine._step"),
     "kernels on vecfl": ("kernels/vecfl_kernels/a.py", "import vecfl.errors", "vecfl.errors"),
@@ -206,7 +217,8 @@ LEGAL = {
     "vecfl/data/__init__.py": "from . import digits\nfrom .digits import load",
     "vecfl/data/digits.py": "from ..errors import InputError\nimport numpy as np",
     "recipes/quickstart.py": "import vecfl\nfrom vecfl import __version__, Task\nimport yaml",
-    "benchmarks/speed.py": "from vecfl.engine import loop\nimport vecfl_kernels",
+    "benchmarks/speed.py": "from vecfl.engine import loop\nfrom benchmarks.common import rows",
+    "benchmarks/common/rows.py": "import vecfl, vecfl_kernels\nfrom . import workloads",
     "kernels/vecfl_kernels/__init__.py": "from .scale import scale\nimport torch",
 }
 

@@ -195,7 +195,8 @@ def changing_buffers(task: Parts, example: Batch, outside: Sequence[Tensor]) -> 
     rows = torch.arange(n)
 
     def attempt(index: Tensor) -> Trial:
-        return trial(task, {name: c[index.to(c.device)] for name, c in example.items()}, n, outside)
+        batch = {name: c[index.to(c.device)].cpu() for name, c in example.items()}
+        return trial(task, batch, n, outside)
 
     cut, padded, rolled = attempt(rows), attempt(torch.cat((rows, rows[:1]))), attempt(rows.roll(1))
     alone = attempt(rows[:1])

@@ -15,7 +15,9 @@ from vecfl.schedule import Plan
 from vecfl.tape import Tape
 from vecfl.task import Task
 
-COMMIT = 1 << 20  # bytes of finished rows that a CPU folds at a time: they stay in its cache
+# Bytes of finished rows that are folded at a time: they stay in a CPU's cache, or take little of a
+# GPU's memory.
+COMMIT = {"cpu": 1 << 20, "cuda": 1 << 28}
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Worker:
         self.slots = Slots(task.layout, algorithm.rule, slots, self.device, weight.dtype)
         self.backend = make_backend(backend, task, data.examples(2))
         row = self.layout.size * weight.element_size()
-        self.rows = max(1, COMMIT // row) if weight.is_cpu else slots  # finished rows at a time
+        self.rows = max(1, COMMIT.get(self.device.type, 1 << 28) // row)
 
     @torch.no_grad()  # grad mode belongs to a thread
     def train(
@@ -100,8 +102,8 @@ class Worker:
 
     def _seat(self, server: Server, seats: Tensor, clients: Tensor) -> None:
         """Let `clients` [k] begin in the slots `seats` [k]."""
-        begin = self.algorithm.begin(server, clients.to(self.device))
-        self.slots.start_(seats.to(self.device), begin.model, begin.bias)
+        begin = self.algorithm.begin(server, self._send(clients))
+        self.slots.start_(self._send(seats), begin.model, begin.bias)
 
     def _commit(
         self, server: Server, seats: Tensor, clients: Tensor, examples: Tensor, fold: Fold
@@ -109,7 +111,7 @@ class Worker:
         """Fold the messages of the clients that have finished in `seats` [K]."""
         columns = (t.split(self.rows) for t in (seats, clients, examples))
         for some, client, n in zip(*columns, strict=True):
-            done = self._finished(some.to(self.device), client, n)
+            done = self._finished(self._send(some), client, n)
             upload = self.algorithm.upload(server, done)
             update, weight = upload.update, upload.weight.double()
             ok = (update.sum(1) + done.loss).isfinite()  # a finite sum has finite terms
@@ -131,9 +133,13 @@ class Worker:
             model=slots.flat[seats],
             state=[t[seats] for t in slots.state],
             bias=None if slots.bias is None else slots.bias[seats],
-            client=clients.to(self.device),
-            examples=examples.to(self.device),
+            client=self._send(clients),
+            examples=self._send(examples),
             loss=sums[:, 0],
             weight=sums[:, 1],
             seen=slots.seen[seats],
         )
+
+    def _send(self, column: Tensor) -> Tensor:
+        """A column on the device, without waiting for the steps that are queued there."""
+        return column.to(self.device, non_blocking=True)

@@ -51,6 +51,8 @@ def slot_count(
     row = row_numbers(task.layout, rule) * number
     if cache is None:
         free, _ = torch.cuda.mem_get_info(weight.device)
+        free += torch.cuda.memory_reserved(weight.device)  # what torch keeps unused is free, too
+        free -= torch.cuda.memory_allocated(weight.device)
         activations = activation_bytes(task, example, rule.batches.size)
         fit = int(SHARE * free) // (row + task.layout.trainable * number + 2 * activations)
     else:

@@ -43,8 +43,9 @@ class VmapBackend:
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
     ) -> int:
         device, dtype = slots.flat.device, slots.flat.dtype
-        index, valid = block.index.to(device), block.valid.to(device)
-        draws = None if block.streams is None else block.streams.to(device)
+        index = block.index.to(device, non_blocking=True)  # blocking waits for all queued steps
+        valid = block.valid.to(device, non_blocking=True)
+        draws = None if block.streams is None else block.streams.to(device, non_blocking=True)
         examples = torch.arange(index.shape[-1], device=device)
         mask = None if block.full else (examples < valid[..., None]).to(dtype)
         for step in range(len(index)):
@@ -62,8 +63,10 @@ class VmapBackend:
                 update(slots.all, grads)
             else:
                 accumulate_(slots.all, grads, count)
-                for s in block.apply[step].nonzero().flatten().tolist():
-                    apply_(slots.one[s], update)
+                due = [s for s in block.active if block.apply[step, s]]
+                every = len(due) == slots.number
+                for rows in [slots.all] if every else [slots.one[s] for s in due]:
+                    apply_(rows, update)
             for view, value in zip(slots.buffers, buffers, strict=True):
                 view.copy_(value)
             slots.sums[:, 0] += total

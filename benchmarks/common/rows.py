@@ -1,0 +1,63 @@
+"""Rows of results: one JSON object a line, each with where and from what it was measured."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+Row = dict[str, object]
+
+
+def write(path: Path, row: Mapping[str, object]) -> None:
+    """Add a row to the file at `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def quantiles_ms(seconds: Sequence[float]) -> dict[str, float]:
+    """Median and the 20th and 80th percentile of `seconds`, in milliseconds."""
+    low, median, high = np.percentile(seconds, (20, 50, 80)) * 1e3
+    return {"p20_ms": round(low, 3), "p50_ms": round(median, 3), "p80_ms": round(high, 3)}
+
+
+def provenance() -> Row:
+    """Processor, cores, versions, commit and date."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((x.split(": ")[1] for x in lines if x.startswith("model name")), cpu)
+    git = output("git", "-C", str(ROOT), "describe", "--always", "--dirty")
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": git or os.environ.get("COMMIT", "unknown"),  # a copied tree knows no commit
+        "date": str(date.today()),
+    }
+
+
+def gpu_provenance(device: str) -> Row:
+    """`provenance`, and for a CUDA device its name, the driver and the version of CUDA."""
+    if device == "cpu":
+        return provenance()
+    driver = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    gpu = {"gpu": torch.cuda.get_device_name(), "driver": driver.splitlines()[0] if driver else ""}
+    return gpu | {"cuda": torch.version.cuda} | provenance()
+
+
+def output(*command: str) -> str:
+    """What a command prints; empty if it fails or is not there."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

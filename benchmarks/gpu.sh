@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Tests and timings on a machine with a CUDA GPU, in under 8 minutes and without a network:
+#
+#     bash benchmarks/gpu.sh
+#
+# It needs torch, numpy and pytest, and no installation of vecfl. Rows are added to
+# benchmarks/results/gpu.jsonl, or to $OUT/gpu.jsonl where OUT names a folder. PYTHON names the
+# interpreter, COMMIT the commit of a tree without git. The exit code is 0 if the tests passed and
+# the timings ran, or if there is no GPU.
+
+cd "$(dirname "$0")/.." || exit
+export PYTHONPATH=.:kernels PYTHONUNBUFFERED=1
+python=${PYTHON:-python3}
+out=${OUT:-benchmarks/results}/gpu.jsonl
+
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())') || exit
+if [ "$gpus" = 0 ]; then
+    echo "no CUDA GPU here: nothing to test and nothing to time"
+    exit 0
+fi
+
+# cuBLAS reads its setting when it starts; deterministic products need this one. The options of
+# pyproject.toml are left out because they ask for plugins.
+CUBLAS_WORKSPACE_CONFIG=:4096:8 timeout --kill-after=5 170 "$python" -m pytest -v \
+    -o addopts=--import-mode=importlib -W ignore::pytest.PytestConfigWarning -m gpu tests/gpu
+tests=$?
+
+timeout --kill-after=5 280 "$python" benchmarks/gpu_time.py --budget 260 --out "$out"
+timings=$?
+
+echo "tests ended with $tests, timings with $timings; rows are in $out"
+[ "$tests" = 0 ] && [ "$timings" = 0 ]

@@ -1,0 +1,81 @@
+"""The benchmarks run, on a small scale and on the CPU, and write rows that tell what they are."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PROVENANCE = {"cpu", "cores", "torch", "python", "commit", "date"}
+
+
+def call(*command: str, **env: str) -> str:
+    """What a command prints; warnings are errors, and so is any exit code but 0."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    env = os.environ | {"PYTHONPATH": paths, "PYTHONWARNINGS": "error"} | env
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows_of(script: str, out: Path, *flags: str) -> list[dict]:
+    """The rows that a script writes."""
+    printed = call(sys.executable, f"{ROOT}/benchmarks/{script}.py", *flags, "--out", str(out))
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(printed.splitlines()) == len(rows)  # one line each
+    assert all(row.keys() >= PROVENANCE and row["torch"] == torch.__version__ for row in rows)
+    return rows
+
+
+def test_round_time(tmp_path: Path) -> None:
+    flags = ("--workloads", "logistic-100", "--passes", "1", "--arrangements", "tuned 1", "vmap 1")
+    tuned, vmap = rows_of("round_time", tmp_path / "new" / "rows.jsonl", *flags)
+    assert (tuned["arrangement"], tuned["speedup"], "ran" in tuned) == ("tuned 1", 1.0, False)
+    assert vmap["ran"][0].items() >= {"backend": "vmap", "slots": 100}.items()
+    assert vmap["speedup"] == pytest.approx(tuned["p50_ms"] / vmap["p50_ms"], abs=0.01)
+    for row in (tuned, vmap):
+        assert (row["workload"], row["rounds"]) == ("logistic-100", 5)
+        assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
+
+
+def test_memory(tmp_path: Path) -> None:
+    rows = rows_of("memory", tmp_path / "rows.jsonl", "--cohorts", "3")
+    assert [(row["cohort"], row["malloc"]) for row in rows] == [(3, "default"), (3, "returning")]
+    assert all(50 < row["peak_mib"] < 4000 and row["growth_mib"] >= 0 for row in rows)
+
+
+SMALL = ("--device", "cpu", "--models", "logistic", "--slots", "1", "2", "--cohorts", "2")
+
+
+def test_gpu_time_on_the_cpu(tmp_path: Path) -> None:
+    one, two, tuned, vmap = rows_of(
+        "gpu_time", tmp_path / "rows.jsonl", *SMALL, "--seconds", "0.01", "--budget", "90"
+    )
+    for row, slots in ((one, 1), (two, 2)):
+        assert (row["measure"], row["workload"], row["slots"]) == ("step", "logistic", slots)
+        assert 0 < row["host_ms"] <= 1.5 * row["p80_ms"]
+        expected = slots / row["p50_ms"] * 1e3
+        assert row["client_steps_per_s"] == pytest.approx(expected, rel=0.02)
+    for row, arrangement in ((tuned, "tuned"), (vmap, "vmap")):
+        assert (row["measure"], row["cohort"]) == ("round", 2)
+        assert (row["arrangement"], row["tf32"]) == (arrangement, True)
+    assert vmap["speedup"] == pytest.approx(tuned["p50_ms"] / vmap["p50_ms"], abs=0.01)
+
+
+def test_gpu_time_says_what_it_leaves_out(tmp_path: Path) -> None:
+    rows = rows_of("gpu_time", tmp_path / "rows.jsonl", *SMALL, "--model", "logistic", "--budget=0")
+    assert len(rows) == 4
+    assert all(row["skipped"] == "0.0 s left, two calls may take 0.0" for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
+    said = call("bash", f"{ROOT}/benchmarks/gpu.sh", PYTHON=sys.executable, OUT=str(tmp_path))
+    assert said == "no CUDA GPU here: nothing to test and nothing to time\n"
+    said = call(sys.executable, f"{ROOT}/benchmarks/gpu_time.py", "--out", f"{tmp_path}/rows.jsonl")
+    assert said.startswith("no CUDA GPU here") and len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
