@@ -111,7 +111,7 @@ class Worker:
         """Fold the messages of the clients that have finished in `seats` [K]."""
         columns = (t.split(self.rows) for t in (seats, clients, examples))
         for some, client, n in zip(*columns, strict=True):
-            done = self._finished(self._send(some), client, n)
+            done = self._finished(some, client, n)
             upload = self.algorithm.upload(server, done)
             update, weight = upload.update, upload.weight.double()
             ok = (update.sum(1) + done.loss).isfinite()  # a finite sum has finite terms
@@ -126,18 +126,19 @@ class Worker:
             fold.weight.append(weight)
 
     def _finished(self, seats: Tensor, clients: Tensor, examples: Tensor) -> Finished:
-        """The rows of `seats` [K], copied."""
-        slots = self.slots
-        sums = slots.sums[seats]
+        """The rows of `seats` [K]: copies, or the slot itself where it is one."""
+        slots, alone = self.slots, len(seats) == 1
+        where = slice(int(seats), int(seats) + 1) if alone else self._send(seats)
+        sums = slots.sums[where]
         return Finished(
-            model=slots.flat[seats],
-            state=[t[seats] for t in slots.state],
-            bias=None if slots.bias is None else slots.bias[seats],
+            model=slots.flat[where],
+            state=[t[where] for t in slots.state],
+            bias=None if slots.bias is None else slots.bias[where],
             client=self._send(clients),
             examples=self._send(examples),
             loss=sums[:, 0],
             weight=sums[:, 1],
-            seen=slots.seen[seats],
+            seen=slots.seen[where],
         )
 
     def _send(self, column: Tensor) -> Tensor:
