@@ -113,6 +113,7 @@ def test_config_holds_the_effective_settings(
     command(monkeypatch, *flags, str(tmp_path / "a"))
     assert yaml.safe_load((tmp_path / "a" / "config.yaml").read_text()) == {
         "out": str(tmp_path / "a"),
+        "track": "auto",
         "rounds": 1,
         "cohort": 3,
         "clients": 100,
