@@ -21,6 +21,7 @@ from vecfl.data.mnist_writers import DOWNLOAD
 from vecfl.models import emnist_cnn, logistic
 from vecfl.record import record_run
 from vecfl.report import check_matplotlib
+from vecfl.track import check_wandb
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Args:
 
     out: str | None = None
     """run directory, new or empty; runs/mnist_writers-<time> if not given"""
+    track: Literal["auto", "wandb", "none"] = "auto"
+    """Weights & Biases, online if logged in, else offline; auto goes on where it is missing"""
     data: str | None = None
     """folder of MNIST's and QMNIST's files; $VECFL_DATA/mnist_writers if not given"""
     model: Literal["logistic", "cnn"] = "logistic"
@@ -119,6 +122,7 @@ def run(args: Args) -> None:
         lambda state: sim.evaluate(state, test.columns) | sim.evaluate_clients(state, test),
         out=args.out,
         recipe="mnist_writers",
+        track=args.track,
         config=asdict(args),
         eval_every=args.eval_every,
     )
@@ -158,6 +162,7 @@ def check_args(args: Args) -> None:
     check(args, some, lambda n: n == "auto" or n <= args.cohort, right)
     check(args, ("device",), has_device, "a device of this machine, such as cpu")
     check_matplotlib()
+    check_wandb(args.track)
 
 
 def data_folder(args: Args) -> Path:

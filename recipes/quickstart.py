@@ -18,6 +18,7 @@ from vecfl.cli import check, has_device, main
 from vecfl.data import DIGITS_SCALE, FederatedDataset, digits, dirichlet
 from vecfl.record import record_run
 from vecfl.report import check_matplotlib
+from vecfl.track import check_wandb
 
 
 @dataclass
@@ -26,6 +27,8 @@ class Args:
 
     out: str | None = None
     """run directory, new or empty; runs/quickstart-<time> if not given"""
+    track: Literal["auto", "wandb", "none"] = "auto"
+    """Weights & Biases, online if logged in, else offline; auto goes on where it is missing"""
     rounds: int = 100
     """communication rounds"""
     cohort: int = 20
@@ -72,6 +75,7 @@ def run(args: Args) -> None:
         lambda state: sim.evaluate(state, test) | sim.evaluate_clients(state),
         out=args.out,
         recipe="quickstart",
+        track=args.track,
         config=asdict(args) | {"data_seed": data_seed, "sample_seed": sample_seed},
     )
 
@@ -89,6 +93,7 @@ def check_args(args: Args) -> None:
     check(args, some, lambda n: n == "auto" or n <= args.cohort, right)
     check(args, ("device",), has_device, "a device of this machine, such as cpu")
     check_matplotlib()
+    check_wandb(args.track)
 
 
 def split_digits(args: Args, seed: int) -> tuple[FederatedDataset, dict[str, torch.Tensor]]:

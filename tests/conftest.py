@@ -7,6 +7,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ["WANDB_MODE"] = "disabled"  # the tests of W&B say otherwise
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 from vecfl.errors import InputError
 from vecfl.report import draw_curves, summary
 from vecfl.simulation import Metrics, Simulation, State
-from vecfl.track import Console, Jsonl, create_run_dir, save_model
+from vecfl.track import Console, Jsonl, Wandb, create_run_dir, save_model
 
 
 def record_run(
@@ -22,15 +23,32 @@ def record_run(
     recipe: str,
     config: Mapping[str, object],
     eval_every: int = 1,
+    track: Literal["auto", "wandb", "none"] = "auto",
 ) -> None:
     """`rounds` rounds into the run directory `out`, or a dated one: metrics, model, curves.
 
     `evaluate` is called every `eval_every` rounds and after the last; `config` are the settings
     for config.yaml, where the arrangement that was chosen stands for "auto". Progress goes to
-    stderr, the summary to stdout. A run that is interrupted, or whose disk is full, keeps its
-    metrics and its model: the KeyboardInterrupt or InputError says where.
+    stderr, the summary to stdout; `track` is that of `vecfl.track.Wandb`. A run that is
+    interrupted, or whose disk is full, keeps its metrics and its model: the KeyboardInterrupt or
+    InputError says where.
     """
-    run_dir = create_run_dir(out, recipe, {**config, **asdict(sim.arrangement)})
+    settings = {**config, **asdict(sim.arrangement)}
+    run_dir = create_run_dir(out, recipe, settings)
+    with Wandb(run_dir, settings, group=recipe, track=track) as board:
+        run_rounds(sim, rounds, evaluate, run_dir, board, eval_every)
+        board.log_image("curves", run_dir / "curves.png")
+
+
+def run_rounds(
+    sim: Simulation,
+    rounds: int,
+    evaluate: Callable[[State], Metrics],
+    run_dir: Path,
+    board: Wandb,
+    eval_every: int,
+) -> None:
+    """The rounds of `record_run` and their end, whichever it is."""
     state = sim.start()
     try:
         with closing(Jsonl(run_dir / "metrics.jsonl")) as log, closing(Console(rounds)) as bar:
@@ -40,6 +58,7 @@ def record_run(
                     metrics |= evaluate(state)
                 log.log(metrics)
                 bar.log(metrics)
+                board.log(metrics)
     except (KeyboardInterrupt, OSError) as stop:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again, it would lose the model
         kept = keep_model(sim, state, run_dir / f"model-round-{state.round}.pt")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vecfl import InputError, Task, cross_entropy
 from vecfl.engine import Backend, LocalRule, Slots, make_backend, make_update
 from vecfl.engine.backend import gather
+from vecfl.engine.vmap import VmapBackend
 from vecfl.losses import Batch, Pair, Score
 from vecfl.optim import ClientOptimizer, adam, momentum, sgd
 from vecfl.random import Kind, stream
@@ -537,3 +538,23 @@ def test_gather() -> None:
     batch = gather(columns, torch.tensor([[3, 0], [1, 1]]))
     assert batch["y"].tolist() == [[13, 10], [11, 11]] and batch["x"].shape == (2, 2, 3)
     assert batch["x"][0].tolist() == [[9, 10, 11], [0, 1, 2]]
+
+
+def test_ctrl_c_inside_of_torch_stays_ctrl_c() -> None:
+    def loss(output: Tensor, batch: Columns) -> tuple[Tensor, None]:
+        if armed:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise RuntimeError("INTERNAL ASSERT FAILED")  # as torch does
+        return output.sum(1), None
+
+    armed = False
+    task = Task(nn.Linear(3, 2), loss, example={"x": torch.randn(4, 3)})
+    backend = VmapBackend(task, {"x": torch.randn(2, 3)})
+    flat = task.layout.flatten(task.module).expand(2, -1).contiguous()
+    arguments = (task.layout.param_views(flat), [], {"x": torch.randn(2, 5, 3)}, None, None, True)
+    backend.gradients(*arguments)
+    armed = True
+    with pytest.raises(KeyboardInterrupt):
+        backend.gradients(*arguments)

@@ -117,6 +117,7 @@ def test_config_holds_the_effective_settings(
     assert chosen == {name: row[f"system/{name}"] for name in chosen}  # what "auto" came to
     assert config == {
         "out": str(tmp_path / "a"),
+        "track": "auto",
         "rounds": 1,
         "cohort": 3,
         "clients": 100,

@@ -117,7 +117,12 @@ class VmapBackend:
 
         dims = (0, 0, 0, None if mask is None else 0, None if streams is None else 0)
         vectorised = vmap(grad(loss, has_aux=True), in_dims=dims, randomness="error")
-        grads, (total, weight, changed) = vectorised(w, buffers, batch, mask, streams)
+        try:
+            grads, (total, weight, changed) = vectorised(w, buffers, batch, mask, streams)
+        except RuntimeError as error:
+            if interrupted(error):
+                raise KeyboardInterrupt from None
+            raise
         return grads, total, weight[0] if weight else None, changed
 
     def _gather(self, columns: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
@@ -174,3 +179,10 @@ class VmapBackend:
             if "batching rule" in str(warning.message):
                 log.warning("the vmap backend will be slow: %s", warning.message)
                 warn_of_fallbacks(False)  # once is enough
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: inside torch's nesting of vmap it breaks an assertion."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None

@@ -6,8 +6,18 @@ from typing import Protocol
 from vecfl.track.console import Console
 from vecfl.track.jsonl import Jsonl
 from vecfl.track.run_dir import atomic_file, create_run_dir, save_model
+from vecfl.track.wandb import Wandb, check_wandb
 
-__all__ = ["Console", "Jsonl", "Tracker", "atomic_file", "create_run_dir", "save_model"]
+__all__ = [
+    "Console",
+    "Jsonl",
+    "Tracker",
+    "Wandb",
+    "atomic_file",
+    "check_wandb",
+    "create_run_dir",
+    "save_model",
+]
 
 
 class Tracker(Protocol):
