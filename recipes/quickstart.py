@@ -53,8 +53,8 @@ class Args:
     """where to train: cpu, cuda, cuda:1, ..."""
     dtype: Literal["float32", "float64"] = "float32"
     """floating-point type of the model"""
-    backend: Literal["auto", "loop", "vmap"] = "auto"
-    """train clients one after the other, or many at a time; auto takes what is fastest here"""
+    backend: Literal["auto", "loop", "vmap", "stacked"] = "auto"
+    """train clients one after the other, or many at a time (two ways); auto: the fastest here"""
     workers: int | Literal["auto"] = "auto"
     """threads that train clients, on a CPU"""
     threads: int | None = None

@@ -66,28 +66,30 @@ def test_the_fastest_is_searched_by_backend_then_cores_then_slots(
 ) -> None:
     # vmap is twice as fast as loop, workers halve it, and two slots are better than eight.
     def seconds(a: Arrangement) -> float:
-        return (2.0 if a.backend == "loop" else 1.0) / a.workers + abs(a.slots - 2) / 100
+        alone = {"loop": 2.0, "vmap": 1.0, "stacked": 3.0}[a.backend]
+        return alone / a.workers + abs(a.slots - 2) / 100
 
     tried = pretend(monkeypatch, seconds)
     with operator_threads(2):
         chosen = arrange(Wanted("auto", "auto", None, "auto"), probe())
     assert chosen == Arrangement("vmap", workers=2, threads=1, slots=1)
-    layout = [(a.backend, a.workers, a.threads) for a in tried[:6]]
-    assert layout == [
+    layout = [(a.backend, a.workers, a.threads) for a in tried[:7]]
+    assert layout == [  # stacked, three times as slow as vmap, is not tried on two cores
         ("loop", 1, 1),
         ("vmap", 1, 1),
+        ("stacked", 1, 1),
         ("loop", 2, 1),
         ("vmap", 2, 1),
         ("loop", 1, 2),
         ("vmap", 1, 2),
     ]
-    assert [a.slots for a in tried[6:]] == [1]  # of four, as many as there are clients for
+    assert [a.slots for a in tried[7:]] == [1]  # of four, as many as there are clients for
 
 
 def test_a_backend_that_the_cores_cannot_save_is_measured_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tried = pretend(monkeypatch, lambda a: 9.0 if a.backend == "vmap" else 4.0 / a.threads)
+    tried = pretend(monkeypatch, lambda a: 4.0 / a.threads if a.backend == "loop" else 9.0)
     with operator_threads(2):
         chosen = arrange(Wanted("auto", "auto", None, "auto"), probe())
     assert (chosen.backend, chosen.workers, chosen.threads) == ("loop", 1, 2)
@@ -105,7 +107,7 @@ def test_what_is_given_is_not_measured() -> None:
         assert (chosen, p.seconds) == (Arrangement("vmap", 2, 1, 3), {})
         chosen = arrange(Wanted("auto", 2, None, 3), p)
         assert {(a.workers, a.threads, a.slots) for a in p.seconds} == {(2, 1, 3)}
-        assert chosen in p.seconds and {a.backend for a in p.seconds} == {"loop", "vmap"}
+        assert chosen in p.seconds and {a.backend for a in p.seconds} == {"loop", "vmap", "stacked"}
 
 
 def test_a_choice_is_said_kept_recorded_and_obeyed(
@@ -159,7 +161,7 @@ def test_a_damaged_file_of_choices_is_measured_anew(
     home.write_text(content.replace("KEY", name))
     p = probe()
     chosen = arrange(wanted, p)
-    assert len(p.seconds) == 2 and chosen in p.seconds
+    assert len(p.seconds) == 3 and chosen in p.seconds
     assert Arrangement(**json.loads(home.read_text())[name]) == chosen
     assert ("measuring anew" in caplog.text) == (content != "[]")
 
@@ -207,7 +209,7 @@ def test_a_backend_that_disagrees_is_out(
         return [g * (1 + 1e-6) for g in grads], *rest
 
     monkeypatch.setattr(VmapBackend, "gradients", wrong)
-    pretend(monkeypatch, lambda a: 1.0 if a.backend == "vmap" else 2.0)
+    pretend(monkeypatch, lambda a: {"vmap": 1.0, "loop": 2.0, "stacked": 3.0}[a.backend])
     assert probe(algorithm=algorithm).disagreement(Arrangement("vmap", 1, 1, 2)) > 1e-7
     assert arrange(Wanted("auto", 1, 1, None), probe(algorithm=algorithm)).backend == "loop"
     assert "backend vmap is out" in caplog.text
@@ -253,7 +255,10 @@ def test_the_whole_cohort_is_timed_where_it_is_short() -> None:
 @pytest.mark.parametrize(
     "kind, line",
     [
-        ({"backend": "stacked"}, "backend 'stacked' is not known; choose loop, vmap or auto"),
+        (
+            {"backend": "scan"},
+            "backend 'scan' is not known; choose loop, vmap, stacked or auto",
+        ),
         ({"workers": 0}, "workers must be an integer of at least 1, not 0"),
         ({"workers": "all"}, "workers must be an integer of at least 1, not 'all'"),
         ({"threads": -1}, "threads must be an integer of at least 1, not -1"),

@@ -134,7 +134,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "slots 1.5": (lambda: simulate(slots=1.5), "slots must be an integer of at least 1, not 1.5"),
     "unknown backend": (
         lambda: simulate(backend="jax"),
-        "backend 'jax' is not known; choose loop, vmap or auto",
+        "backend 'jax' is not known; choose loop, vmap, stacked or auto",
     ),
     "negative lr": (lambda: fedavg(lr=-1, batches=ONE), "lr must be at least 0 and finite, not -1"),
     "nan lr": (

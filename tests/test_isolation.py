@@ -53,7 +53,7 @@ CHANGES = {  # of which client, and how; the longest is first in its slot, and i
 
 
 def run_changed(
-    problem: str, backend: str, slots: int, change: str | None = None
+    problem: str, backend: str, slots: int, optimizer: str, change: str | None = None
 ) -> tuple[dict[int, Tensor], dict]:
     """What each of the ragged clients sends, and metrics; run_vecfl asserts backend and slots."""
     p = PROBLEMS[problem]
@@ -61,19 +61,23 @@ def run_changed(
     if change is not None:
         victim, changed = CHANGES[change]
         clients[victim] = changed(clients[victim])
-    setting = Setting(rounds=1, seed=9, epochs=2, optimizer="momentum", lr=0.05)
+    setting = Setting(rounds=1, seed=9, epochs=2, optimizer=optimizer, lr=0.05)
     run = run_vecfl(p.build(), p.loss, clients, setting, backend=backend, slots=slots)
     return {k: row for k, (row, _) in run.updates[0].items()}, run.metrics[0]
 
 
+@pytest.mark.parametrize("optimizer", ["momentum", "sgd"])  # stacked layers step by themselves
 @pytest.mark.parametrize(
     "problem, backend, slots",
-    [("mlp", *seats) for seats in SEATS] + [("floats", "loop", 3), ("floats", "vmap", 3)],
+    [("mlp", *seats) for seats in (*SEATS, ("stacked", 1), ("stacked", 3), ("stacked", C))]
+    + [("floats", "loop", 3), ("floats", "vmap", 3)],
 )
-def test_other_clients_keep_their_bits(problem: str, backend: str, slots: int) -> None:
-    before, _ = run_changed(problem, backend, slots)
+def test_other_clients_keep_their_bits(
+    problem: str, backend: str, slots: int, optimizer: str
+) -> None:
+    before, _ = run_changed(problem, backend, slots, optimizer)
     for change, (victim, _) in CHANGES.items():
-        after, metrics = run_changed(problem, backend, slots, change)
+        after, metrics = run_changed(problem, backend, slots, optimizer, change)
         same = {k: torch.equal(before[k], after[k]) for k in range(C)}
         assert same == {k: k != victim for k in range(C)}, change
         assert math.isfinite(metrics["train/loss"])

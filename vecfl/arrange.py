@@ -19,7 +19,7 @@ from vecfl.trainer import Arrangement
 log = logging.getLogger("vecfl")
 
 AGREE = 1e-9  # what float64 arithmetic in another order may change
-BACKENDS = ("loop", "vmap")
+BACKENDS = ("loop", "vmap", "stacked")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if self.backend not in (*BACKENDS, "auto"):
-            raise InputError(f"backend {self.backend!r} is not known; choose loop, vmap or auto")
+            raise InputError(
+                f"backend {self.backend!r} is not known; choose loop, vmap, stacked or auto"
+            )
         for name, other in (("workers", "auto"), ("threads", None), ("slots", "auto")):
             value = getattr(self, name)
             by_rule = value == other or (name == "slots" and value is None)

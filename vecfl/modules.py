@@ -31,7 +31,10 @@ class Draws:
         self.ahead: dict[tuple[int, float, torch.dtype], tuple[int, tuple[Tensor, ...]]] = {}
 
     def begin(self, streams: Tensor) -> None:
-        """Start a forward pass with counter words `streams` [3]; under vmap they may be batched."""
+        """Start a forward pass with counter words `streams` [3]; under vmap they may be batched.
+
+        With streams [S, 3] the pass is over the examples of S clients, one client after the other.
+        """
         self.streams, self.step, self.calls = streams, None, 0
 
     def begin_all(self, streams: Tensor) -> None:
@@ -58,7 +61,9 @@ class Draws:
         """What the next dropout call multiplies its n elements by, [n]."""
         layer = self.next_layer()
         if self.step is None:
-            return KeyedMask.apply(self.streams, self.seed, layer, n, p, dtype)
+            assert self.streams is not None
+            each = n // self.streams.shape[:-1].numel()
+            return KeyedMask.apply(self.streams, self.seed, layer, each, p, dtype).flatten()
         first, masks = self.ahead.get((layer, p, dtype), (self.step, ()))
         if not first <= self.step < first + len(masks) or n > len(masks[0]):
             assert self.streams is not None

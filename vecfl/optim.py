@@ -44,12 +44,14 @@ class ClientOptimizer:
     """`step_(rows, grads, lr)` moves rows in place by gradients [R, *shape].
 
     states  tensors [S, trainable] that it keeps; counts: whether it needs `Rows.steps`
+    plain   whether all it does is w <- w - lr g
     """
 
     name: str
     states: int
     step_: Callable[[Rows, list[Tensor], float], None] = field(repr=False)
     counts: bool = False
+    plain: bool = False
 
 
 def sgd() -> ClientOptimizer:
@@ -58,7 +60,7 @@ def sgd() -> ClientOptimizer:
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
         torch._foreach_add_(rows.w, grads, alpha=-lr)
 
-    return ClientOptimizer("sgd", 0, step_)
+    return ClientOptimizer("sgd", 0, step_, plain=True)
 
 
 def momentum(beta: float = 0.9, nesterov: bool = False) -> ClientOptimizer:

@@ -40,7 +40,7 @@ class Probe:
 
     def slots(self, backend: str, workers: int) -> int:
         """The slots of each worker by the rule: what the CPU's cache or the GPU's memory holds."""
-        on_gpu = self.device.type == "cuda" and backend == "vmap"
+        on_gpu = self.device.type == "cuda" and backend != "loop"
         return slot_count(
             self.task,
             self.algorithm.rule,

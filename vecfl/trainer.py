@@ -24,7 +24,7 @@ from vecfl.worker import Fold, Worker
 class Arrangement:
     """How a cohort is laid out on the machine.
 
-    backend  "vmap" (clients side by side) or "loop" (one after the other, the reference)
+    backend  "vmap" or "stacked" (clients side by side), "loop" (one after the other)
     workers  threads that train clients, each with slots and a module of its own
     threads  operator threads of each worker
     slots    clients in training at a time on each worker

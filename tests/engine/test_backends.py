@@ -529,7 +529,9 @@ def test_an_operator_without_a_batching_rule_is_slow_and_logged(
 def test_backends_by_name() -> None:
     (columns,) = tasks.PROBLEMS["linear"].clients((2,))
     task = Task(nn.Linear(5, 3), cross_entropy, example=columns)
-    with pytest.raises(InputError, match="backend 'scan' is not known; choose loop or vmap"):
+    with pytest.raises(
+        InputError, match="backend 'scan' is not known; choose from loop, vmap, stacked"
+    ):
         make_backend("scan", task, columns)
 
 

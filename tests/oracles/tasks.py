@@ -103,6 +103,20 @@ class Characters(nn.Module):
         return self.head(torch.tanh(self.embed(x)))
 
 
+class Positions(nn.Module):
+    """Linear layers over positions: one called twice, one frozen, one without bias, and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.frozen = nn.Linear(5, 5), nn.Linear(5, 5)
+        self.frozen.requires_grad_(False)
+        self.head, self.drop = nn.Linear(5, 7, bias=False), nn.Dropout(0.25)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(self.drop(torch.tanh(self.first(x)))))
+        return self.head(self.drop(x + self.frozen(x)))
+
+
 def floats(*shape: int) -> Callable[[torch.Generator, int], Tensor]:
     return lambda g, n: torch.randn(n, *shape, generator=g, dtype=torch.float64)
 

@@ -16,7 +16,19 @@ from .bridge import run_vecfl
 from .cover import Row, pairwise
 from .hand import HAND
 from .loop import Result, Setting, federated_loop
-from .tasks import PROBLEMS, SIZES, Problem, Tied, Tracked, classes, floats, integers
+from .tasks import (
+    PROBLEMS,
+    SIZES,
+    Positions,
+    Problem,
+    Tied,
+    Tracked,
+    classes,
+    floats,
+    integers,
+    some_labels,
+    tokens,
+)
 
 ALGORITHMS = {
     "fedavg": {},
@@ -56,6 +68,12 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "vmap S=C": {"backend": "vmap", "slots": len(SIZES)},
     "vmap W=2": {"backend": "vmap", "slots": 2, "workers": 2},
 }
+STACKED: dict[str, dict[str, Any]] = {
+    "stacked S=1": {"backend": "stacked", "slots": 1},
+    "stacked S=3": {"backend": "stacked", "slots": 3},
+    "stacked S=C": {"backend": "stacked", "slots": len(SIZES)},
+    "stacked W=2": {"backend": "stacked", "slots": 2, "workers": 2},
+}
 TASKS = PROBLEMS | {
     "tied": Problem(lambda: Tied(0.25), classes, floats(5), integers(3)),
     "buffers": Problem(lambda: Tracked(0.3), classes, floats(5), integers(3)),
@@ -70,8 +88,16 @@ COLUMNS = {
     "weights": WEIGHTS,
     "cohort": COHORTS,
 }
+DENSE = {
+    "linear": PROBLEMS["linear"],
+    "mlp": PROBLEMS["mlp"],
+    "positions": Problem(Positions, tokens, floats(6, 5), some_labels),
+}
+KINDS, PROBLEM_OF = BACKENDS | STACKED, TASKS | DENSE
 SOME_EXAMPLES = [case for case in HAND if any(len(c["x"]) for c in case.clients)]
-PAIRWISE = pairwise({name: list(values) for name, values in COLUMNS.items()})
+STACKED_COLUMNS = COLUMNS | {"backend": STACKED, "task": DENSE}
+TABLES = (COLUMNS, STACKED_COLUMNS)
+COVERS = [pairwise({name: list(values) for name, values in t.items()}) for t in TABLES]
 
 
 def setting_of(row: Row) -> Setting:
@@ -88,13 +114,13 @@ def setting_of(row: Row) -> Setting:
 
 
 def truth_of(row: Row) -> Result:
-    problem = TASKS[row["task"]]
+    problem = PROBLEM_OF[row["task"]]
     return federated_loop(problem.build(), problem.loss, problem.clients(), setting_of(row))
 
 
 def check(row: Row, truth: Result) -> None:
-    problem, s = TASKS[row["task"]], setting_of(row)
-    kind = BACKENDS[row["backend"]]
+    problem, s = PROBLEM_OF[row["task"]], setting_of(row)
+    kind = KINDS[row["backend"]]
     ours = run_vecfl(problem.build(), problem.loss, problem.clients(), s, **kind)
     for t in range(s.rounds):
         close = partial(
@@ -109,17 +135,18 @@ def check(row: Row, truth: Result) -> None:
             assert weight_k == pytest.approx(weight, rel=1e-12), row
 
 
-@pytest.mark.parametrize("row", PAIRWISE, ids=lambda row: "-".join(row.values()))
+@pytest.mark.parametrize("row", COVERS[0] + COVERS[1], ids=lambda row: "-".join(row.values()))
 def test_pairwise_cover(row: Row) -> None:
     check(row, truth_of(row))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PROBLEM_OF)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_whole_product(algorithm: str, task: str) -> None:
     seen = set()
+    backends = (BACKENDS if task in TASKS else {}) | (STACKED if task in DENSE else {})
     for optimizer, batches, weights, cohort in product(OPTIMIZERS, BATCHES, WEIGHTS, COHORTS):
         row = {"algorithm": algorithm, "optimizer": optimizer, "task": task}
         row |= {"batches": batches, "weights": weights, "cohort": cohort}
@@ -127,14 +154,15 @@ def test_whole_product(algorithm: str, task: str) -> None:
             continue
         seen.add(key)
         truth = truth_of(row)
-        for backend in BACKENDS:
+        for backend in backends:
             check(row | {"backend": backend}, truth)
 
 
 def test_cover_holds_every_pair() -> None:
-    for (a, left), (b, right) in combinations(COLUMNS.items(), 2):
-        seen = {(row[a], row[b]) for row in PAIRWISE}
-        assert seen == set(product(left, right)), (a, b)
+    for table, cover in zip(TABLES, COVERS, strict=True):
+        for (a, left), (b, right) in combinations(table.items(), 2):
+            seen = {(row[a], row[b]) for row in cover}
+            assert seen == set(product(left, right)), (a, b)
 
 
 @pytest.mark.parametrize("kind", BACKENDS.values(), ids=BACKENDS)

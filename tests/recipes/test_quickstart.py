@@ -202,7 +202,7 @@ def test_seeds_reach_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("--sample-seed 9223372036854775808", r"--sample-seed: expected 0 to 2\^63 - 1, got 92"),
         (
             "--backend pmap",
-            "'pmap' for argument '--backend'. Expected one of .*'auto', 'loop', 'vmap'",
+            "'pmap' for argument '--backend'. Expected one of .*'auto', 'loop', 'vmap', 'stacked'",
         ),
         ("--dtype float16", "'float16' for argument '--dtype'. Expected one of .*'float32'"),
         ("--device gpu", "--device: expected a device of this machine, such as cpu, got gpu"),

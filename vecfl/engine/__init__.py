@@ -5,6 +5,7 @@ from vecfl.engine.loop import LoopBackend
 from vecfl.engine.rule import LocalRule, make_update
 from vecfl.engine.size import CACHE, slot_count
 from vecfl.engine.slots import Slots
+from vecfl.engine.stacked import StackedBackend
 from vecfl.engine.vmap import VmapBackend
 from vecfl.errors import InputError
 from vecfl.losses import Batch
@@ -14,9 +15,11 @@ __all__ = ["CACHE", "Backend", "LocalRule", "Slots", "make_backend", "make_updat
 
 
 def make_backend(name: str, task: Task, example: Batch) -> Backend:
-    """The backend called `name`: loop or vmap; InputError for any other."""
+    """The backend called `name`; InputError for one that is not known."""
     if name == "loop":
         return LoopBackend(task)
     if name == "vmap":
         return VmapBackend(task, example)
-    raise InputError(f"backend {name!r} is not known; choose loop or vmap")
+    if name == "stacked":
+        return StackedBackend(task, example)
+    raise InputError(f"backend {name!r} is not known; choose from {', '.join(CACHE)}")

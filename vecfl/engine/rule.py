@@ -59,14 +59,25 @@ def clip_rows(grads: list[Tensor], limit: float) -> list[Tensor]:
     return [g * scale.view(-1, *(1,) * (g.dim() - 1)) for g in grads]
 
 
-Update = Callable[[Rows, list[Tensor]], None]
+@dataclass(frozen=True)
+class Update:
+    """`update(rows, grads)` for one round: clip, correct, step.
+
+    plain  lr, where all it does is w <- w - lr g: a backend may do that while it computes g
+    """
+
+    act: Callable[[Rows, list[Tensor]], None]
+    plain: float | None
+
+    def __call__(self, rows: Rows, grads: list[Tensor]) -> None:
+        self.act(rows, grads)
 
 
 def make_update(rule: LocalRule, anchor: list[Tensor], round: int) -> Update:
-    """`update(rows, grads)` for one round: clip, correct, step. `anchor` holds [*shape] each."""
+    """The update of a round; `anchor` holds the parameters [*shape] that mu pulls to."""
     lr, clip, mu, step_ = rule.lr_of(round), rule.clip, rule.mu, rule.optimizer.step_
 
-    def update(rows: Rows, grads: list[Tensor]) -> None:
+    def act(rows: Rows, grads: list[Tensor]) -> None:
         if clip is not None:
             grads = clip_rows(grads, clip)
         if mu:
@@ -76,7 +87,8 @@ def make_update(rule: LocalRule, anchor: list[Tensor], round: int) -> Update:
             grads = list(torch._foreach_add(grads, rows.bias))
         step_(rows, grads, lr)
 
-    return update
+    corrected = clip is not None or mu or rule.bias
+    return Update(act, lr if rule.optimizer.plain and not corrected else None)
 
 
 def mean_weight(count: Tensor) -> Tensor:

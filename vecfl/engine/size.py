@@ -10,7 +10,11 @@ from vecfl.losses import Batch
 from vecfl.random import Kind, stream
 from vecfl.task import Task
 
-CACHE = {"loop": 1 << 18, "vmap": 1 << 24}  # bytes of rows that a CPU still trains fast
+CACHE = {
+    "loop": 1 << 18,
+    "vmap": 1 << 24,
+    "stacked": 1 << 23,
+}  # bytes of rows that a CPU still trains fast
 SHARE = 0.6  # of the free GPU memory; the rest is for the data and for fragmentation
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from vecfl.engine.rule import Update, accumulate_, apply_, mean_weight
+from vecfl.engine.rule import Update, mean_weight
 from vecfl.engine.slots import Slots
+from vecfl.engine.together import Step, gathered, train_together_
 from vecfl.errors import InputError
 from vecfl.layout import restore
 from vecfl.losses import Batch
@@ -42,37 +43,16 @@ class VmapBackend:
     def run_(
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
     ) -> int:
-        device, dtype = slots.flat.device, slots.flat.dtype
-        index = block.index.to(device, non_blocking=True)  # blocking waits for all queued steps
-        valid = block.valid.to(device, non_blocking=True)
-        draws = None if block.streams is None else block.streams.to(device, non_blocking=True)
-        examples = torch.arange(index.shape[-1], device=device)
-        mask = None if block.full else (examples < valid[..., None]).to(dtype)
-        for step in range(len(index)):
-            batch = self.task.prepare(self._gather(columns, index[step]))
+        def step_(batch: Batch, mask: Tensor | None, streams: Tensor | None, mean: bool) -> Step:
+            batch = self.task.prepare(batch)
             grads, total, weight, buffers = self.gradients(
-                slots.all.w,
-                slots.buffers,
-                batch,
-                None if mask is None else mask[step],
-                None if draws is None else draws[step],
-                mean=block.apply is None,
+                slots.all.w, slots.buffers, batch, mask, streams, mean
             )
-            count = valid[step] if weight is None else weight
-            if block.apply is None:
-                update(slots.all, grads)
-            else:
-                accumulate_(slots.all, grads, count)
-                due = [s for s in block.active if block.apply[step, s]]
-                every = len(due) == slots.number
-                for rows in [slots.all] if every else [slots.one[s] for s in due]:
-                    apply_(rows, update)
             for view, value in zip(slots.buffers, buffers, strict=True):
                 view.copy_(value)
-            slots.sums[:, 0] += total
-            slots.sums[:, 1] += count
-        slots.seen += valid.sum(0)
-        return slots.number * len(index)
+            return grads, total, weight
+
+        return train_together_(slots, block, gathered(columns, self.batch), update, step_)
 
     def gradients(
         self,
@@ -124,17 +104,6 @@ class VmapBackend:
                 raise KeyboardInterrupt from None
             raise
         return grads, total, weight[0] if weight else None, changed
-
-    def _gather(self, columns: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-        """The examples of index [S, B], in memory that the next step overwrites."""
-        batch = {}
-        for name, column in columns.items():
-            shape = (*index.shape, *column.shape[1:])
-            if name not in self.batch or self.batch[name].shape != shape:
-                self.batch[name] = column.new_empty(shape)
-            torch.index_select(column, 0, index.flatten(), out=self.batch[name].flatten(0, 1))
-            batch[name] = self.batch[name]
-        return batch
 
     def _forward(
         self, w: list[Tensor], buffers: list[Tensor], batch: Batch

@@ -1,0 +1,166 @@
+"""The stacked backend: what it takes, what it refuses by name, and when its layers step themselves.
+
+That it computes what the plain loop computes is a part of oracles/test_table.py.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vecfl
+from vecfl import Batches, FederatedDataset, InputError, Simulation, Task
+from vecfl.engine.stacked import Stack, StackedBackend
+
+EXAMPLE = {"x": torch.linspace(-1, 1, 20).view(4, 5), "y": torch.tensor([0, 1, 2, 0])}
+
+
+def task(module: nn.Module) -> Task:
+    return Task(module, vecfl.cross_entropy, example=EXAMPLE)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(torch.tanh(self.inner(x))))
+
+
+class Reads(nn.Module):
+    """Uses the weight of its layer without calling the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.head.weight.T
+
+
+class Mine(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class Bare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.w
+
+
+class Counting(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(5, 3)
+
+
+class Depends(nn.Module):
+    """Goes another way for a large batch mean, which the example does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x) if x.mean() < 1e6 else self.head(-x)
+
+
+def half_frozen() -> nn.Module:
+    module = nn.Linear(5, 3)
+    module.bias.requires_grad_(False)
+    return module
+
+
+def tied() -> nn.Module:
+    module = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5), nn.Linear(5, 3))
+    module[2].weight = module[0].weight
+    return module
+
+
+def hooked() -> nn.Module:
+    module = nn.Linear(5, 3)
+    module.register_forward_hook(lambda m, x, y: y * 2)
+    return module
+
+
+@pytest.mark.parametrize(
+    "module, said",
+    [
+        (lambda: nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 3)), "module '0' (LayerNorm) has no"),
+        (lambda: nn.Sequential(nn.Linear(5, 5), Mine(5, 3)), "module '1' (Mine) has no stacked"),
+        (Bare, "the module (Bare) has no stacked form"),
+        (hooked, "the module (Linear) has no stacked form"),
+        (half_frozen, "the module is frozen in part"),
+        (tied, "module '2' shares a parameter"),
+        (Reads, "cannot be stacked: 'StackedLinear' object has no attribute 'weight'"),
+        (Depends, "cannot be vectorised"),
+    ],
+)
+def test_what_has_no_stacked_form_is_named(module: Callable[[], nn.Module], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        StackedBackend(task(module()), EXAMPLE)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_gradients_that_come_out_different_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Stack.step
+
+    def wrong(self: Stack, *args: object) -> object:
+        grads, *rest = right(self, *args)  # type: ignore[arg-type]
+        return [g * (1 + 1e-7) for g in grads or []], *rest
+
+    monkeypatch.setattr(Stack, "step", wrong)
+    with pytest.raises(InputError, match="its gradients come out different"):
+        StackedBackend(task(mlp()), EXAMPLE)
+
+
+def test_the_task_keeps_its_layers() -> None:
+    t = task(mlp())
+    StackedBackend(t, EXAMPLE)
+    assert [type(m) for m in t.module] == [nn.Linear, nn.ReLU, nn.Linear]
+
+
+PLAIN = {"lr": 0.1, "batches": Batches(2)}
+ALGORITHMS = {
+    "plain": (vecfl.fedavg(**PLAIN), 0.1),
+    "schedule": (vecfl.fedavg(lr=lambda t: 0.3, batches=Batches(2)), 0.3),
+    "prox": (vecfl.fedprox(mu=0.1, **PLAIN), None),
+    "clip": (vecfl.fedavg(clip=1.0, **PLAIN), None),
+    "momentum": (vecfl.fedavg(optimizer=vecfl.momentum(), **PLAIN), None),
+    "full": (vecfl.fedavg(lr=0.1, batches=Batches(2, full=True)), None),
+}
+
+
+@pytest.mark.parametrize("algorithm, lr", ALGORITHMS.values(), ids=ALGORITHMS)
+def test_layers_step_by_themselves_where_the_rule_is_plain_sgd(
+    algorithm, lr: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, right = [], Stack.step
+
+    def step(self: Stack, *args):
+        given.append(args[-1])
+        return right(self, *args)
+
+    data = FederatedDataset(dict(EXAMPLE), torch.tensor([0, 3, 4]))
+    sims = [
+        Simulation(task(mlp()), data, algorithm, vecfl.everyone(), dtype=torch.float64, **kind)
+        for kind in ({"backend": "stacked", "slots": 2}, {"backend": "loop"})
+    ]
+    monkeypatch.setattr(Stack, "step", step)
+    stacked, loop = (sim.round(sims[0].start())[0].server["w"] for sim in sims)
+    assert set(given) == {lr} and len(given) == 2
+    torch.testing.assert_close(stacked, loop, rtol=1e-9, atol=1e-12)
+
+
+def test_a_layer_that_is_called_twice_does_not_step_between_the_calls() -> None:
+    assert not StackedBackend(task(Twice()), EXAMPLE).once
+    assert StackedBackend(task(mlp()), EXAMPLE).once

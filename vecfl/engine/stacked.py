@@ -1,0 +1,147 @@
+"""The stacked backend: layers that hold the parameters of all S clients, on one long batch.
+
+The examples of all slots form an ordinary batch [S * B, ...]. What has no parameters runs on it as
+it is; only layers with parameters know whose example is whose. Today those are `nn.Linear`.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from vecfl.engine.layers import stack_layers
+from vecfl.engine.loop import run_backward
+from vecfl.engine.rule import Update, mean_weight
+from vecfl.engine.slots import Slots
+from vecfl.engine.together import Step, gathered, train_together_
+from vecfl.engine.vmap import VmapBackend
+from vecfl.errors import InputError
+from vecfl.losses import Batch
+from vecfl.random import Kind, stream
+from vecfl.tape import Block
+from vecfl.task import Task
+from vecfl.trial import first_line
+
+AGREE = 1e-9  # of gradients in float64, relative to the largest
+
+
+class Stack:
+    """A copy of a task whose layers take all clients at once; its gradients.
+
+    Raises InputError naming the module that cannot be stacked.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.prepare, self.task = task.prepare, copy.deepcopy(task)
+        self.task.module.train()
+        self.task.module, self.layers = stack_layers(self.task.module, task.layout)
+
+    def step(
+        self,
+        w: list[Tensor],
+        batch: Batch,
+        mask: Tensor | None,
+        streams: Tensor | None,
+        mean: bool,
+        lr: float | None,
+    ) -> Step:
+        """Gradients at w ([S, *shape] each), or with `lr` a step of w; loss sums and weights."""
+        leaves = [view.detach().requires_grad_() for view in w]
+        for layer in self.layers:
+            layer.rows, layer.lr = leaves, lr
+        shape = next(iter(batch.values())).shape[:2]
+        if streams is not None:
+            self.task.draws.begin(streams)
+        with torch.enable_grad():
+            flat = self.prepare({name: c.flatten(0, 1) for name, c in batch.items()})
+            value, weight = self.task.loss(self.task.output(flat), flat)
+        weight = None if weight is None else weight.detach().view(shape)
+        counted = mask if weight is None else weight if mask is None else weight * mask
+        outer = value.new_ones(shape) if mask is None else mask
+        count = None if counted is None else counted.sum(1)
+        if mean:
+            share = 1 / shape[1] if count is None else mean_weight(count).unsqueeze(1)
+            outer = outer * share
+        grads = run_backward(
+            (value,),
+            (outer.flatten(),),
+            False,
+            False,
+            tuple(leaves),
+            allow_unreachable=True,
+            accumulate_grad=False,
+        )
+        value = value.detach().view(shape)
+        total = (value if mask is None else value * mask).sum(1)
+        moved = None
+        if lr is None:
+            pairs = zip(grads, leaves, strict=True)
+            moved = [torch.zeros_like(leaf) if g is None else g for g, leaf in pairs]
+        return moved, total, None if weight is None else count
+
+
+def check(task: Task, example: Batch) -> bool:
+    """Whether every stacked layer is called once in a forward pass.
+
+    Two clients with models of their own take the stacked pass and, one by one, the plain one.
+    Raises InputError where the stacked pass fails or its gradients are others.
+    """
+    device = next(task.module.parameters()).device
+    task = task.to(device, torch.float64)
+    stack, layout = Stack(task), task.layout
+    flat = layout.flatten(task.module) * torch.tensor([[1.0], [0.9]], device=device)
+    order = torch.tensor([[0, 1], [1, 0]], device=device)
+    finite = {k: c.to(device).where(c.to(device).isfinite(), 0) for k, c in example.items()}
+    batch = {k: c[order] for k, c in finite.items()}
+    streams = stream(Kind.DROPOUT, client=torch.arange(2)).to(device)
+    try:
+        found, _, _ = stack.step(layout.param_views(flat), batch, None, streams, True, None)
+    except Exception as error:
+        raise InputError(f"the module cannot be stacked: {first_line(error)}") from error
+    for s in range(2):
+        right = plain_gradients(task, flat[s], {k: c[s] for k, c in batch.items()}, streams[s])
+        for g, r in zip(found or [], right, strict=True):
+            largest = float(r.abs().nan_to_num().max())
+            if not torch.allclose(g[s], r, rtol=AGREE, atol=AGREE * largest, equal_nan=True):
+                raise InputError("the module cannot be stacked: its gradients come out different")
+    return all(layer.calls == 1 for layer in stack.layers)
+
+
+def plain_gradients(task: Task, row: Tensor, batch: Batch, streams: Tensor) -> list[Tensor]:
+    """The gradients of one client's model `row` [P] on a batch [B, ...]."""
+    tensors = {name: t.detach().requires_grad_() for name, t in task.layout.unflatten(row).items()}
+    task.draws.begin(streams)
+    ready = task.prepare(batch)
+    with torch.enable_grad():
+        inputs = tuple(ready[name] for name in task.inputs)
+        value, weight = task.loss(functional_call(task.module, tensors, inputs), ready)
+        share = 1 / len(value) if weight is None else mean_weight(weight.detach().sum())
+        grads = torch.autograd.grad(value.sum() * share, list(tensors.values()), allow_unused=True)
+    pairs = zip(grads, tensors.values(), strict=True)
+    return [torch.zeros_like(t) if g is None else g for g, t in pairs]
+
+
+class StackedBackend:
+    """Trains all slots in one call; idle slots compute what nobody reads.
+
+    Raises InputError at construction, naming the submodule, where a module cannot be stacked.
+    """
+
+    name = "stacked"
+
+    def __init__(self, task: Task, example: Batch) -> None:
+        VmapBackend(task, example)  # refuses control flow that depends on data
+        self.once = check(task, example)
+        self.stack, self.batch = Stack(task), dict[str, Tensor]()
+
+    def run_(
+        self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
+    ) -> int:
+        lr = update.plain if self.once and block.apply is None else None
+
+        def step_(batch: Batch, mask: Tensor | None, streams: Tensor | None, mean: bool) -> Step:
+            return self.stack.step(slots.all.w, batch, mask, streams, mean, lr)
+
+        return train_together_(slots, block, gathered(columns, self.batch), update, step_)

@@ -1,0 +1,71 @@
+"""What backends share that take a step of all S clients at the same time."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from vecfl.engine.rule import Update, accumulate_, apply_
+from vecfl.engine.slots import Slots
+from vecfl.losses import Batch
+from vecfl.tape import Block
+
+# Gradients [S, *shape], or None where the rows have moved already; loss sums [S]; loss weights [S],
+# or None where every example that counts has weight 1.
+Step = tuple[list[Tensor] | None, Tensor, Tensor | None]
+Gather = Callable[[Tensor], dict[str, Tensor]]
+
+
+def train_together_(
+    slots: Slots,
+    block: Block,
+    gather: Gather,
+    update: Update,
+    step_: Callable[[Batch, Tensor | None, Tensor | None, bool], Step],
+) -> int:
+    """Take the steps of a block; the slot-steps executed, idle ones included.
+
+    `step_(batch, mask, streams, mean)` gives what a step needs: batch [S, B, ...], mask [S, B] (1
+    where an example counts, None: all do), streams [S, 3] of keyed modules (None: there are none),
+    and whether the gradient is that of the batch's mean, or of its sum.
+    """
+    device, dtype = slots.flat.device, slots.flat.dtype
+    index = block.index.to(device, non_blocking=True)  # blocking waits for all queued steps
+    valid = block.valid.to(device, non_blocking=True)
+    draws = None if block.streams is None else block.streams.to(device, non_blocking=True)
+    examples = torch.arange(index.shape[-1], device=device)
+    mask = None if block.full else (examples < valid[..., None]).to(dtype)
+    for step in range(len(index)):
+        grads, total, weight = step_(
+            gather(index[step]),
+            None if mask is None else mask[step],
+            None if draws is None else draws[step],
+            block.apply is None,
+        )
+        count = valid[step] if weight is None else weight
+        if grads is not None and block.apply is None:
+            update(slots.all, grads)
+        elif grads is not None and block.apply is not None:
+            accumulate_(slots.all, grads, count)
+            due = [s for s in block.active if block.apply[step, s]]
+            every = len(due) == slots.number
+            for rows in [slots.all] if every else [slots.one[s] for s in due]:
+                apply_(rows, update)
+        slots.sums[:, 0] += total
+        slots.sums[:, 1] += count
+    slots.seen += valid.sum(0)
+    return slots.number * len(index)
+
+
+def gathered(columns: Mapping[str, Tensor], memory: dict[str, Tensor]) -> Gather:
+    """A function from index [S, B] to those examples, in `memory` that the next call overwrites."""
+
+    def gather(index: Tensor) -> dict[str, Tensor]:
+        for name, column in columns.items():
+            shape = (*index.shape, *column.shape[1:])
+            if name not in memory or memory[name].shape != shape:
+                memory[name] = column.new_empty(shape)
+            torch.index_select(column, 0, index.flatten(), out=memory[name].flatten(0, 1))
+        return dict(memory)
+
+    return gather
