@@ -40,8 +40,8 @@ class Simulation:
     task, data, algorithm, sampler   what is learned, from whom, how, and who takes part
     seed      of shuffles and dropout; sample_seed: of cohorts (default: seed)
     device, dtype   where and in which precision clients train
-    backend   "vmap" (clients side by side), "stacked" (so too, faster, where only `nn.Linear` layers
-              train) or "loop" (one after the other, the reference)
+    backend   "vmap" (clients side by side), "stacked" (so too, faster, where only `nn.Linear`
+              layers train) or "loop" (one after the other, the reference)
     workers   threads that train clients, on a CPU; threads: operator threads of each (None:
               torch's number shared out among the workers)
     slots     clients in training at a time on each worker (None: by cache or GPU memory)
