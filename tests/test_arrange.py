@@ -1,14 +1,16 @@
 """What is "auto" is measured, said, kept and obeyed; what disagrees with the loop is not taken."""
 
+import copy
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import vecfl
-from vecfl import Batches, InputError, Simulation, Task, choices, fedavg, fedsgd
+from vecfl import Batches, InputError, Simulation, Task, choices, fedavg, fedprox, fedsgd
 from vecfl.arrange import Wanted, arrange, layouts
 from vecfl.engine.vmap import VmapBackend
 from vecfl.probe import Probe, slot_steps
@@ -136,19 +138,50 @@ def test_a_choice_is_said_kept_recorded_and_obeyed(
 
 
 def test_a_choice_holds_for_its_task_alone() -> None:
-    wanted = {"wanted": "all"}
-    base = choices.key(probe().facts() | wanted)
-    assert base == choices.key(probe().facts() | wanted)
-    others = [
-        probe("linear"),
-        probe(sizes=(5, 4, 23, 9)),
-        probe(algorithm=fedavg(lr=0.1, batches=Batches(4, epochs=3))),
-        probe(algorithm=fedavg(lr=0.1, batches=Batches(4, epochs=2), optimizer=vecfl.adam())),
-    ]
-    keys = {choices.key(other.facts() | wanted) for other in others}
-    assert len(keys | {base}) == 5
+    def facts(p: Probe) -> str:
+        return choices.key(p.facts())
+
+    p = probe()
+    cohort, columns = p.cohort, p.data.columns
+    one_more = vecfl.FederatedDataset(columns, torch.cat((p.data.offsets, p.data.offsets[-1:])))
+    wider = {name: c if name == "y" else c.repeat(1, 2) for name, c in columns.items()}
+    others = {
+        "model": replace(p, task=probe("linear").task),
+        "dtype": replace(p, task=p.task.to("cpu", torch.float64)),
+        "loss": replace(p, task=with_loss(p.task, lambda output, batch: (output.sum(1), None))),
+        "columns": replace(p, data=replace(p.data, columns=wider)),
+        "population": replace(p, data=one_more),
+        "cohort": replace(p, cohort=cohort[:3]),
+        "algorithm": replace(p, algorithm=fedprox(lr=0.1, mu=0.0, batches=Batches(4, epochs=2))),
+        "epochs": replace(p, algorithm=fedavg(lr=0.1, batches=Batches(4, epochs=3))),
+    }
+    keys = {name: facts(other) for name, other in others.items()} | {"same": facts(p)}
+    assert len(set(keys.values())) == len(keys)
     slower = fedavg(lr=0.2, batches=Batches(4, epochs=2))
-    assert choices.key(probe(algorithm=slower).facts() | wanted) == base
+    assert facts(replace(p, algorithm=slower)) == facts(probe()) == keys["same"]
+    with operator_threads(torch.get_num_threads() + 1):
+        assert facts(p) != keys["same"]
+
+
+def with_loss(task: Task, loss) -> Task:
+    other = copy.deepcopy(task)
+    other.loss = loss
+    return other
+
+
+def test_a_choice_that_disagrees_by_now_is_measured_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = Wanted("auto", 1, 1, 2)
+    first = arrange(wanted, probe())
+    assert arrange(wanted, second := probe()) == first and not second.seconds
+    other = replace(first, backend="loop" if first.backend == "vmap" else "vmap")
+    monkeypatch.setattr(
+        Probe, "disagreement", lambda self, a: 1.0 if a.backend == first.backend else 0.0
+    )
+    assert arrange(wanted, third := probe()).backend != first.backend
+    assert third.seconds and other.backend in {a.backend for a in third.seconds}
+    assert "was chosen before, but disagrees with the loop now" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"KEY": {"backend": "vmap"}}', '{"KEY": 3}'])
@@ -241,6 +274,15 @@ def test_a_part_is_scaled_to_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Probe, "_clock", clock)
     p.time(a := Arrangement("loop", 1, 1, 1))
     assert (timed, p.seconds[a]) == ([[2]], 28.0)
+
+
+def test_idle_slots_count_where_they_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 2, 1 and 25 steps on two slots: 25 | 2 + 1, so 50 slot-steps. Two steps of a client for each
+    # slot are 4; at a second each they are too long to time more, and a round takes 50 seconds.
+    p = probe(algorithm=fedavg(lr=0.1, batches=Batches(4)), sizes=(8, 4, 100))
+    monkeypatch.setattr(Probe, "_clock", lambda self, trainer, c, plan: slot_steps(trainer, plan))
+    p.time(a := Arrangement("vmap", 1, 1, 2))
+    assert p.seconds[a] == 50.0
 
 
 def test_the_whole_cohort_is_timed_where_it_is_short() -> None:

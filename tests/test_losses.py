@@ -106,3 +106,15 @@ def test_labels_of_any_integer_type(dtype: torch.dtype) -> None:
     value, _ = cross_entropy(output, {"y": y.to(dtype)})
     torch.testing.assert_close(value, F.cross_entropy(output, y, reduction="none"))
     assert accuracy(output, {"y": y.to(dtype)})[0].tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("classes", [3, 100])  # below and above where vmap takes another formula
+def test_cross_entropy_is_the_same_under_vmap(classes: int) -> None:
+    z = torch.zeros(2, 4, classes)
+    z[..., 0], z[1, :, 1] = 1000.0, -1000.0  # as sums of exponentials these overflow
+    y = torch.tensor([[0, 1, 2, -100], [0, 1, 2, -100]])
+    found = torch.func.vmap(lambda z, y: cross_entropy(z, {"y": y})[0])(z, y)
+    assert found.tolist() == [[0.0, 1000.0, 1000.0, 0.0], [0.0, 2000.0, 1000.0, 0.0]]
+    assert found.tolist() == [
+        cross_entropy(a, {"y": b})[0].tolist() for a, b in zip(z, y, strict=True)
+    ]

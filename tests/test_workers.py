@@ -17,6 +17,7 @@ from .oracles.tasks import PROBLEMS
 
 SETTING = Setting(rounds=2, seed=5, optimizer="momentum", lr=0.05, epochs=2, mu=0.2)
 KINDS = [("loop", 1), ("loop", 2), ("vmap", 2), ("vmap", 7)]
+DENSE = [("mlp", "stacked", 2), ("linear", "stacked", 3)]
 
 
 def simulate(problem: str, loss=vecfl.cross_entropy, **kind) -> Simulation:
@@ -28,8 +29,9 @@ def simulate(problem: str, loss=vecfl.cross_entropy, **kind) -> Simulation:
     )
 
 
-@pytest.mark.parametrize("backend, slots", KINDS)
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(
+    "problem, backend, slots", [(p, *kind) for p in PROBLEMS for kind in KINDS] + DENSE
+)
 def test_one_two_and_four_workers_agree(problem: str, backend: str, slots: int) -> None:
     p = PROBLEMS[problem]
     one, two, four = (
@@ -49,7 +51,7 @@ def test_one_two_and_four_workers_agree(problem: str, backend: str, slots: int) 
                 assert metrics[name] == pytest.approx(expected[name], rel=1e-9)
 
 
-@pytest.mark.parametrize("backend, slots", [("loop", 1), ("vmap", 2)])
+@pytest.mark.parametrize("backend, slots", [("loop", 1), ("vmap", 2), ("stacked", 2)])
 def test_a_round_that_is_repeated_has_the_same_bits(backend: str, slots: int) -> None:
     sim = simulate("mlp", backend=backend, slots=slots, workers=3)
     state = sim.start()
@@ -141,6 +143,26 @@ def test_a_failure_in_a_worker_is_raised_and_the_next_round_works() -> None:
     again, metrics = sim.round(state)
     assert torch.equal(again.server["w"], expected.server["w"])
     assert metrics["train/clients"] == 40
+
+
+def test_the_others_stop_when_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = simulate("mlp", backend="loop", slots=1, workers=2)
+    first, second = sim.trainer.workers
+    stopped = threading.Event()
+
+    def wait_for_the_stop(*args) -> None:
+        if args[-1].wait(timeout=60):
+            stopped.set()
+        raise RuntimeError("too late")
+
+    def fail(*args) -> None:
+        raise ValueError("worker 1 fails")
+
+    monkeypatch.setattr(first, "train", wait_for_the_stop)
+    monkeypatch.setattr(second, "train", fail)
+    with pytest.raises((ValueError, RuntimeError)):
+        sim.round(sim.start())
+    assert stopped.is_set()
 
 
 def test_a_worker_stops_between_blocks_when_another_failed() -> None:

@@ -9,8 +9,6 @@ import logging
 import time
 from dataclasses import asdict, dataclass, replace
 
-import torch
-
 from vecfl.choices import choices_file, keep, recall
 from vecfl.errors import InputError, is_integer
 from vecfl.probe import Probe
@@ -53,16 +51,17 @@ def arrange(wanted: Wanted, probe: Probe) -> Arrangement:
     Raises InputError where a backend that was named cannot train the task, or disagrees in float64
     with the loop.
     """
-    cores = torch.get_num_threads()
     if not wanted.measured:
-        (workers, threads), *_ = layouts(wanted, cores)
-        return candidate(wanted, probe, wanted.backend, workers, threads)
+        (workers, threads), *_ = layouts(wanted, probe.cores)
+        arrangement = candidate(wanted, probe, wanted.backend, workers, threads)
+        log.info("%s", arrangement)
+        return arrangement
     facts = probe.facts() | {"wanted": asdict(wanted)}
-    if kept := chosen_before(facts):
-        log.info("%s, as measured before (%s)", kept, choices_file())
+    if kept := chosen_before(facts, probe):
+        log.info("%s, as measured before (delete %s to measure again)", kept, choices_file())
         return kept
     began = time.perf_counter()
-    chosen = search(wanted, probe, cores)
+    chosen = search(wanted, probe)
     log.info(
         "%s: the fastest of %d, %.3g ms a round%s; measured in %.1f s, %s",
         chosen,
@@ -75,17 +74,29 @@ def arrange(wanted: Wanted, probe: Probe) -> Arrangement:
     return chosen
 
 
-def chosen_before(facts: dict[str, object]) -> Arrangement | None:
-    """The arrangement that was chosen before for the same task on the same machine."""
+def chosen_before(facts: dict[str, object], probe: Probe) -> Arrangement | None:
+    """The arrangement that was chosen before on this machine, if it still computes what it should.
+
+    The facts do not hold what a module or a loss does, so it is compared with the loop again.
+    """
     kept = recall(facts)
     if kept is None:
         return None
     try:
-        Wanted(**kept)
-        return Arrangement(**kept)
-    except (TypeError, InputError):
+        numbers = [kept[name] for name in ("workers", "threads", "slots")]
+        if kept["backend"] not in BACKENDS or not all(is_integer(n) and n >= 1 for n in numbers):
+            raise ValueError("no arrangement")
+        arrangement = Arrangement(**kept)
+    except (TypeError, KeyError, ValueError):
         log.warning("%s holds no arrangement: %r; measuring anew", choices_file(), kept)
         return None
+    try:
+        if probe.disagreement(arrangement) <= AGREE:
+            return arrangement
+        log.warning("%s was chosen before, but disagrees with the loop now", arrangement)
+    except InputError as error:
+        log.warning("%s was chosen before: %s", arrangement, error)
+    return None
 
 
 def beaten(probe: Probe, chosen: Arrangement) -> dict[str, float]:
@@ -97,9 +108,9 @@ def beaten(probe: Probe, chosen: Arrangement) -> dict[str, float]:
     return times
 
 
-def search(wanted: Wanted, probe: Probe, cores: int) -> Arrangement:
+def search(wanted: Wanted, probe: Probe) -> Arrangement:
     """The fastest arrangement, found one question after the other: backend, cores, slots."""
-    (workers, threads), *others = layouts(wanted, cores)
+    (workers, threads), *others = layouts(wanted, probe.cores)
     for backend in BACKENDS if wanted.backend == "auto" else (wanted.backend,):
         try:
             probe.time(candidate(wanted, probe, backend, workers, threads))
@@ -107,7 +118,7 @@ def search(wanted: Wanted, probe: Probe, cores: int) -> Arrangement:
             if wanted.backend != "auto":
                 raise
             log.info("backend %s is out: %s", backend, error)
-    limit = cores * min(probe.seconds.values())  # the cores cannot gain more
+    limit = probe.cores * min(probe.seconds.values())  # the cores cannot gain more
     close = [a for a, seconds in probe.seconds.items() if seconds <= limit]
     for w, t in others:
         for a in close:

@@ -50,7 +50,7 @@ def keep(facts: Facts, choice: Mapping[str, object]) -> str:
         with atomic_file(choices_file()) as file:
             file.write(json.dumps(_read() | {key(facts): choice}, indent=1).encode())
     except OSError as error:
-        return f"not kept: {error.filename}: {error.strerror}"
+        return f"not kept: {error.filename or choices_file()}: {error.strerror or error}"
     return f"kept in {choices_file()}"
 
 

@@ -40,7 +40,8 @@ def _nll(output: Tensor, y: Tensor) -> Tensor:
     """-log softmax(output [B, V])[y [B]], one for each example."""
     vectorised = torch._C._functorch.is_functorch_wrapped_tensor(output)
     if vectorised and output.is_cpu and output.shape[-1] < FEW:
-        return output.logsumexp(-1) - output.gather(-1, y[:, None])[:, 0]
+        value = output.logsumexp(-1) - output.gather(-1, y.clamp(min=0)[:, None])[:, 0]
+        return value.where(y != IGNORED, 0)
     return F.cross_entropy(output, y, reduction="none")
 
 

@@ -38,6 +38,11 @@ class Probe:
     def device(self) -> torch.device:
         return next(self.task.module.parameters()).device
 
+    @property
+    def cores(self) -> int:
+        """Threads that torch may use; on a GPU one, which launches."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
+
     def slots(self, backend: str, workers: int) -> int:
         """The slots of each worker by the rule: what the CPU's cache or the GPU's memory holds."""
         on_gpu = self.device.type == "cuda" and backend != "loop"

@@ -2,10 +2,11 @@
 
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Literal
 
 from vecfl.errors import InputError
@@ -60,13 +61,26 @@ def run_rounds(
                 bar.log(metrics)
                 board.log(metrics)
     except (KeyboardInterrupt, OSError) as stop:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again, it would lose the model
-        kept = keep_model(sim, state, run_dir / f"model-round-{state.round}.pt")
+        with no_ctrl_c():  # pressed again, it would lose the model
+            kept = keep_model(sim, state, run_dir / f"model-round-{state.round}.pt")
         so_far = f"after round {state.round} of {rounds}, not finished; metrics so far: {run_dir}"
         if isinstance(stop, KeyboardInterrupt):
             raise KeyboardInterrupt(f"interrupted {so_far}; model so far: {kept}") from None
         raise InputError(f"{_reason(stop)}; stopped {so_far}; model so far: {kept}") from stop
     finish(sim, state, run_dir)
+
+
+@contextmanager
+def no_ctrl_c() -> Iterator[None]:
+    """Ctrl-C does nothing inside; other threads than the main one never get it."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(sim: Simulation, state: State, run_dir: Path) -> None:

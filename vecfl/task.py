@@ -101,7 +101,7 @@ class Task:
         task = copy.deepcopy(self)
         task.module.eval()
         device = next(task.module.parameters()).device
-        one = {name: column[:1].to(device) for name, column in columns.items()}
+        one = {name: column[:1].clone().to(device) for name, column in columns.items()}
         with torch.no_grad():
             check_embeddings(task, columns)
             self.check_labels(task.output(task.prepare(one)), columns)

@@ -1,7 +1,7 @@
 """How a cohort is laid out on the machine: workers, their threads, and the order of their sums."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -119,6 +119,8 @@ class Trainer:
             return [jobs[0]()]
         futures = [self.pool.submit(job) for job in jobs]
         try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            self.stop.set()
             return [future.result() for future in futures]
         finally:
             self.stop.set()

@@ -46,7 +46,7 @@ def check_embeddings(task: Parts, columns: Batch) -> None:
 
     Under vmap such an index would read and write another client's row.
     """
-    one = {name: c[:1] for name, c in columns.items()}
+    one = {name: c[:1].clone() for name, c in columns.items()}
 
     def look(module: nn.Embedding, args: tuple[Tensor, ...]) -> None:
         for name in task.inputs:

@@ -67,7 +67,7 @@ class Worker:
         weight = next(task.module.parameters())
         self.device = weight.device
         self.slots = Slots(task.layout, algorithm.rule, slots, self.device, weight.dtype)
-        self.backend = make_backend(backend, task, data.examples(2))
+        self.backend = make_backend(backend, task, data.examples(3 * algorithm.rule.batches.size))
         row = self.layout.size * weight.element_size()
         self.rows = max(1, COMMIT.get(self.device.type, 1 << 28) // row)
 
@@ -124,7 +124,7 @@ class Worker:
             fold.clients.append(client)
             fold.ok.append(ok)
             fold.sums.append(torch.stack((done.loss, done.weight), 1))
-            fold.weight.append(weight)
+            fold.weight.append(weight.clone())  # it may be a view of the slots
 
     def _finished(self, seats: Tensor, clients: Tensor, examples: Tensor) -> Finished:
         """The rows of `seats` [K], ascending: views of slots that are neighbours, else copies."""

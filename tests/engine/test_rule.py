@@ -27,6 +27,20 @@ def rows(*w: Tensor, bias: list[Tensor] | None = None, full: bool = False) -> Ro
 # ------------------------------------------------------------------ clipping
 
 
+@pytest.mark.parametrize(
+    "rule, plain",
+    [
+        (LocalRule(sgd(), BATCHES, lr=0.5), 0.5),
+        (LocalRule(sgd(), BATCHES, lr=0.5, clip=1.0), None),
+        (LocalRule(sgd(), BATCHES, lr=0.5, mu=0.1), None),
+        (LocalRule(sgd(), BATCHES, lr=0.5, bias=True), None),
+        (LocalRule(momentum(), BATCHES, lr=0.5), None),
+    ],
+)
+def test_only_sgd_without_corrections_is_plain(rule: LocalRule, plain: float | None) -> None:
+    assert make_update(rule, [torch.zeros(1)], 0).plain == plain
+
+
 def test_clip_uses_the_norm_over_all_parameters_of_a_row() -> None:
     """Row 0: (3, 4; 0; 12) has norm 13, row 1: (0, 3; 4; 0) norm 5, row 2 nothing, row 3 norm 1."""
     matrix = torch.tensor([[[3, 4]], [[0, 3]], [[0, 0]], [[0.6, 0]]], dtype=torch.float64)

@@ -15,6 +15,9 @@ from vecfl.engine.stacked import Stack, StackedBackend
 
 EXAMPLE = {"x": torch.linspace(-1, 1, 20).view(4, 5), "y": torch.tensor([0, 1, 2, 0])}
 
+EXAMPLE_OF_THREE = {"x": torch.randn(12, 5, generator=torch.Generator().manual_seed(1))}
+EXAMPLE_OF_THREE |= {"y": torch.arange(12) % 3}
+
 
 def task(module: nn.Module) -> Task:
     return Task(module, vecfl.cross_entropy, example=EXAMPLE)
@@ -107,7 +110,7 @@ def hooked() -> nn.Module:
 )
 def test_what_has_no_stacked_form_is_named(module: Callable[[], nn.Module], said: str) -> None:
     with pytest.raises(InputError) as error:
-        StackedBackend(task(module()), EXAMPLE)
+        StackedBackend(task(module()), EXAMPLE_OF_THREE)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -120,12 +123,12 @@ def test_gradients_that_come_out_different_are_refused(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Stack, "step", wrong)
     with pytest.raises(InputError, match="its gradients come out different"):
-        StackedBackend(task(mlp()), EXAMPLE)
+        StackedBackend(task(mlp()), EXAMPLE_OF_THREE)
 
 
 def test_the_task_keeps_its_layers() -> None:
     t = task(mlp())
-    StackedBackend(t, EXAMPLE)
+    StackedBackend(t, EXAMPLE_OF_THREE)
     assert [type(m) for m in t.module] == [nn.Linear, nn.ReLU, nn.Linear]
 
 
@@ -161,6 +164,88 @@ def test_layers_step_by_themselves_where_the_rule_is_plain_sgd(
     torch.testing.assert_close(stacked, loop, rtol=1e-9, atol=1e-12)
 
 
-def test_a_layer_that_is_called_twice_does_not_step_between_the_calls() -> None:
-    assert not StackedBackend(task(Twice()), EXAMPLE).once
-    assert StackedBackend(task(mlp()), EXAMPLE).once
+class Long(nn.Module):
+    """Calls a layer twice where the batch is long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.inner(x))
+        return self.head(torch.tanh(self.inner(x)) if len(x) > 3 * EXAMPLE["x"].shape[0] else x)
+
+
+@pytest.mark.parametrize("module", [mlp, Twice, Long])
+def test_a_layer_that_is_called_twice_does_not_step_between_the_calls(
+    module: Callable[[], nn.Module],
+) -> None:
+    stack, n = Stack(task(module())), 24
+    w = [torch.randn(n, *e.shape) for e in stack.task.layout.params]
+    before = [t.clone() for t in w]
+    batch = {k: c[:1].expand(n, 1, *c.shape[1:]) for k, c in EXAMPLE.items()}
+    grads, _, _ = stack.step(w, batch, None, None, True, 0.5)
+    right, _, _ = stack.step(before, batch, None, None, True, None)
+    assert right is not None and all(g.any() for g in right)
+    if module is mlp:
+        assert grads is None
+        moved = [t - 0.5 * g for t, g in zip(before, right, strict=True)]
+        torch.testing.assert_close(w, moved)
+    else:
+        assert grads is not None and all(map(torch.equal, w, before))
+        torch.testing.assert_close(grads, right)
+
+
+class Cuts(nn.Module):
+    """Works on slices of the batch: ordinary for one client, not for several in a row."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.head, self.size = nn.Linear(5, 3), size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.head(part) for part in x.split(self.size)])
+
+
+@pytest.mark.parametrize("size", [5, 12])
+def test_a_batch_that_is_cut_is_refused_when_it_happens(size: int) -> None:
+    if size == 5:
+        with pytest.raises(InputError, match="cannot be stacked: a linear layer gets"):
+            StackedBackend(task(Cuts(size)), EXAMPLE_OF_THREE)
+        return
+    backend = StackedBackend(task(Cuts(size)), EXAMPLE_OF_THREE)  # 12 rows are not cut yet
+    w = [torch.randn(5, *e.shape) for e in backend.stack.task.layout.params]
+    batch = {k: c.expand(5, *c.shape) for k, c in EXAMPLE.items()}
+    with pytest.raises(InputError, match="cuts or reorders the batch has no stacked form"):
+        backend.stack.step(w, batch, None, None, True, None)
+
+
+def test_a_model_of_zeros_hides_nothing() -> None:
+    class Penalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(5, 3)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            penalty = sum((p.square().sum() for p in self.parameters()), torch.zeros(()))
+            return self.head(x) * (1 + penalty)
+
+    with pytest.raises(InputError, match="its gradients come out different"):
+        StackedBackend(task(Penalised()), EXAMPLE_OF_THREE)
+
+
+@pytest.mark.parametrize("client", [0, 1, 2])
+def test_every_client_of_the_check_counts(client: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Stack.step
+
+    def wrong(self: Stack, *args: object) -> object:
+        grads, *rest = right(self, *args)  # type: ignore[arg-type]
+        for g in grads or []:
+            g[client] *= 1 + 1e-7
+        return grads, *rest
+
+    monkeypatch.setattr(Stack, "step", wrong)
+    with pytest.raises(InputError, match="its gradients come out different"):
+        StackedBackend(task(mlp()), EXAMPLE_OF_THREE)

@@ -71,3 +71,12 @@ def test_arguments_stay_as_they_are() -> None:
     kept = rows.clone(), weight.clone()
     weighted_sum_(torch.zeros(3, dtype=torch.float64), rows, weight)
     assert torch.equal(rows, kept[0]) and torch.equal(weight, kept[1])
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17])
+def test_rows_longer_than_a_tile(rows: int) -> None:
+    g = torch.Generator().manual_seed(rows)
+    update, weight = torch.randn(rows, 70_001, generator=g), torch.rand(rows, generator=g).double()
+    total = torch.ones(70_001, dtype=torch.float64)
+    weighted_sum_(total, update, weight)
+    torch.testing.assert_close(total, 1 + weight @ update.double(), rtol=1e-12, atol=1e-12)

@@ -15,16 +15,16 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 class Affine(torch.autograd.Function):
     """x W^T + b for rows x [S, n, in], W [S, out, in], b [S, out] or None.
 
-    With a learning rate the backward pass itself moves W and b, and their gradients are None: W
-    is read and written once, and no gradient of its size is made.
+    Where the layer has a learning rate when the backward pass runs, that itself moves W and b, and
+    their gradients are None: W is read and written once, and no gradient of its size is made.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lr: float | None
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: "StackedLinear"
     ) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.weight, ctx.bias, ctx.lr = weight.detach(), bias, lr
+        ctx.weight, ctx.bias, ctx.layer = weight.detach(), bias, layer
         if bias is None:
             return torch.bmm(x, weight.mT)
         return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
@@ -33,12 +33,13 @@ class Affine(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x,), (grad,), weight = ctx.saved_tensors, grads, ctx.weight
         above = torch.bmm(grad, weight) if ctx.needs_input_grad[0] else None
-        if ctx.lr is None:
+        lr = ctx.layer.lr
+        if lr is None:
             bias = None if ctx.bias is None else grad.sum(1)
             return above, torch.bmm(grad.mT, x), bias, None
-        weight.baddbmm_(grad.mT, x, alpha=-ctx.lr)
+        weight.baddbmm_(grad.mT, x, alpha=-lr)
         if ctx.bias is not None:
-            ctx.bias.detach().sub_(grad.sum(1), alpha=ctx.lr)
+            ctx.bias.detach().sub_(grad.sum(1), alpha=lr)
         return above, None, None, None
 
 
@@ -46,7 +47,8 @@ class StackedLinear(nn.Module):
     """`nn.Linear` of S clients: x [S * B, ..., in] to [S * B, ..., out].
 
     w     positions of weight and bias (None without) among the task's parameters
-    rows  those tensors, [S, out, in] and [S, out]; lr: of the step that the backward pass takes
+    rows  those tensors, [S, out, in] and [S, out]; examples: S * B of this pass
+    lr    of the step that the backward pass takes; calls: in this pass
     """
 
     def __init__(self, weight: int, bias: int | None) -> None:
@@ -54,13 +56,22 @@ class StackedLinear(nn.Module):
         self.at = (weight, bias)
         self.rows: list[Tensor] = []
         self.lr: float | None = None
-        self.calls = 0
+        self.examples = self.calls = 0
+
+    def begin(self, rows: list[Tensor], examples: int, lr: float | None) -> None:
+        """Start a pass over so many examples of all slots."""
+        self.rows, self.examples, self.lr, self.calls = rows, examples, lr, 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
+        if x.dim() < 2 or len(x) % self.examples:
+            raise InputError(
+                f"a linear layer gets {list(x.shape)} for a batch of {self.examples}: a module "
+                "that cuts or reorders the batch has no stacked form"
+            )
         weight, bias = (None if i is None else self.rows[i] for i in self.at)
         assert weight is not None
-        out = Affine.apply(x.reshape(len(weight), -1, x.shape[-1]), weight, bias, self.lr)
+        out = Affine.apply(x.reshape(len(weight), -1, x.shape[-1]), weight, bias, self)
         return out.view(*x.shape[:-1], out.shape[-1])
 
 
