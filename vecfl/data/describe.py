@@ -133,7 +133,7 @@ def _draw_sizes(axes: Axes, sizes: NDArray[np.int64]) -> None:
     axes.set_xlim(-1, len(sizes))
     axes.set_xticks([])
     axes.set_ylabel("examples")
-    axes.set_title("Clients: their sizes and, by area, their mixes of classes", fontsize=11)
+    axes.set_title("Sizes of the clients, and their mixes of classes (by area)", fontsize=11)
 
 
 def _draw_mixes(
@@ -170,6 +170,8 @@ def _draw_mixes(
 
 
 def _draw_histogram(axes: Axes, sizes: NDArray[np.int64]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     some = sizes[sizes > 0]
     low, high, median = int(some.min()), int(some.max()), np.median(some)
     bins: NDArray[Any] = np.linspace(low, high, 31)
@@ -178,10 +180,12 @@ def _draw_histogram(axes: Axes, sizes: NDArray[np.int64]) -> None:
         axes.set_xscale("log")
     elif high - low < 40:
         bins = np.arange(low, high + 2) - 0.5
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.hist(some, bins.tolist(), color=BLUE, alpha=ALPHA)
     axes.axvline(float(median), color=ORANGE, linewidth=1.5, label=f"median {median:,g}")
     axes.legend(frameon=False)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set_xlabel("examples of a client")
     axes.set_ylabel("clients")
     empty = len(sizes) - len(some)

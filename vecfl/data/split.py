@@ -61,7 +61,8 @@ def hold_out(
 
 def _number(clients: float, of: int) -> int:
     """The number of clients to hold out."""
-    held = round(clients * of) if 0 < clients < 1 else integer(clients, "clients", 1)
+    fraction = isinstance(clients, float) and 0 < clients < 1
+    held = round(clients * of) if fraction else integer(clients, "clients", 1)
     if not 0 < held < of:
         raise InputError(
             f"clients: expected a number or a fraction that holds out 1 to {of - 1} of the {of} "
