@@ -120,6 +120,8 @@ def test_of_many_clients_sixty_are_drawn(monkeypatch, tmp_path):
     assert [bar.get_height() for bar in sizes.patches] == list(range(119, 0, -2))
     assert mixes.get_xlabel() == "60 of 119 clients, from the largest to the smallest"
     assert len(mixes.get_xticks()) == 0
+    draw_partition(dataset(FOUR), tmp_path / "a.png")  # the client without examples stands aside
+    assert figures[1].axes[2].get_xlabel() == "3 of 4 clients, from the largest to the smallest"
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):

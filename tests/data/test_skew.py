@@ -125,16 +125,16 @@ def test_without_skew_sizes_are_equal(partitioner):
 
 
 def test_lognormal_sizes_have_the_law():
-    # Logarithms of 20,000 sizes of 1,000 on average have the standard deviation sigma. With
-    # rounding (below 0.01 here) a deviation of 0.02 is 4 standard errors, sigma / sqrt(40,000):
-    # p = 6e-5. Their skewness is 0, with a standard error sqrt(6 / 20,000) = 0.017: 0.1 is 5.8.
-    sigma, clients = 1.0, 20_000
-    sizes = np.bincount(lognormal(1000 * clients, clients, sigma, seed=5), minlength=clients)
+    # Logarithms of 5,000 sizes of 200 on average have the standard deviation sigma = 1, with a
+    # standard error of 1 / sqrt(10,000); rounding adds below 0.005. Off by 0.055: p < 6e-7. Their
+    # skewness is 0, with a standard error sqrt(6 / 5000) = 0.035: 0.2 is more than 5 of it.
+    sizes = np.bincount(lognormal(1_000_000, 5000, 1.0, seed=5), minlength=5000)
     logs = np.log(sizes)
-    assert abs(logs.std() - sigma) < 0.02
-    assert abs((((logs - logs.mean()) / logs.std()) ** 3).mean()) < 0.1
-    # exp(N(0, 1)) has the mean exp(1/2) and the median 1: the log of the ratio is 1/2.
-    assert abs(np.log(sizes.mean() / np.median(sizes)) - 0.5) < 0.06
+    assert abs(logs.std() - 1) < 0.055
+    assert abs((((logs - logs.mean()) / logs.std()) ** 3).mean()) < 0.2
+    # exp(N(0, 1)) has the mean exp(1/2) and the median 1: the log of the ratio is 1/2. Standard
+    # errors: of the mean 1.31 / sqrt(5000), of the median 1.25 / sqrt(5000), together 0.026.
+    assert abs(np.log(sizes.mean() / np.median(sizes)) - 0.5) < 0.15
 
 
 def test_power_law_sizes_by_hand():
@@ -223,6 +223,29 @@ def test_mixes_have_the_right_concentration(alpha):
     assert -0.083 < found - expected < 0.045
 
 
+def test_classes_are_wanted_as_often_as_they_occur():
+    # With a tiny alpha a client wants one class: the first, of 4/5 of the examples, with p = 4/5.
+    # Over 1,000 clients that is off by 76, which is 6 deviations, with p = 2e-9: then 7.6 % of the
+    # places go to the other class. If both were wanted equally often, 30 % did.
+    labels = np.repeat([0, 1], [80_000, 20_000])
+    counts = table(labels, sized_dirichlet(labels, np.full(1000, 100), 1e-9, seed=0), 1000)
+    assert counts.max(1).mean() > 92.4
+
+
+def test_what_nobody_wants_goes_to_all_whose_wish_is_not_met():
+    # Four clients of 25, four classes of 25, one wanted by each client. With p = 36/256 two classes
+    # are wanted by two clients each; the two others then go to all four, at random. It happens
+    # never in 200 seeds with p = 7e-14, and 25 of 50 examples miss a client with p < 1e-6.
+    labels = np.arange(100) % 4
+    met = 0
+    for seed in range(200):
+        counts = table(labels, sized_dirichlet(labels, [25] * 4, 1e-9, seed), 4)
+        takers = sorted((counts > 0).sum(0).tolist())
+        assert takers != [2, 2, 2, 2]
+        met += takers == [2, 2, 4, 4]
+    assert met
+
+
 def test_examples_of_a_class_are_random():
     # One class: the client of example 0 is the first of two with p = 1/5. Over 1,000 seeds off by
     # more than 90 from 200 with p < 2 exp(-2 * 90^2 / 1000) = 1.8e-7.
@@ -300,6 +323,9 @@ def test_who_owns_what_and_gets_which_example_is_random():
     splits = [classes_per_client(labels, 4, 2, seed) for seed in range(1000)]
     assert abs(sum((client[::4] == 0).any() for client in splits) - 500) <= 90
     assert abs(sum(client[0] == 0 for client in splits) - 250) <= 90
+    # Two clients share three examples: the first has two of them with p = 1/2.
+    more = sum((classes_per_client([0] * 3, 2, 1, seed) == 0).sum() == 2 for seed in range(1000))
+    assert abs(more - 500) <= 90
 
 
 def test_classes_that_do_not_fit_are_refused():
