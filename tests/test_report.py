@@ -145,9 +145,9 @@ def test_the_picture_shows_the_metrics(tmp_path: Path) -> None:
 
 def test_an_evaluation_with_a_name_has_its_own_lines(tmp_path: Path) -> None:
     first = ROUND | EVALUATION | {"unseen/loss": 2.0, "unseen/accuracy": 0.5}
-    second = ROUND | {"unseen/loss": 1e-9, "unseen/accuracy": 0.625}
-    write(tmp_path, [first, second])
-    assert "unseen accuracy final 62.5%" in summary(tmp_path).splitlines()
+    second = ROUND | {"unseen/loss": 1e-9, "unseen/accuracy": 0.625, "old/loss": 1.0}
+    write(tmp_path, [first, second | {"old/accuracy": 0.25}])
+    assert summary(tmp_path).splitlines()[1] == "other accuracy  unseen 62.5%, old 25.0%"
     accuracy, loss = Figure().subplots(1, 2)
     report._draw_accuracy(accuracy, read_metrics(tmp_path))
     report._draw_loss(loss, read_metrics(tmp_path))

@@ -64,14 +64,13 @@ def summary(run_dir: Path | str) -> str:
     best = max(((a, -r) for r, a in zip(rounds, accuracy, strict=True) if a == a), default=None)
     lines = {
         "test accuracy": _list(latest, "{:.1%}", {"final": "eval/accuracy"}),
+        "other accuracy": _list(latest, "{:.1%}", {n: f"{n}/accuracy" for n in _named(rows)}),
         "loss": _list(latest, "{:#.3g}", {"test": "eval/loss", "train": "train/loss"}),
         "client accuracy": _list(latest, "{:.1%}", SPREAD),
         "dropped clients": sum(row["train/dropped_clients"] for row in rows),
         "training": _speed(rows),
         "files": f"{run_dir}: {', '.join(_files(run_dir))}",
     }
-    for name in _named(rows):
-        lines[f"{name} accuracy"] = _list(latest, "{:.1%}", {"final": f"{name}/accuracy"})
     if best:
         lines["test accuracy"] += f", best {best[0]:.1%} in round {-best[1]}"
     if lines["client accuracy"]:
