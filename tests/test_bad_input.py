@@ -104,6 +104,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: (s := simulate()).evaluate(s.start(), {"x": torch.zeros(0, 4), "y": torch.ones(0)}),
         "nothing to evaluate: the evaluation data have no example",
     ),
+    "an evaluation with the name of other metrics": (
+        lambda: (s := simulate()).evaluate(s.start(), s.data.columns, "train"),
+        "name: expected a name for these metrics without '/', and not train or system, got 'train'",
+    ),
+    "an evaluation of clients with a path for a name": (
+        lambda: (s := simulate()).evaluate_clients(s.start(), name="a/b"),
+        "name: expected a name for these metrics without '/', and not train or system, got 'a/b'",
+    ),
     "a column is missing": (
         lambda: simulate(FederatedDataset({"z": torch.zeros(5, 4)}, torch.tensor([0, 2, 5]))),
         "the data have no column 'x'; they have ['z']",

@@ -143,6 +143,22 @@ def test_the_picture_shows_the_metrics(tmp_path: Path) -> None:
     assert loss.get_yscale() == "log" and loss.get_ylabel().endswith("(log scale)")
 
 
+def test_an_evaluation_with_a_name_has_its_own_lines(tmp_path: Path) -> None:
+    first = ROUND | EVALUATION | {"unseen/loss": 2.0, "unseen/accuracy": 0.5}
+    second = ROUND | {"unseen/loss": 1e-9, "unseen/accuracy": 0.625, "old/loss": 1.0}
+    write(tmp_path, [first, second | {"old/accuracy": 0.25}])
+    assert summary(tmp_path).splitlines()[1] == "other accuracy  unseen 62.5%, old 25.0%"
+    accuracy, loss = Figure().subplots(1, 2)
+    report._draw_accuracy(accuracy, read_metrics(tmp_path))
+    report._draw_loss(loss, read_metrics(tmp_path))
+    (line,) = (line for line in accuracy.lines if line.get_label() == "unseen")
+    assert line.get_xydata().tolist() == [[1, 0.5], [2, 0.625]]
+    (line,) = (line for line in loss.lines if line.get_label() == "unseen")
+    assert line.get_xydata().tolist() == [[1, 2.0], [2, 1e-9]]
+    # 2 is more than 10^4 times 1e-9: the axis counts it, and leaves out its minor ticks.
+    assert len(loss.yaxis.get_minor_locator()._subs) == 0
+
+
 def test_without_matplotlib_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

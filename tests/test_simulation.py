@@ -130,6 +130,18 @@ def test_evaluation_by_hand() -> None:
     assert spread == pytest.approx({f"client/{name}": v for name, v in expected.items()})
 
 
+def test_evaluations_carry_their_names() -> None:
+    # FAR loses 1/2 and STEEP 2 at w = 1: pooled 1.25; the 90th percentile is 0.5 + 0.9 * 1.5.
+    sim = tiny([client(PLAIN), client(PLAIN)])
+    other = tiny([client(FAR), client(STEEP)]).data
+    state = sim.start()
+    metrics = sim.evaluate(state, other.columns, "unseen")
+    assert metrics == {"unseen/loss": 1.25, "unseen/loss twice": 1.25}
+    spread = sim.evaluate_clients(state, other, name="unseen_clients")
+    assert {key.partition("/")[0] for key in spread} == {"unseen_clients"} and len(spread) == 6
+    assert spread["unseen_clients/loss_p90"] == pytest.approx(1.85)
+
+
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_a_model_goes_back_into_its_module(problem: str) -> None:
     p = PROBLEMS[problem]

@@ -78,21 +78,31 @@ def evaluate_clients(task: Task, w: Tensor, data: FederatedDataset) -> dict[str,
     return means | {"weight": totals["loss"][1].numpy()}
 
 
-def spread(per_client: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """How the model serves the clients, as `client/...` metrics; clients without weight aside.
+def spread(per_client: Mapping[str, np.ndarray], name: str = "client") -> dict[str, float]:
+    """How the model serves the clients, as `name/...` metrics; clients without weight aside.
 
     Of the loss the 90th percentile; of each metric mean, 10th, 50th and 90th percentile over
     clients, and the worst, which is the lowest: metrics count as better when they are higher.
     """
     result = {}
     some = per_client["weight"] > 0
-    for name in per_client.keys() - {"weight"}:
-        known = per_client[name][some] if some.any() else np.array([np.nan])
-        if name == "loss":
-            result["client/loss_p90"] = float(np.percentile(known, 90))
+    for metric in per_client.keys() - {"weight"}:
+        known = per_client[metric][some] if some.any() else np.array([np.nan])
+        if metric == "loss":
+            result[f"{name}/loss_p90"] = float(np.percentile(known, 90))
             continue
-        result[f"client/{name}_mean"] = float(known.mean())
+        result[f"{name}/{metric}_mean"] = float(known.mean())
         for q in (10, 50, 90):
-            result[f"client/{name}_p{q}"] = float(np.percentile(known, q))
-        result[f"client/{name}_worst"] = float(known.min())
+            result[f"{name}/{metric}_p{q}"] = float(np.percentile(known, q))
+        result[f"{name}/{metric}_worst"] = float(known.min())
     return result
+
+
+def check_name(name: str) -> str:
+    """`name` itself; InputError unless its `name/...` are metrics of an evaluation alone."""
+    if not isinstance(name, str) or name in ("", "train", "system") or "/" in name:
+        raise InputError(
+            f"name: expected a name for these metrics without '/', and not train or system, "
+            f"got {name!r}"
+        )
+    return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ Rows = list[dict[str, Any]]
 
 # Safe for colour-blind readers (Okabe and Ito 2008).
 TEST, TRAIN, CLIENTS, WORST = "#0072B2", "#009E73", "#E69F00", "#D55E00"
+NAMED = ("#CC79A7", "#56B4E9", "#000000")  # evaluations with names of their own
 
 LOSSES = ("client/loss_p90", "train/loss", "eval/loss")
 SPREAD = {
@@ -62,6 +64,7 @@ def summary(run_dir: Path | str) -> str:
     best = max(((a, -r) for r, a in zip(rounds, accuracy, strict=True) if a == a), default=None)
     lines = {
         "test accuracy": _list(latest, "{:.1%}", {"final": "eval/accuracy"}),
+        "other accuracy": _list(latest, "{:.1%}", {n: f"{n}/accuracy" for n in _named(rows)}),
         "loss": _list(latest, "{:#.3g}", {"test": "eval/loss", "train": "train/loss"}),
         "client accuracy": _list(latest, "{:.1%}", SPREAD),
         "dropped clients": sum(row["train/dropped_clients"] for row in rows),
@@ -115,6 +118,13 @@ def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
     return [row["round"] for row in having], [row[key] for row in having]
 
 
+def _named(rows: Rows) -> list[str]:
+    """The names of evaluations other than eval, in their order: each has a loss."""
+    losses = [key for row in rows for key in row if key.endswith("/loss")]
+    names = dict.fromkeys(key.removesuffix("/loss") for key in losses)
+    return [name for name in names if name not in ("train", "eval")]
+
+
 def _list(latest: dict[str, Any], form: str, keys: dict[str, str]) -> str:
     """ "mean 98.1%, worst 83.3%", of the metrics that there are."""
     return ", ".join(
@@ -153,6 +163,7 @@ def _draw_accuracy(axes: Axes, rows: Rows) -> None:
         linestyle=":",
     )
     _line(axes, rows, "eval/accuracy", label="test data", color=TEST, linewidth=2.5)
+    _draw_named(axes, rows, "accuracy")
     final = _series(rows, "eval/accuracy")[1][-1:]
     axes.set_title(" ".join(["Accuracy", *(f"(test data: {value:.1%})" for value in final)]))
     axes.set_ylabel("accuracy (share of examples)")
@@ -166,15 +177,22 @@ def _draw_loss(axes: Axes, rows: Rows) -> None:
     )
     _line(axes, rows, "train/loss", label="training, mean of the cohort", color=TRAIN, linewidth=1)
     _line(axes, rows, "eval/loss", label="test data", color=TEST, linewidth=2.5)
+    _draw_named(axes, rows, "loss")
     final = _series(rows, "eval/loss")[1][-1:]
     axes.set_title(" ".join(["Loss", *(f"(test data: {value:#.3g})" for value in final)]))
     axes.set_ylabel("mean loss per example")
-    drawn = [value for key in LOSSES for value in _series(rows, key)[1] if math.isfinite(value)]
+    losses = (*LOSSES, *(f"{name}/loss" for name in _named(rows)))
+    drawn = [value for key in losses for value in _series(rows, key)[1] if math.isfinite(value)]
     if min(drawn, default=0) > 0:
         axes.set_ylabel("mean loss per example (log scale)")
         axes.set_yscale("log", subs=[2, 5] if max(drawn) < 1e4 * min(drawn) else [])
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+
+
+def _draw_named(axes: Axes, rows: Rows, metric: str) -> None:
+    for name, color in zip(_named(rows), itertools.cycle(NAMED), strict=False):
+        _line(axes, rows, f"{name}/{metric}", label=name, color=color, linewidth=2)
 
 
 def _line(axes: Axes, rows: Rows, key: str, **style: Any) -> None:

@@ -13,7 +13,7 @@ from vecfl.algorithms import Algorithm
 from vecfl.arrange import Wanted, arrange
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
-from vecfl.evaluate import evaluate, evaluate_clients, spread
+from vecfl.evaluate import check_name, evaluate, evaluate_clients, spread
 from vecfl.losses import Batch
 from vecfl.probe import Probe
 from vecfl.random import check_seed
@@ -126,18 +126,22 @@ class Simulation:
         """Operator threads of all workers together."""
         return self.arrangement.workers * self.arrangement.threads
 
-    def evaluate(self, state: State, columns: Batch) -> Metrics:
-        """`eval/...`: loss and metrics of the model on pooled examples, columns [n, ...]."""
+    def evaluate(self, state: State, columns: Batch, name: str = "eval") -> Metrics:
+        """`name/...`: loss and metrics of the model on pooled examples, columns [n, ...]."""
+        check_name(name)
         self.task.check(columns)
         with operator_threads(self.cores):
             values = evaluate(self.task, state.server["w"], columns)
-        return {f"eval/{name}": value for name, value in values.items()}
+        return {f"{name}/{metric}": value for metric, value in values.items()}
 
-    def evaluate_clients(self, state: State, data: FederatedDataset | None = None) -> Metrics:
-        """`client/...`: the spread over clients, those of `data` or those that train."""
+    def evaluate_clients(
+        self, state: State, data: FederatedDataset | None = None, name: str = "client"
+    ) -> Metrics:
+        """`name/...`: the spread over clients, those of `data` or those that train."""
+        check_name(name)
         with operator_threads(self.cores):
             per_client = evaluate_clients(self.task, state.server["w"], data or self.data)
-        return dict(spread(per_client))
+        return dict(spread(per_client, name))
 
     def state_dict(self, state: State) -> dict[str, Tensor]:
         """The model as a state dict of the module that the task was made from."""

@@ -77,6 +77,15 @@ def test_console_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     )
 
 
+def test_console_shows_an_evaluation_under_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Console(1)
+    row = {"eval/accuracy": 0.5, "unseen/accuracy": 0.25, "unseen/loss": 3.0}
+    tracker.log({"round": 1, "system/clients_per_s": 7.0, **row, "client/accuracy_worst": 0.0})
+    assert capsys.readouterr().err == (
+        "round 1/1  test acc 50.0%, unseen acc 25.0%, 7 clients/s, 00:00 left\n"
+    )
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

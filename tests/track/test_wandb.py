@@ -112,6 +112,16 @@ def test_an_offline_run_holds_settings_and_rows(
     )
 
 
+def test_an_evaluation_with_a_name_is_drawn_over_rounds(alone: Path) -> None:
+    with Wandb(run_dir(), {}, group="g") as tracker:
+        tracker.log({"round": 1, "train/loss": 1.0})
+        tracker.log({"round": 2, "unseen/loss": 1.0, "unseen/accuracy": 0.5, "eval/loss": 2.0})
+        tracker.log({"round": 3, "unseen/loss": 0.5})
+    run = Offline(Path("run"))
+    assert run.metrics()["unseen/*"] == "round" and len(run.metrics()) == 6
+    assert [learned(row).get("unseen/loss") for row in run.rows()] == [None, 1.0, 0.5]
+
+
 def test_a_round_can_be_seen_at_once(alone: Path) -> None:
     # W&B's own process writes within 15 s what it has; a step kept back is in no file at all.
     pytest.importorskip("wandb").setup().settings.x_transaction_log_flush_interval = 0.01

@@ -16,6 +16,8 @@ from vecfl.errors import InputError
 
 # The second word of the Philox key: one stream per purpose.
 IID, DIRICHLET, SHARDS, DIGITS = 1, 2, 3, 4
+LOGNORMAL, POWER_LAW, SIZED_DIRICHLET, CLASSES = 5, 6, 7, 8
+ANGLES, AFFINE, HELD_CLIENTS, HELD_SAMPLES = 9, 10, 11, 12
 
 
 def iid(n: int, clients: int, seed: int) -> NDArray[np.int64]:
@@ -44,24 +46,16 @@ def dirichlet(
     arXiv:1905.12022 (experiments); Hsu et al. 2019, arXiv:1909.06335 study alpha as the skew.
     """
     labels, clients = categories(labels, "labels"), integer(clients, "clients", 1)
-    min_size = integer(min_size, "min_size", 0)
-    if not 0 < alpha < math.inf:
-        raise InputError(f"alpha: expected a positive, finite number, got {alpha}")
-    if len(labels) < clients * min_size:
-        raise InputError(
-            f"min_size: {clients} clients of at least {min_size} need {clients * min_size} "
-            f"examples, there are {len(labels)}; lower min_size or clients"
-        )
+    check_positive(alpha, "alpha")
+    check_min_size(min_size, clients, len(labels))
     rng = generator(seed, DIRICHLET)
     order = np.argsort(labels, kind="stable")
     sizes = np.unique(labels, return_counts=True)[1]
     client = np.empty(len(labels), dtype=np.int64)
     for members in np.split(order, np.cumsum(sizes)[:-1]):
-        ends = np.cumsum(_shares(clients, alpha, rng))
-        # Systematic sampling: evenly spaced points, shifted at random, over the clients' intervals.
-        points = (np.arange(len(members)) + rng.random()) / len(members) * ends[-1]
-        client[rng.permutation(members)] = np.searchsorted(ends, points)
-    return _fill_up(client, clients, min_size, rng)
+        dealt = deal(_shares(clients, alpha, rng), len(members), rng)
+        client[rng.permutation(members)] = dealt
+    return fill_up(client, clients, min_size, rng)
 
 
 def shards(labels: Any, clients: int, per_client: int = 2, *, seed: int) -> NDArray[np.int64]:
@@ -84,6 +78,16 @@ def shards(labels: Any, clients: int, per_client: int = 2, *, seed: int) -> NDAr
     client = np.empty(len(labels), dtype=np.int64)
     client[np.argsort(labels, kind="stable")] = owner[shard]
     return client
+
+
+def natural(column: Any) -> NDArray[np.int64]:
+    """The client of each example, [n]: one client for each value of a column, in sorted order.
+
+    The column names who an example is from (a writer, a speaker, a device), as n integers or
+    strings; InputError for others. `FederatedDataset.from_arrays(arrays, column)` groups in the
+    same way and keeps the values as ids. Source: Caldas et al. 2018, arXiv:1812.01097 (LEAF).
+    """
+    return np.unique(categories(column, "column"), return_inverse=True)[1].astype(np.int64)
 
 
 def categories(values: Any, name: str) -> NDArray[Any]:
@@ -122,11 +126,46 @@ def integer(value: Any, name: str, low: int) -> int:
     return number
 
 
+def check_positive(value: float, name: str) -> None:
+    """InputError unless `value` is a positive, finite number."""
+    if not 0 < value < math.inf:
+        raise InputError(f"{name}: expected a positive, finite number, got {value}")
+
+
+def check_min_size(min_size: int, clients: int, n: int) -> None:
+    """InputError unless n examples suffice for `min_size` at every client."""
+    if n < clients * integer(min_size, "min_size", 0):
+        raise InputError(
+            f"min_size: {clients} clients of at least {min_size} need {clients * min_size} "
+            f"examples, there are {n}; lower min_size or clients"
+        )
+
+
 def generator(seed: int, stream: int) -> np.random.Generator:
     """The generator of one stream of a seed; InputError unless 0 <= seed < 2^63."""
     if integer(seed, "seed", 0) >= 2**63:
         raise InputError(f"seed: expected an integer below 2^63, got {seed}")
     return np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
+
+
+def deal(shares: NDArray[Any], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The clients of n examples, [n], in order: client k has n shares[k] / sum(shares) of them.
+
+    That number is rounded up or down at random, without bias.
+    """
+    ends = np.cumsum(shares)
+    # Systematic sampling: evenly spaced points, shifted at random, over the clients' intervals.
+    return np.searchsorted(ends, (np.arange(n) + rng.random()) / n * ends[-1])
+
+
+def shuffle_groups(
+    group: NDArray[np.int64], groups: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All examples, [n], group after group, each in random order; and their place in it, [n]."""
+    shuffled = rng.permutation(len(group))
+    order = shuffled[np.argsort(group[shuffled], kind="stable")]
+    sizes = np.bincount(group, minlength=groups)
+    return order, np.arange(len(group)) - (np.cumsum(sizes) - sizes)[group[order]]
 
 
 def _shares(clients: int, alpha: float, rng: np.random.Generator) -> NDArray[Any]:
@@ -140,7 +179,7 @@ def _shares(clients: int, alpha: float, rng: np.random.Generator) -> NDArray[Any
     return rng.standard_gamma(alpha + 1, clients) / (alpha + 1) * np.exp(log_power)
 
 
-def _fill_up(
+def fill_up(
     client: NDArray[np.int64], clients: int, min_size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Move random examples of the largest clients to those with fewer than `min_size`.
@@ -156,9 +195,7 @@ def _fill_up(
     give = np.maximum(sizes - level, 0)
     give[rng.choice(np.flatnonzero(give), above[level] - lack.sum(), replace=False)] -= 1
 
-    shuffled = rng.permutation(len(client))
-    grouped = shuffled[np.argsort(client[shuffled], kind="stable")]
-    rank = np.arange(len(client)) - (np.cumsum(sizes) - sizes)[client[grouped]]
+    grouped, rank = shuffle_groups(client, clients, rng)
     moved = rng.permutation(grouped[rank < give[client[grouped]]])
     client[moved] = np.repeat(np.arange(clients), lack)
     return client

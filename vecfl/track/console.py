@@ -5,15 +5,14 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-SHOWN = {
-    "train/loss": "train loss {:#.3g}",
-    "eval/accuracy": "test acc {:.1%}",
-    "system/clients_per_s": "{:,.0f} clients/s",
-}
+LEARNED = {"train/loss": "train loss {:#.3g}", "eval/accuracy": "test acc {:.1%}"}
+SPEED = {"system/clients_per_s": "{:,.0f} clients/s"}
 
 
 class Console:
     """Shows round, train loss, test accuracy, clients per second and the time left.
+
+    The accuracy of an evaluation with another name than eval is shown under that name.
 
     Metrics that a round does not bring (an evaluation every tenth round) keep their last value.
     """
@@ -24,8 +23,15 @@ class Console:
 
     def log(self, metrics: Mapping[str, float | int | str]) -> None:
         self._latest |= metrics
+        named = {
+            key: f"{key.removesuffix('/accuracy')} acc {{:.1%}}"
+            for key in self._latest
+            if key.endswith("/accuracy") and key not in LEARNED
+        }
         shown = [
-            text.format(self._latest[key]) for key, text in SHOWN.items() if key in self._latest
+            text.format(self._latest[key])
+            for key, text in (LEARNED | named | SPEED).items()
+            if key in self._latest
         ]
         self._progress.show(int(metrics["round"]), ", ".join(shown))
 

@@ -4,7 +4,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ SETTINGS = {
     "finish_timeout": 30,  # seconds
     "finish_timeout_raises": True,
 }
-GROUPS = ("train", "eval", "client", "system")
+GROUPS = ("train", "eval", "client", "system")  # and evaluations with names of their own
 
 
 class Wandb:
@@ -44,6 +44,7 @@ class Wandb:
         track: Literal["auto", "wandb", "none"] = "auto",
     ) -> None:
         self._run: Any = None
+        self._groups = set(GROUPS)
         check_wandb(track)
         if track == "none" or os.environ.get("WANDB_MODE") == "disabled":
             return
@@ -56,8 +57,14 @@ class Wandb:
             _say(f"no dashboard: {_first_line(error)}")
 
     def log(self, metrics: Mapping[str, float | int | str]) -> None:
-        # W&B keeps back a step that is not committed until the next one begins.
-        self._guarded(lambda run: run.log(dict(metrics), step=metrics["round"], commit=True))
+        def send(run: Any) -> None:
+            groups = {key.partition("/")[0] for key in metrics if "/" in key}
+            _draw_over_rounds(run, sorted(groups - self._groups))
+            self._groups |= groups
+            # W&B keeps back a step that is not committed until the next one begins.
+            run.log(dict(metrics), step=metrics["round"], commit=True)
+
+        self._guarded(send)
 
     def log_image(self, name: str, path: Path) -> None:
         def send(run: Any) -> None:
@@ -126,9 +133,13 @@ def _start(run_dir: Path, config: Mapping[str, object], group: str) -> Any:
     }
     run = _open(known.mode, options)
     run.define_metric("round")
-    for prefix in GROUPS:
-        run.define_metric(f"{prefix}/*", step_metric="round")
+    _draw_over_rounds(run, GROUPS)
     return run
+
+
+def _draw_over_rounds(run: Any, groups: Iterable[str]) -> None:
+    for group in groups:
+        run.define_metric(f"{group}/*", step_metric="round")
 
 
 def _open(mode: str, options: dict[str, Any]) -> Any:
