@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vecfl.data.columns import client_columns, kind, length, tensor
 from vecfl.data.ids import StoredIds
+from vecfl.data.pages import read_ahead
 from vecfl.data.partition import categories, check_range, integer
 from vecfl.errors import InputError
 
@@ -25,6 +27,7 @@ class FederatedDataset:
     columns: name -> [n_examples, ...]; dtypes are kept (uint8 stays uint8).
     offsets: int64 [N + 1] on the CPU; client k owns the examples offsets[k] : offsets[k + 1].
     client_ids: the N distinct ids that the user knows the clients by; range(N) unless given.
+    files: for columns that are maps of files: the file, and the byte where the first value stands.
 
     Clients without examples are legal. Raises InputError for a structure that does not fit. Values
     are not looked at here: `from_clients` and `from_arrays` do that.
@@ -33,6 +36,7 @@ class FederatedDataset:
     columns: dict[str, Tensor]
     offsets: Tensor
     client_ids: Sequence[Hashable] = ()
+    files: Mapping[str, tuple[Path, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_offsets(self.offsets, length(self.columns))
@@ -50,11 +54,15 @@ class FederatedDataset:
 
     @classmethod
     def from_checked(
-        cls, columns: dict[str, Tensor], offsets: Tensor, client_ids: Sequence[Hashable]
+        cls,
+        columns: dict[str, Tensor],
+        offsets: Tensor,
+        client_ids: Sequence[Hashable],
+        files: Mapping[str, tuple[Path, int]],
     ) -> FederatedDataset:
         """The dataset of parts that are known to fit: nothing is looked at, so it is at once."""
         dataset = object.__new__(cls)
-        vars(dataset).update(columns=columns, offsets=offsets, client_ids=client_ids)
+        vars(dataset).update(columns=columns, offsets=offsets, client_ids=client_ids, files=files)
         return dataset
 
     @classmethod
@@ -153,7 +161,15 @@ class FederatedDataset:
     def to(self, device: torch.device | str) -> FederatedDataset:
         """The dataset with its columns on `device`; offsets stay on the CPU."""
         columns = {name: column.to(device) for name, column in self.columns.items()}
-        return FederatedDataset.from_checked(columns, self.offsets, self.client_ids)
+        files = self.files if torch.device(device).type == "cpu" else {}
+        return FederatedDataset.from_checked(columns, self.offsets, self.client_ids, files)
+
+    def prefetch(self, clients: Tensor) -> None:
+        """Have the disk read the examples of clients [C] (positions), if the columns lie there."""
+        first, last = self.offsets.numpy()[clients], self.offsets.numpy()[clients + 1]
+        for name, (path, start) in self.files.items():
+            size = self.columns[name][:1].nbytes
+            read_ahead(path, start + first * size, start + last * size)
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{name}: {kind(column[0])}" for name, column in self.columns.items())

@@ -59,14 +59,15 @@ def open_dataset(folder: Path | str) -> FederatedDataset:
     folder = Path(folder)
     meta = read_meta(folder)
     clients, examples = meta["clients"], meta["examples"]
-    columns = {}
+    columns, files = {}, {}
     for i, (name, column) in enumerate(meta["columns"].items()):
         dtype = getattr(torch, column["dtype"])
         shape = (examples, *column["shape"])
-        values = torch.from_numpy(_mapped(folder, column_file(i), NUMPY[dtype], shape, meta))
-        columns[name] = values.view(dtype)
-    offsets = torch.from_numpy(_mapped(folder, OFFSETS, "<i8", (clients + 1,), meta))
-    return FederatedDataset.from_checked(columns, offsets, _ids(folder, meta))
+        values, pages = _mapped(folder, column_file(i), NUMPY[dtype], shape, meta)
+        columns[name] = torch.from_numpy(values).view(dtype)
+        files[name] = (folder.absolute() / column_file(i), len(pages) - values.nbytes)
+    offsets = torch.from_numpy(_scattered(folder, OFFSETS, "<i8", (clients + 1,), meta))
+    return FederatedDataset.from_checked(columns, offsets, _ids(folder, meta), files)
 
 
 def verify(folder: Path | str) -> None:
@@ -141,10 +142,9 @@ def _no_meta(folder: Path) -> str:
 
 def _mapped(
     folder: Path, name: str, dtype: str, shape: tuple[int, ...], meta: dict[str, Any]
-) -> NDArray[Any]:
-    """The values of a .npy file, the last bytes of it: pages are read when they are touched."""
+) -> tuple[NDArray[Any], mmap.mmap]:
+    """The values of a .npy file, which are its last bytes, and its map: read where touched."""
     size = meta["files"][name]["bytes"]
-    start = size - np.dtype(dtype).itemsize * math.prod(shape)
     with (folder / name).open("rb") as file:
         if sys.platform == "linux":
             # Copies on write, and asks for no memory for them: else a store that is larger than
@@ -153,7 +153,18 @@ def _mapped(
             pages = mmap.mmap(file.fileno(), size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
         else:
             pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-    return np.ndarray(shape, dtype, buffer=pages, offset=start)
+    start = size - np.dtype(dtype).itemsize * math.prod(shape)
+    return np.ndarray(shape, dtype, buffer=pages, offset=start), pages
+
+
+def _scattered(
+    folder: Path, name: str, dtype: str, shape: tuple[int, ...], meta: dict[str, Any]
+) -> NDArray[Any]:
+    """As `_mapped`, for values that are read here and there: pages come one by one."""
+    values, pages = _mapped(folder, name, dtype, shape, meta)
+    if hasattr(mmap, "MADV_RANDOM"):
+        pages.madvise(mmap.MADV_RANDOM)
+    return values
 
 
 def _ids(folder: Path, meta: dict[str, Any]) -> range | StoredIds:
@@ -162,7 +173,7 @@ def _ids(folder: Path, meta: dict[str, Any]) -> range | StoredIds:
         return range(clients)
     strings = bounds in meta["files"]
     return StoredIds(
-        _mapped(folder, words, "|u1" if strings else "<i8", (meta["id_words"],), meta),
-        _mapped(folder, order, "<i8", (clients,), meta),
-        _mapped(folder, bounds, "<i8", (clients + 1,), meta) if strings else None,
+        _scattered(folder, words, "|u1" if strings else "<i8", (meta["id_words"],), meta),
+        _scattered(folder, order, "<i8", (clients,), meta),
+        _scattered(folder, bounds, "<i8", (clients + 1,), meta) if strings else None,
     )
