@@ -84,7 +84,7 @@ class Simulation:
         self.arrangement = arrange(wanted, probe)
         self.trainer = Trainer(self.task, self.data, algorithm, self.arrangement, self.seed)
         self.disk = ThreadPoolExecutor(1, "vecfl-disk")
-        self.asked: dict[int, Tensor] = {}  # the round whose data the disk was asked for
+        self.asked = (-1, torch.empty(0))  # a round, and its cohort that the disk was asked for
 
     def start(self) -> State:
         """The state before round 1, with the model as the task's module has it."""
@@ -128,14 +128,13 @@ class Simulation:
 
     def _cohort_from_disk(self, round: int) -> Tensor:
         """The cohort of a round. The disk reads the next one's data while this one trains."""
-        cohort = self.asked.pop(round, None)
-        if cohort is None:
+        drawn, cohort = self.asked
+        if drawn != round:
             cohort = self.cohort(round)
             self.data.prefetch(cohort)
-        self.asked.clear()
         with suppress(Exception):  # a sampler may end with the run; its round says what is wrong
-            self.asked[round + 1] = self.cohort(round + 1)
-            self.disk.submit(self.data.prefetch, self.asked[round + 1])
+            self.asked = (round + 1, self.cohort(round + 1))
+            self.disk.submit(self.data.prefetch, self.asked[1])
         return cohort
 
     @property

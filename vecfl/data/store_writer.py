@@ -110,7 +110,7 @@ class ColumnFile:
 
     def append(self, column: Tensor) -> None:
         """Add the examples of a column [n, ...]."""
-        values = column.detach().cpu().contiguous()
+        values = column.detach().cpu()
         values = values.view(torch.int16) if self.dtype == torch.bfloat16 else values
         self.file.write(values.numpy().astype(NUMPY[self.dtype], copy=False).tobytes())
         self.examples += len(column)
