@@ -4,6 +4,8 @@ import copy
 import logging
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import torch
@@ -82,6 +84,8 @@ class Simulation:
         probe = Probe(self.task, self.data, algorithm, self.cohort(0), self.seed)
         self.arrangement = arrange(wanted, probe)
         self.trainer = Trainer(self.task, self.data, algorithm, self.arrangement, self.seed)
+        self.disk = ThreadPoolExecutor(1, "vecfl-disk")
+        self.asked = (-1, torch.empty(0))  # a round, and its cohort that the disk was asked for
 
     def start(self) -> State:
         """The state before round 1, with the model as the task's module has it."""
@@ -97,7 +101,9 @@ class Simulation:
     def round(self, state: State) -> tuple[State, Metrics]:
         """One round: the next state, and `train/...` and `system/...` metrics."""
         began = time.perf_counter()
-        cohort = self.cohort(state.round)
+        cohort = (
+            self._cohort_from_disk(state.round) if self.data.files else self.cohort(state.round)
+        )
         plan = self.trainer.plan(cohort)
         fold = self.trainer.train(state.server, state.round, cohort, plan)
         ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
@@ -120,6 +126,17 @@ class Simulation:
             "system/slot_efficiency": steps / max(fold.executed, 1),
             "system/client_steps": steps,
         } | {f"system/{name}": value for name, value in asdict(self.arrangement).items()}
+
+    def _cohort_from_disk(self, round: int) -> Tensor:
+        """The cohort of a round. The disk reads the next one's data while this one trains."""
+        drawn, cohort = self.asked
+        if drawn != round:
+            cohort = self.cohort(round)
+            self.data.prefetch(cohort)
+        with suppress(Exception):  # a sampler may end with the run; its round says what is wrong
+            self.asked = (round + 1, self.cohort(round + 1))
+            self.disk.submit(self.data.prefetch, self.asked[1])
+        return cohort
 
     @property
     def cores(self) -> int:

@@ -79,3 +79,13 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
     said = call(sys.executable, f"{ROOT}/benchmarks/gpu_time.py", "--out", f"{tmp_path}/rows.jsonl")
     assert said.startswith("no CUDA GPU here") and len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc/self/io")
+def test_data_store(tmp_path: Path) -> None:
+    flags = ("--clients", "3", "--folder", str(tmp_path))
+    warm, cold = rows_of("data_store", tmp_path / "rows.jsonl", *flags)
+    assert (cold["pages"], warm["pages"], warm["clients"]) == ("cold", "warm", 3)
+    assert cold["store_bytes"] > 3 * 8 * (64 + 8) and warm["gather_read_bytes"] == 0
+    assert all(row[step]["p50_ms"] > 0 for row in (cold, warm) for step in ("open", "gather"))
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

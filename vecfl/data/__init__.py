@@ -9,6 +9,8 @@ from vecfl.data.partition import dirichlet, iid, natural, shards
 from vecfl.data.shift import affine, draw_affine, draw_angles, rotate
 from vecfl.data.skew import classes_per_client, lognormal, power_law, sized_dirichlet
 from vecfl.data.split import Split, hold_out
+from vecfl.data.store import open_dataset, verify
+from vecfl.data.store_writer import save, write_store
 
 __all__ = [
     "DIGITS_SCALE",
@@ -27,9 +29,13 @@ __all__ = [
     "lognormal",
     "mnist_writers",
     "natural",
+    "open_dataset",
     "power_law",
     "read_idx",
     "rotate",
+    "save",
     "shards",
     "sized_dirichlet",
+    "verify",
+    "write_store",
 ]

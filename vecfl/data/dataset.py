@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vecfl.data.columns import client_columns, kind, length, tensor
+from vecfl.data.ids import StoredIds
+from vecfl.data.pages import read_ahead
 from vecfl.data.partition import categories, check_range, integer
 from vecfl.errors import InputError
 
@@ -23,6 +27,7 @@ class FederatedDataset:
     columns: name -> [n_examples, ...]; dtypes are kept (uint8 stays uint8).
     offsets: int64 [N + 1] on the CPU; client k owns the examples offsets[k] : offsets[k + 1].
     client_ids: the N distinct ids that the user knows the clients by; range(N) unless given.
+    files: for columns that are maps of files: the file, and the byte where the first value stands.
 
     Clients without examples are legal. Raises InputError for a structure that does not fit. Values
     are not looked at here: `from_clients` and `from_arrays` do that.
@@ -31,9 +36,10 @@ class FederatedDataset:
     columns: dict[str, Tensor]
     offsets: Tensor
     client_ids: Sequence[Hashable] = ()
+    files: Mapping[str, tuple[Path, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_offsets(self.offsets, _length(self.columns))
+        _check_offsets(self.offsets, length(self.columns))
         if len(self.client_ids) == 0:
             object.__setattr__(self, "client_ids", range(self.num_clients))
         ids = len(self.client_ids)
@@ -45,6 +51,19 @@ class FederatedDataset:
                 f"client_ids: clients {k} and {self._positions[self.client_ids[k]]} have the same "
                 f"id {self.client_ids[k]!r}; ids must be distinct"
             )
+
+    @classmethod
+    def from_checked(
+        cls,
+        columns: dict[str, Tensor],
+        offsets: Tensor,
+        client_ids: Sequence[Hashable],
+        files: Mapping[str, tuple[Path, int]],
+    ) -> FederatedDataset:
+        """The dataset of parts that are known to fit: nothing is looked at, so it is at once."""
+        dataset = object.__new__(cls)
+        vars(dataset).update(columns=columns, offsets=offsets, client_ids=client_ids, files=files)
+        return dataset
 
     @classmethod
     def from_clients(
@@ -59,7 +78,7 @@ class FederatedDataset:
         named = clients if isinstance(clients, Mapping) else dict(enumerate(clients))
         if not named:
             raise InputError("no clients: expected {client id: {column: array}}, got none")
-        parts = {id_: _client_columns(row, id_) for id_, row in named.items()}
+        parts = {id_: client_columns(row, id_) for id_, row in named.items()}
         first, pattern = next(iter(parts.items()))
         for id_, part in parts.items():
             if set(part) != set(pattern):
@@ -67,7 +86,7 @@ class FederatedDataset:
                     f"client {id_!r}: columns {list(part)}, "
                     f"but client {first!r} has {list(pattern)}; names must agree"
                 )
-        sizes = np.array([_length(part) for part in parts.values()])
+        sizes = np.array([length(part) for part in parts.values()])
         return _finite({name: _join(name, parts) for name in pattern}, sizes, list(parts))
 
     @classmethod
@@ -81,8 +100,8 @@ class FederatedDataset:
         InputError for lengths that differ, clients out of range, and NaN or Inf in a floating
         column.
         """
-        columns = {name: _tensor(array, f"column {name!r}") for name, array in arrays.items()}
-        n = _length(columns)
+        columns = {name: tensor(array, f"column {name!r}") for name, array in arrays.items()}
+        n = length(columns)
         if n == 0:
             raise InputError(f"empty dataset: no examples in columns {list(columns)}")
         owner = categories(client, "client")
@@ -124,12 +143,15 @@ class FederatedDataset:
 
     def position(self, client_id: Hashable) -> int:
         """The position 0..N-1 of a client id; InputError if no client has it."""
-        if client_id not in self._positions:
+        ids = self.client_ids
+        try:
+            searched = isinstance(ids, range | StoredIds)
+            return ids.index(client_id) if searched else self._positions[client_id]
+        except (KeyError, ValueError):
             raise InputError(
                 f"client id {client_id!r}: none of the {self.num_clients} clients has it; "
-                f"the first is {self.client_ids[0]!r}"
-            )
-        return self._positions[client_id]
+                f"the first is {ids[0]!r}"
+            ) from None
 
     def examples(self, n: int = 2) -> dict[str, Tensor]:
         """The first n examples of the pooled data, [n, ...], in a cycle if it has fewer than n."""
@@ -138,10 +160,19 @@ class FederatedDataset:
 
     def to(self, device: torch.device | str) -> FederatedDataset:
         """The dataset with its columns on `device`; offsets stay on the CPU."""
-        return replace(self, columns={name: col.to(device) for name, col in self.columns.items()})
+        columns = {name: column.to(device) for name, column in self.columns.items()}
+        files = self.files if torch.device(device).type == "cpu" else {}
+        return FederatedDataset.from_checked(columns, self.offsets, self.client_ids, files)
+
+    def prefetch(self, clients: Tensor) -> None:
+        """Have the disk read the examples of clients [C] (positions), if the columns lie there."""
+        first, last = self.offsets.numpy()[clients], self.offsets.numpy()[clients + 1]
+        for name, (path, start) in self.files.items():
+            size = self.columns[name][:1].nbytes
+            read_ahead(path, start + first * size, start + last * size)
 
     def __repr__(self) -> str:
-        columns = ", ".join(f"{name}: {_kind(column[0])}" for name, column in self.columns.items())
+        columns = ", ".join(f"{name}: {kind(column[0])}" for name, column in self.columns.items())
         sizes = self.sizes.numpy()
         return (
             f"FederatedDataset({self.num_clients} clients, {self.num_examples} examples, "
@@ -153,28 +184,10 @@ class FederatedDataset:
         return {client_id: k for k, client_id in enumerate(self.client_ids)}
 
 
-def _length(columns: Mapping[str, Tensor], where: str = "") -> int:
-    """The number of examples, the same in all columns."""
-    if not columns:
-        raise InputError(f"{where}no columns: expected at least one {{name: array [n, ...]}}")
-    for name, column in columns.items():
-        if not isinstance(column, Tensor) or column.dim() == 0:
-            raise InputError(
-                f"{where}column {name!r}: needs a tensor [n, ...], got {_kind(column)}"
-            )
-    first, n = next((name, len(column)) for name, column in columns.items())
-    for name, column in columns.items():
-        if len(column) != n:
-            raise InputError(
-                f"{where}column {name!r} has {len(column)} examples, but column {first!r} has {n}"
-            )
-    return n
-
-
 def _check_offsets(offsets: Tensor, n: int) -> None:
     fits = isinstance(offsets, Tensor) and offsets.dim() == 1 and offsets.dtype == torch.int64
     if not fits or offsets.device.type != "cpu":
-        raise InputError(f"offsets: expected int64 [N + 1] on the CPU, got {_kind(offsets)}")
+        raise InputError(f"offsets: expected int64 [N + 1] on the CPU, got {kind(offsets)}")
     if len(offsets) < 2:
         raise InputError(f"offsets: no clients; N clients need N + 1 entries, got {len(offsets)}")
     if n == 0:
@@ -205,16 +218,6 @@ def _finite(
     return FederatedDataset(columns, offsets, ids)
 
 
-def _client_columns(row: Mapping[str, Any], client_id: Hashable) -> dict[str, Tensor]:
-    """The columns of one client as tensors of one length."""
-    where = f"client {client_id!r}"
-    if not isinstance(row, Mapping):
-        raise InputError(f"{where}: expected {{column: array}}, got {_kind(row)}")
-    columns = {name: _tensor(array, f"{where}, column {name!r}") for name, array in row.items()}
-    _length(columns, f"{where}: ")
-    return columns
-
-
 def _join(name: str, clients: Mapping[Hashable, Mapping[str, Tensor]]) -> Tensor:
     """One column of all clients; those without examples have no say in its shape and dtype."""
     parts = {id_: row[name] for id_, row in clients.items() if len(row[name])}
@@ -225,25 +228,7 @@ def _join(name: str, clients: Mapping[Hashable, Mapping[str, Tensor]]) -> Tensor
         same = part.dtype == pattern.dtype and part.device == pattern.device
         if not same or part.shape[1:] != pattern.shape[1:]:
             raise InputError(
-                f"client {id_!r}, column {name!r}: {_kind(part)}, "
-                f"but client {first!r} has {_kind(pattern)}; all but the first axis must agree"
+                f"client {id_!r}, column {name!r}: {kind(part)}, "
+                f"but client {first!r} has {kind(pattern)}; all but the first axis must agree"
             )
     return torch.cat(list(parts.values()))
-
-
-def _tensor(array: Any, where: str) -> Tensor:
-    """`array` as a tensor with an example axis; arrays keep their dtype, lists follow torch."""
-    try:
-        if not isinstance(array, Tensor) and hasattr(array, "__array__"):
-            array = np.require(array, requirements=["C", "W"])  # torch takes no reversed strides
-        return torch.as_tensor(array).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{where}: expected an array of numbers: {reason}") from error
-
-
-def _kind(value: Any) -> str:
-    """What a value is, for a message: dtype, shape and device of a tensor, else its type."""
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"

@@ -1,0 +1,112 @@
+"""`python -m vecfl.data`: what it prints, and one line with exit code 2 for what is wrong."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vecfl.data import FederatedDataset, open_dataset, save
+from vecfl.data.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SUMMARY = """\
+clients            3
+examples           5, columns x float32 [2], y int64 []
+examples a client  min 1, 10 % 1, median 1, 90 % 3, max 3
+label y            0: 1, 7: 4
+"""
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Path:
+    """Five examples of the clients a (3), b and c (1 each), in mixed order."""
+    x = np.arange(10, dtype=np.float32).reshape(5, 2)
+    client = np.array(["b", "a", "a", "c", "a"])
+    np.savez(tmp_path / "data.npz", x=x, y=np.array([7, 0, 7, 7, 7]), client=client)
+    return tmp_path / "data.npz"
+
+
+def test_convert_describe_verify(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = npz.parent / "store"
+    main(["convert", str(npz), str(folder)])
+    assert capsys.readouterr().out == SUMMARY
+    data = open_dataset(folder)
+    assert list(data.client_ids) == ["a", "b", "c"]
+    assert data.client(0)["x"].tolist() == [[2, 3], [4, 5], [8, 9]]
+    assert data.columns["y"].tolist() == [0, 7, 7, 7, 7]
+    main(["describe", str(folder)])
+    assert capsys.readouterr().out == SUMMARY
+    main(["verify", str(folder)])
+    assert capsys.readouterr().out == f"{folder}: undamaged\n"
+    main(["convert", str(folder), str(folder) + "2"])
+    assert open_dataset(str(folder) + "2").columns["x"].tolist() == data.columns["x"].tolist()
+
+
+def test_many_labels_are_listed_by_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Labels 0..29 once each, but 29 three times: 29 is first, then 0..18, and 10 are left.
+    y = torch.tensor([*range(30), 29, 29])
+    save(FederatedDataset({"y": y}, torch.tensor([0, 32])), tmp_path / "s")
+    main(["describe", str(tmp_path / "s")])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("label y            29: 3, 0: 1, 1: 1") and line.endswith(
+        "18: 1, 10 others"
+    )
+
+
+def test_without_labels_there_is_no_histogram(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(FederatedDataset({"y": torch.ones(2)}, torch.tensor([0, 2])), tmp_path / "s")
+    main(["describe", str(tmp_path / "s")])
+    assert "label" not in capsys.readouterr().out
+
+
+def test_bad_sources_give_one_line(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, whole = npz.parent, npz.read_bytes()
+    np.savez(folder / "bare.npz", y=np.array([1]))
+    np.savez(folder / "nan.npz", y=np.array([np.nan]), client=np.array([0]))
+    np.savez(folder / "pickle.npz", y=np.array([{}]), client=np.array([0]))
+    np.save(folder / "array.npy", np.arange(3))
+    (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (folder / "array.npz").write_bytes((folder / "array.npy").read_bytes())
+    cases = {
+        "array.npz": "cannot be read as a .npz file: File is not a zip file",
+        "bare.npz": "no array 'client', the client of each example; it has y",
+        "nan.npz": "column 'y', client 0, example 0: NaN or Inf",
+        "pickle.npz": "cannot be read as a .npz file: Object arrays cannot be loaded",
+        "cut.npz": "cannot be read as a .npz file",
+        "absent.npz": "cannot be read as a .npz file",
+        "absent": "no such folder; expected a store",
+    }
+    for name, said in cases.items():
+        with pytest.raises(SystemExit) as left:
+            main(["convert", str(folder / name), str(folder / "out")])
+        out, err = capsys.readouterr()
+        assert left.value.code == 2 and out == "" and len(err.splitlines()) == 1
+        assert re.match(re.escape(f"error: {folder / name}: {said}"), err)
+        assert not (folder / "out").exists()
+
+
+def test_damage_has_exit_code_2(npz: Path) -> None:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error", "-m", "vecfl.data", *map(str, arguments)]
+        env = os.environ | {"PYTHONPATH": paths}
+        return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    done = call("convert", npz, npz.parent / "s")
+    assert (done.returncode, done.stdout, done.stderr) == (0, SUMMARY, "")
+    column = npz.parent / "s" / "column_0.npy"
+    column.write_bytes(column.read_bytes()[:-1] + b"\1")
+    done = call("verify", npz.parent / "s")
+    said = f"error: {column}: damaged: its bytes are not those that were written\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+    assert call("verify").returncode == 2
