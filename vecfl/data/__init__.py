@@ -7,6 +7,7 @@ from vecfl.data.leaf import leaf_clients, read_leaf, read_leaf_pair
 from vecfl.data.mnist_writers import mnist_writers
 from vecfl.data.partition import dirichlet, iid, shards
 from vecfl.data.stream import Clients, Encode, collect
+from vecfl.data.tables import csv_clients, npz_clients, read_csv, read_npz
 from vecfl.data.tff import read_tff, read_tff_pair, tff_clients
 
 __all__ = [
@@ -15,14 +16,18 @@ __all__ = [
     "Encode",
     "FederatedDataset",
     "collect",
+    "csv_clients",
     "digits",
     "dirichlet",
     "iid",
     "leaf_clients",
     "mnist_writers",
+    "npz_clients",
+    "read_csv",
     "read_idx",
     "read_leaf",
     "read_leaf_pair",
+    "read_npz",
     "read_tff",
     "read_tff_pair",
     "shards",

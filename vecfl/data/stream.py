@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vecfl.data.dataset import FederatedDataset
+from vecfl.data.partition import categories
 from vecfl.errors import InputError
 
 # One (client id, {column: array [n_k, ...]}) per client.
@@ -49,6 +50,24 @@ def collect(clients: Clients, source: Any) -> FederatedDataset:
     offsets = torch.from_numpy(np.cumsum([0, *sizes.values()], dtype=np.int64))
     joined = {name: torch.from_numpy(np.concatenate(parts.pop(name))) for name in list(parts)}
     return FederatedDataset(joined, offsets, list(sizes))
+
+
+def by_client(columns: Mapping[str, Any], client: Any, name: str) -> Clients:
+    """The clients of pooled columns (arrays [n, ...] or lists of n), ordered by id.
+
+    `client` [n] are integers or strings; InputError, which begins with `name`, for anything else.
+    The examples of a client keep their order.
+    """
+    ids, owner = np.unique(categories(client, name), return_inverse=True)
+    order = np.argsort(owner, kind="stable")
+    ends = np.cumsum(np.bincount(owner))
+    for id_, rows in zip(ids.tolist(), np.split(order, ends[:-1]), strict=True):
+        yield id_, {key: rows_of(values, rows) for key, values in columns.items()}
+
+
+def rows_of(values: Any, rows: NDArray[np.int64]) -> Any:
+    """Some rows of an array, or of a list as a list."""
+    return [values[row] for row in rows.tolist()] if isinstance(values, list) else values[rows]
 
 
 def encoded(columns: Mapping[str, Any], encode: Encode | None, where: str) -> Mapping[str, Any]:
