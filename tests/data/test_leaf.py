@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.data.fuzz import answers, fuzz
+from tests.data.real import DATA, real, same_images
 from vecfl.data import leaf_clients, read_leaf, read_leaf_pair
 from vecfl.errors import InputError
-
-DATA = Path(os.environ.get("VECFL_DATA", "/nowhere"))
-real = pytest.mark.skipif(not DATA.is_dir(), reason="the real files of $VECFL_DATA")
 
 
 def document(**users: dict[str, list[Any]]) -> dict[str, Any]:
@@ -193,24 +190,9 @@ def test_generated_structures(tmp_path_factory, users: list, sizes: list, rows: 
     answers(lambda: read_leaf(path))
 
 
-@real
+@real("mnist_writers")
 def test_femnist_layout_has_the_pixels_of_the_writers() -> None:
     train, test = read_leaf_pair(DATA / "mnist_writers/leaf")
     assert (train.num_clients, train.num_examples, test.num_examples) == (30, 2948, 342)
     assert train.columns["x"].shape == (2948, 1, 28, 28)
-    _same_images(train, test)
-
-
-def _same_images(*parts: Any) -> None:
-    """Every image of a derived file is, inverted and in bytes, one of the same writer's digits."""
-    from vecfl.data import mnist_writers
-
-    by_writer = mnist_writers(DATA / "mnist_writers")[0]
-    for part in parts:
-        id_ = part.client_ids[3]
-        ours = part.client(3)
-        theirs = by_writer.client(by_writer.position(int(id_[1:5])))
-        known = {image.numpy().tobytes(): int(y) for image, y in zip(*theirs.values(), strict=True)}
-        pixels = (255 * (1 - ours["x"])).round().to(torch.uint8)
-        for image, y in zip(pixels, ours["y"].tolist(), strict=True):
-            assert known[image.numpy().tobytes()] == y
+    same_images(train, test)

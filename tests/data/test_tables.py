@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.data.fuzz import fuzz
-from tests.data.test_leaf import DATA, real
+from tests.data.real import DATA, real
 from vecfl.data import read_csv, read_npz
 from vecfl.errors import InputError
 
@@ -134,7 +134,7 @@ def test_mutated_tables(tmp_path: Path) -> None:
     assert 50 < fuzz(read_npz, good, path, runs=300) < 300
 
 
-@real
+@real("heart_disease")
 def test_heart_disease_in_four_hospitals() -> None:
     places = ["cleveland", "hungarian", "switzerland", "va"]
     paths = [DATA / f"heart_disease/processed.{place}.data" for place in places]
@@ -149,7 +149,7 @@ def test_heart_disease_in_four_hospitals() -> None:
     assert data.columns["y"].unique().tolist() == [0, 1, 2, 3, 4]
 
 
-@real
+@real("wisdm_har")
 def test_wisdm_is_the_same_as_csv_and_npz() -> None:
     names = ["id", "user", *(f"f{k}" for k in range(43)), "class"]
     archive = DATA / "wisdm_har/wisdm_transformed.npz"

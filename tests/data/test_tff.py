@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.data.fuzz import fuzz
-from tests.data.test_leaf import DATA, _same_images, real
+from tests.data.real import DATA, real, same_images
 from vecfl.data import read_tff, read_tff_pair, tff_clients
 from vecfl.errors import InputError
 
@@ -170,14 +170,14 @@ def test_mutated_files(tmp_path: Path) -> None:
     assert 50 < fuzz(read_tff, good, tmp_path / "a.h5", runs=400) < 400
 
 
-@real
+@real("mnist_writers")
 def test_writers_have_the_pixels_of_mnist() -> None:
     train, test = read_tff_pair(DATA / "mnist_writers/tff")
     assert (train.num_clients, train.num_examples, test.num_examples) == (60, 6025, 697)
-    _same_images(train, test)
+    same_images(train, test)
 
 
-@real
+@real("shakespeare_tff")
 def test_shakespeare_has_its_roles_and_speeches() -> None:
     counts = {}
     for part in ("train", "test"):

@@ -1,33 +1,42 @@
 """Federated data: the dataset that training reads, and ways to split pooled data over clients."""
 
+from vecfl.data.cifar import read_cifar10, read_cifar100
 from vecfl.data.dataset import FederatedDataset
 from vecfl.data.digits import DIGITS_SCALE, digits
+from vecfl.data.examples import example_clients, read_examples
 from vecfl.data.idx import read_idx
 from vecfl.data.leaf import leaf_clients, read_leaf, read_leaf_pair
 from vecfl.data.mnist_writers import mnist_writers
+from vecfl.data.parquet import parquet_clients, read_parquet
 from vecfl.data.partition import dirichlet, iid, shards
 from vecfl.data.stream import Clients, Encode, collect
 from vecfl.data.tables import csv_clients, npz_clients, read_csv, read_npz
 from vecfl.data.tff import read_tff, read_tff_pair, tff_clients
 
 __all__ = [
-    "Clients",
     "DIGITS_SCALE",
+    "Clients",
     "Encode",
     "FederatedDataset",
     "collect",
     "csv_clients",
     "digits",
     "dirichlet",
+    "example_clients",
     "iid",
     "leaf_clients",
     "mnist_writers",
     "npz_clients",
+    "parquet_clients",
+    "read_cifar10",
+    "read_cifar100",
     "read_csv",
+    "read_examples",
     "read_idx",
     "read_leaf",
     "read_leaf_pair",
     "read_npz",
+    "read_parquet",
     "read_tff",
     "read_tff_pair",
     "shards",
