@@ -1,9 +1,11 @@
 """Federated data: the dataset that training reads, and ways to split pooled data over clients."""
 
+from vecfl.data import text
 from vecfl.data.cifar import read_cifar10, read_cifar100
 from vecfl.data.dataset import FederatedDataset
 from vecfl.data.digits import DIGITS_SCALE, digits
 from vecfl.data.examples import example_clients, read_examples
+from vecfl.data.flute import flute_clients, read_flute
 from vecfl.data.idx import read_idx
 from vecfl.data.leaf import leaf_clients, read_leaf, read_leaf_pair
 from vecfl.data.mnist_writers import mnist_writers
@@ -23,6 +25,7 @@ __all__ = [
     "digits",
     "dirichlet",
     "example_clients",
+    "flute_clients",
     "iid",
     "leaf_clients",
     "mnist_writers",
@@ -32,6 +35,7 @@ __all__ = [
     "read_cifar100",
     "read_csv",
     "read_examples",
+    "read_flute",
     "read_idx",
     "read_leaf",
     "read_leaf_pair",
@@ -40,5 +44,6 @@ __all__ = [
     "read_tff",
     "read_tff_pair",
     "shards",
+    "text",
     "tff_clients",
 ]

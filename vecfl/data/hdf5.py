@@ -1,4 +1,8 @@
-"""HDF5 files, read with suspicion: groups and arrays of the file itself, and nothing else."""
+"""HDF5 files, read with suspicion: groups and arrays of the file itself, and nothing else.
+
+The HDF5 library itself can loop without end on a damaged heap of strings of variable length; files
+of strangers belong into a process that may be stopped.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +31,14 @@ def opened(path: Path, expected: str) -> Iterator[Any]:
 
 def group(parent: Any, key: str, where: str, expected: str) -> Any:
     """A group of the file by its own name; InputError for anything else."""
-    found = _member(parent, key, where, expected)
-    if not isinstance(found, needs("h5py", "HDF5").Group):
+    if not is_group(parent, key, where, expected):
         raise InputError(f"{where}, key {key!r}: an array, not a group; expected {expected}")
-    return found
+    return parent[key]
+
+
+def is_group(parent: Any, key: str, where: str, expected: str) -> bool:
+    """Whether a name of this group is a group; InputError where it is not there."""
+    return isinstance(_member(parent, key, where, expected), needs("h5py", "HDF5").Group)
 
 
 def names(parent: Any, where: str, expected: str) -> list[str]:
@@ -65,6 +73,8 @@ def array(parent: Any, key: str, where: str, expected: str) -> Any:
 
 def _member(parent: Any, key: str, where: str, expected: str) -> Any:
     """What the group itself has under this name, links to elsewhere left alone."""
+    if not key or "/" in key or key == ".":
+        raise InputError(f"{where}, key {key!r}: a path, not a name; expected {expected}")
     with understood(where, expected):
         there = key in parent
         link = parent.get(key, getlink=True) if there else None
