@@ -6,6 +6,7 @@ from vecfl.data.dataset import FederatedDataset
 from vecfl.data.digits import DIGITS_SCALE, digits
 from vecfl.data.examples import example_clients, read_examples
 from vecfl.data.flute import flute_clients, read_flute
+from vecfl.data.formats import read
 from vecfl.data.idx import read_idx
 from vecfl.data.leaf import leaf_clients, read_leaf, read_leaf_pair
 from vecfl.data.mnist_writers import mnist_writers
@@ -31,6 +32,7 @@ __all__ = [
     "mnist_writers",
     "npz_clients",
     "parquet_clients",
+    "read",
     "read_cifar10",
     "read_cifar100",
     "read_csv",
