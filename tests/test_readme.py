@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.files import hdf5_file, packed, parquet_file, tff_file
 from tests.data.test_examples import batch
-from tests.data.test_flute import GOOD, as_hdf5
+from tests.data.test_flute import GOOD
 from tests.data.test_leaf import document
 from vecfl.data import FederatedDataset
 
@@ -33,25 +34,21 @@ def write_leaf() -> None:
 
 
 def write_tff() -> None:
-    from tests.data.test_tff import written
-
     emnist = {"f1": {"pixels": np.zeros((2, 28, 28), np.float32), "label": [1, 2]}}
     shakespeare = {"HAMLET": {"snippets": ["to be, or not", "aye"]}}
     for name, clients in (("emnist", emnist), ("shakespeare", shakespeare)):
         Path(f"tff/{name}").mkdir(parents=True)
         for part in ("train", "test"):
-            written(Path(f"tff/{name}/{name}_{part}.h5"), clients)
+            tff_file(Path(f"tff/{name}/{name}_{part}.h5"), clients)
 
 
 def write_parquet() -> None:
-    from tests.data.test_parquet import packed, written
-
     for name in ("femnist", "cifar10"):
         Path(f"hf/{name}").mkdir(parents=True)
     image = packed(np.zeros((28, 28)))
-    written(Path("hf/femnist/0.parquet"), image=[image], writer_id=["f1"], character=[5])
+    parquet_file(Path("hf/femnist/0.parquet"), image=[image], writer_id=["f1"], character=[5])
     images = [packed(np.zeros((32, 32, 3)))] * 40
-    written(Path("hf/cifar10/0.parquet"), img=images, label=[k % 10 for k in range(40)])
+    parquet_file(Path("hf/cifar10/0.parquet"), img=images, label=[k % 10 for k in range(40)])
 
 
 def write_tables() -> None:
@@ -68,7 +65,7 @@ def write_cifar() -> None:
 
 def write_flute() -> None:
     Path("flute").mkdir()
-    as_hdf5(Path("flute/train_data.hdf5"), GOOD)
+    hdf5_file(Path("flute/train_data.hdf5"), GOOD)
 
 
 WRITERS = [write_leaf, write_tff, write_flute, write_parquet, write_tables, None, write_cifar]

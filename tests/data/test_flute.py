@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.files import hdf5_file as as_hdf5
 from tests.data.fuzz import fuzz
 from vecfl.data import read_flute
 from vecfl.errors import InputError
@@ -29,21 +30,6 @@ GOOD: dict[str, Any] = {
 
 def as_json(path: Path, blob: dict[str, Any]) -> Path:
     path.write_bytes(gzip.compress(json.dumps(blob).encode()))
-    return path
-
-
-def as_hdf5(path: Path, blob: dict[str, Any]) -> Path:
-    h5py = pytest.importorskip("h5py")
-
-    def fill(group: Any, values: dict[str, Any]) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                fill(group.create_group(key), value)
-            else:
-                group.create_dataset(key, data=value)
-
-    with h5py.File(path, "w") as file:
-        fill(file, blob)
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.data.files import hdf5_file, parquet_file, tff_file
 from tests.data.fuzz import answers, mutate
 from tests.data.idx_files import write_mnist
 from tests.data.test_examples import batch
@@ -39,12 +40,11 @@ def flute(path: Path) -> Path:
 
 
 def flute_hdf5(path: Path) -> Path:
-    return pytest.importorskip("tests.data.test_flute").as_hdf5(path, LABELLED)
+    return hdf5_file(path, LABELLED)
 
 
 def tff(path: Path) -> Path:
-    write = pytest.importorskip("tests.data.test_tff").written
-    return write(path, {"u": {"x": np.float32([[1.5]])}})
+    return tff_file(path, {"u": {"x": np.float32([[1.5]])}})
 
 
 def tff_pair(path: Path) -> Path:
@@ -55,8 +55,7 @@ def tff_pair(path: Path) -> Path:
 
 
 def parquet(path: Path) -> Path:
-    write = pytest.importorskip("tests.data.test_parquet").written
-    return write(path, x=[1.5], who=["u"], label=[3])
+    return parquet_file(path, x=[1.5], who=["u"], label=[3])
 
 
 def parquet_pair(path: Path) -> Path:

@@ -1,6 +1,5 @@
 """Parquet: values, images, partitions, damaged files, and the real files."""
 
-import io
 import re
 from pathlib import Path
 from typing import Any
@@ -9,25 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.files import packed
+from tests.data.files import parquet_file as written
 from tests.data.fuzz import fuzz
 from tests.data.real import DATA, real, same_images
 from vecfl.data import dirichlet, read_parquet
 from vecfl.errors import InputError
 
 pa = pytest.importorskip("pyarrow")
-image = pytest.importorskip("PIL.Image")
+pytest.importorskip("PIL")
 pq = pytest.importorskip("pyarrow.parquet")
-
-
-def packed(pixels: Any, kind: str = "PNG") -> dict[str, Any]:
-    stream = io.BytesIO()
-    image.fromarray(np.asarray(pixels, np.uint8)).save(stream, kind)
-    return {"bytes": stream.getvalue(), "path": None}
-
-
-def written(path: Path, **columns: Any) -> Path:
-    pq.write_table(pa.table(columns), path)
-    return path
 
 
 def test_values_by_hand_over_shards(tmp_path: Path) -> None:

@@ -9,22 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.files import tff_file as written
 from tests.data.fuzz import fuzz
 from tests.data.real import DATA, real, same_images
 from vecfl.data import read_tff, read_tff_pair, tff_clients
 from vecfl.errors import InputError
 
 h5py = pytest.importorskip("h5py")
-
-
-def written(path: Path, clients: dict[str, dict[str, Any]]) -> Path:
-    with h5py.File(path, "w") as file:
-        examples = file.create_group("examples")
-        for client, columns in clients.items():
-            member = examples.create_group(client)
-            for name, values in columns.items():
-                member.create_dataset(name, data=values)
-    return path
 
 
 def test_emnist_and_cifar_100_by_hand(tmp_path: Path) -> None:
@@ -102,6 +93,10 @@ def huge(file: Any) -> None:
     file.create_dataset("examples/a/y", (10**12,), "f8", chunks=(1000,))
 
 
+def bytes_name(file: Any) -> None:
+    h5py.h5g.create(file["examples"].id, b"\xff")
+
+
 def replaced(name: str, value: Any) -> Callable[[Any], None]:
     def change(file: Any) -> None:
         if name in file:
@@ -133,6 +128,7 @@ DAMAGED = {
     ),
     "text table": (replaced("examples/a/y", np.array([[b"a"]])), ", client 'a', key 'y': text of "),
     "nan": (replaced("examples/a/x", [np.nan]), ", client 'a', column 'x', example 0: NaN or Inf"),
+    "a name": (bytes_name, ": the name b'\\xff' is no UTF-8; expected TFF's HDF5"),
     "soft link": (soft, ", client 'b', key 'b': a link, which is not followed; expected TFF's"),
     "external link": (external, ", client 'a', key 'y': a link, which is not followed; expected"),
     "external data": (raw_file, ", client 'a', key 'y': its data are in another file, which is"),

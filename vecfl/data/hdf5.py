@@ -42,9 +42,13 @@ def is_group(parent: Any, key: str, where: str, expected: str) -> bool:
 
 
 def names(parent: Any, where: str, expected: str) -> list[str]:
-    """The names of what is in a group."""
+    """The names of what is in a group; InputError for one that is no UTF-8."""
     with understood(where, expected):
-        return list(parent)
+        found = list(parent)
+    for name in found:
+        if not isinstance(name, str):
+            raise InputError(f"{where}: the name {name!r} is no UTF-8; expected {expected}")
+    return found
 
 
 def array(parent: Any, key: str, where: str, expected: str) -> Any:

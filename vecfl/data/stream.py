@@ -24,7 +24,7 @@ def collect(clients: Clients, source: Any) -> FederatedDataset:
     Columns must be numbers and agree over clients in name, dtype and trailing shape; a client
     without examples needs to agree in name only. Raises InputError, naming source, client and
     column, where they do not, for an id that occurs twice, for NaN and Inf, and for no examples.
-    Peak memory: the data and one column more.
+    Peak memory: the data, its largest column again, and some 300 bytes a client and column.
     """
     parts: dict[str, list[NDArray[Any]]] = {}
     sizes: dict[Hashable, int] = {}
