@@ -68,6 +68,8 @@ def test_text_goes_through_encode(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", text)
     with pytest.raises(InputError, match="a.json, client 'u', column 'x': text; expected numbers"):
         read_leaf(path)
+    with pytest.raises(InputError, match="client 'u': encode= found no 'z' in .'x', 'y'.$"):
+        read_leaf(path, lambda raw: {"x": raw["z"]})
     lengths = read_leaf(path, lambda raw: {"x": np.array([len(line) for line in raw["x"]])})
     assert lengths.columns["x"].tolist() == [2, 1] and list(lengths.columns) == ["x"]
 
@@ -100,6 +102,10 @@ DAMAGED = {
     "a lie": (
         GOOD | {"num_samples": [2, 3]},
         ", client 'bob': key 'x': expected a list of 3 examples (num_samples), got 1 of them",
+    ),
+    "a smaller lie": (
+        GOOD | {"num_samples": [1, 1]},
+        ", client 'ann': key 'x': expected a list of 1 examples (num_samples), got 2 of them",
     ),
     "half": (GOOD | {"num_samples": [2, 1.0]}, ", client 'bob': key 'num_samples': expected an in"),
     "true": (GOOD | {"num_samples": [2, True]}, ", client 'bob': key 'num_samples': expected an i"),

@@ -78,6 +78,8 @@ def encoded(columns: Mapping[str, Any], encode: Encode | None, where: str) -> Ma
         return encode(columns)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+    except KeyError as error:  # as a rule a column that the file lacks
+        raise InputError(f"{where}: encode= found no {error} in {list(columns)}") from error
 
 
 def numbers(values: Any, where: str) -> NDArray[Any]:
