@@ -12,7 +12,7 @@ from tests.data.files import packed
 from tests.data.files import parquet_file as written
 from tests.data.fuzz import fuzz
 from tests.data.real import DATA, real, same_images
-from vecfl.data import dirichlet, read_parquet
+from vecfl.data import dirichlet, read, read_parquet
 from vecfl.errors import InputError
 
 pa = pytest.importorskip("pyarrow")
@@ -151,3 +151,13 @@ def test_cifar_by_a_partition() -> None:
     assert (data.num_clients, data.num_examples) == (20, 5000)
     assert data.columns["x"].shape == (5000, 3, 32, 32)
     assert data.columns["y"].bincount().tolist() == [500] * 10
+
+
+@pytest.mark.slow
+@real("cifar10_jpeg_hf")
+def test_cifar_in_full_is_a_pair() -> None:
+    train, test = read(
+        DATA / "cifar10_jpeg_hf", client=lambda labels: dirichlet(labels, 100, 0.3, seed=0)
+    )
+    assert test is not None and (train.num_examples, test.num_examples) == (50_000, 5000)
+    assert train.columns["y"].bincount().tolist() == [5000] * 10
