@@ -1,0 +1,87 @@
+"""The snippets of the README's section on data run, on small files of those formats."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.data.files import hdf5_file, packed, parquet_file, tff_file
+from tests.data.test_examples import batch
+from tests.data.test_flute import GOOD
+from tests.data.test_leaf import document
+from vecfl.data import FederatedDataset
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTION = re.compile(r"<!-- formats: .*?-->(.*)<!-- /formats -->", re.DOTALL)
+SNIPPETS = re.findall(
+    r"^```python\n(.*?)^```$",
+    SECTION.findall((ROOT / "README.md").read_text("utf-8"))[0],
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def write_leaf() -> None:
+    femnist = document(f1={"x": [[0.5] * 784], "y": [3]})
+    shakespeare = document(HAMLET={"x": ["to be or not" * 6 + "to be or"], "y": ["n"]})
+    for name, content in (("femnist", femnist), ("shakespeare", shakespeare)):
+        for part in ("train", "test"):
+            folder = Path(f"leaf/{name}/data/{part}")
+            folder.mkdir(parents=True)
+            (folder / "all.json").write_text(json.dumps(content))
+
+
+def write_tff() -> None:
+    emnist = {"f1": {"pixels": np.zeros((2, 28, 28), np.float32), "label": [1, 2]}}
+    shakespeare = {"HAMLET": {"snippets": ["to be, or not", "aye"]}}
+    for name, clients in (("emnist", emnist), ("shakespeare", shakespeare)):
+        Path(f"tff/{name}").mkdir(parents=True)
+        for part in ("train", "test"):
+            tff_file(Path(f"tff/{name}/{name}_{part}.h5"), clients)
+
+
+def write_parquet() -> None:
+    for name in ("femnist", "cifar10"):
+        Path(f"hf/{name}").mkdir(parents=True)
+    image = packed(np.zeros((28, 28)))
+    parquet_file(Path("hf/femnist/0.parquet"), image=[image], writer_id=["f1"], character=[5])
+    images = [packed(np.zeros((32, 32, 3)))] * 40
+    parquet_file(Path("hf/cifar10/0.parquet"), img=images, label=[k % 10 for k in range(40)])
+
+
+def write_tables() -> None:
+    Path("cleveland.csv").write_text("age,chol,target\n63,233,1\n")
+    Path("hungarian.csv").write_text("age,chol,target\n28,?,0\n")
+    np.savez("phones.npz", x=np.ones((2, 3)), y=[0, 1], user=[7, 8])
+
+
+def write_cifar() -> None:
+    Path("cifar-100-binary").mkdir()
+    Path("cifar-100-binary/train.bin").write_bytes(batch(1, 2) * 10)
+    Path("cifar-100-binary/test.bin").write_bytes(batch(1, 2))
+
+
+def write_flute() -> None:
+    Path("flute").mkdir()
+    hdf5_file(Path("flute/train_data.hdf5"), GOOD)
+
+
+WRITERS = [write_leaf, write_tff, write_flute, write_parquet, write_tables, None, write_cifar]
+CASES = [*WRITERS, write_leaf]  # the last one reads LEAF again, by content
+
+
+def test_every_snippet_has_its_files() -> None:
+    assert len(SNIPPETS) == len(CASES) == 8
+    assert all(len(snippet.strip().splitlines()) <= 6 for snippet in SNIPPETS)
+
+
+@pytest.mark.parametrize("k", range(len(CASES)))
+def test_a_snippet_runs(k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if (write := CASES[k]) is not None:
+        write()
+    names = {"torch": torch}
+    exec(compile(SNIPPETS[k], f"README.md, snippet {k}", "exec"), names)
+    assert any(isinstance(value, FederatedDataset) for value in names.values())

@@ -1,0 +1,69 @@
+"""What all readers of files share: listings, gzip, and one line for whatever is damaged."""
+
+import gzip
+import importlib
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vecfl.errors import InputError
+
+
+def content(path: Path, expected: str) -> bytes:
+    """The bytes of a file, unpacked where it is gzipped, whatever its name.
+
+    Raises InputError, naming the file, where it cannot be read and where the packing is damaged.
+    """
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: damaged gzip file: {error}; expected {expected}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: {reason}; expected {expected}") from error
+
+
+def listing(path: Path | str, *endings: str) -> list[Path]:
+    """The file itself, or the files of a directory with one of these endings, by name.
+
+    Raises InputError where there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    found = path.iterdir() if path.is_dir() else []
+    files = sorted(file for file in found if file.is_file() and file.name.endswith(endings))
+    if not files:
+        what = "no such file in this directory" if path.is_dir() else "no such file or directory"
+        raise InputError(f"{path}: {what}; expected a file, or a directory of files {endings}")
+    return files
+
+
+@contextmanager
+def understood(where: Any, expected: str) -> Iterator[None]:
+    """Turns whatever a library raises on a damaged file into one InputError.
+
+    What it may raise is nowhere written down, so every exception is meant; keep the block to the
+    calls of that library.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{where}: {reason}; expected {expected}") from error
+
+
+def needs(module: str, purpose: str) -> Any:
+    """An optional module; InputError with the command that installs it where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = {"PIL": "pillow"}.get(module, module).split(".")[0]
+        raise InputError(
+            f'{purpose} needs {package}, which is not installed: pip install "vecfl[data]"'
+        ) from error
