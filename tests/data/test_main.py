@@ -1,5 +1,6 @@
 """`python -m vecfl.data`: what it prints, and one line with exit code 2 for what is wrong."""
 
+import json
 import os
 import re
 import subprocess
@@ -34,7 +35,7 @@ def npz(tmp_path: Path) -> Path:
 def test_convert_describe_verify(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = npz.parent / "store"
     main(["convert", str(npz), str(folder)])
-    assert capsys.readouterr().out == SUMMARY
+    assert capsys.readouterr().out == f"{folder}\n{SUMMARY}"
     data = open_dataset(folder)
     assert list(data.client_ids) == ["a", "b", "c"]
     assert data.client(0)["x"].tolist() == [[2, 3], [4, 5], [8, 9]]
@@ -71,26 +72,26 @@ def test_without_labels_there_is_no_histogram(
 def test_bad_sources_give_one_line(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, whole = npz.parent, npz.read_bytes()
     np.savez(folder / "bare.npz", y=np.array([1]))
-    np.savez(folder / "nan.npz", y=np.array([np.nan]), client=np.array([0]))
+    np.savez(folder / "nan.npz", x=np.array([np.nan]), y=np.array([1]), client=np.array([0]))
     np.savez(folder / "pickle.npz", y=np.array([{}]), client=np.array([0]))
     np.save(folder / "array.npy", np.arange(3))
     (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (folder / "array.npz").write_bytes((folder / "array.npy").read_bytes())
     cases = {
-        "array.npz": "cannot be read as a .npz file: File is not a zip file",
-        "bare.npz": "no array 'client', the client of each example; it has y",
-        "nan.npz": "column 'y', client 0, example 0: NaN or Inf",
-        "pickle.npz": "cannot be read as a .npz file: Object arrays cannot be loaded",
-        "cut.npz": "cannot be read as a .npz file",
-        "absent.npz": "cannot be read as a .npz file",
-        "absent": "no such folder; expected a store",
+        "array.npz": "no data of a known format; understood are LEAF",
+        "bare.npz": "no array 'client' among ['y']; expected a NumPy archive",
+        "nan.npz": "client 0, column 'x', ",
+        "pickle.npz": "Object arrays cannot be loaded",
+        "cut.npz": "File is not a zip file; expected a NumPy archive",
+        "absent.npz": "no such file or directory; understood are LEAF",
+        "absent": "no such file or directory; understood are LEAF",
     }
     for name, said in cases.items():
         with pytest.raises(SystemExit) as left:
             main(["convert", str(folder / name), str(folder / "out")])
         out, err = capsys.readouterr()
         assert left.value.code == 2 and out == "" and len(err.splitlines()) == 1
-        assert re.match(re.escape(f"error: {folder / name}: {said}"), err)
+        assert re.match(re.escape(f"error: {folder / name}") + "[:,] " + re.escape(said), err)
         assert not (folder / "out").exists()
 
 
@@ -103,10 +104,40 @@ def test_damage_has_exit_code_2(npz: Path) -> None:
         return subprocess.run(command, env=env, capture_output=True, text=True)
 
     done = call("convert", npz, npz.parent / "s")
-    assert (done.returncode, done.stdout, done.stderr) == (0, SUMMARY, "")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{npz.parent / 's'}\n{SUMMARY}"
     column = npz.parent / "s" / "column_0.npy"
     column.write_bytes(column.read_bytes()[:-1] + b"\1")
     done = call("verify", npz.parent / "s")
     said = f"error: {column}: damaged: its bytes are not those that were written\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
     assert call("verify").returncode == 2
+
+
+def test_training_and_test_data_become_two_stores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part, x in (("train", [[1.0], [2.0]]), ("test", [[3.0]])):
+        (tmp_path / "leaf" / part).mkdir(parents=True)
+        users = {"users": ["u"], "num_samples": [len(x)]}
+        users["user_data"] = {"u": {"x": x, "y": [1] * len(x)}}
+        (tmp_path / "leaf" / part / "all.json").write_text(json.dumps(users))
+    main(["convert", str(tmp_path / "leaf"), str(tmp_path / "stores")])
+    out = capsys.readouterr().out.splitlines()
+    assert [line for line in out if line.startswith("/")] == [
+        str(tmp_path / "stores" / part) for part in ("train", "test")
+    ]
+    train, test = (open_dataset(tmp_path / "stores" / part) for part in ("train", "test"))
+    assert (train.columns["x"].tolist(), test.columns["x"].tolist()) == ([[1.0], [2.0]], [[3.0]])
+
+
+def test_columns_are_named_by_flags(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("who,a,class\nu,1.5,0\nv,2.5,1\nu,3.5,1\n")
+    flags = ["--client", "who", "--label", "class"]
+    main(["convert", str(tmp_path / "data.csv"), str(tmp_path / "s"), *flags])
+    data = open_dataset(tmp_path / "s")
+    assert list(data.client_ids) == ["u", "v"]
+    assert (data.columns["x"].tolist(), data.columns["y"].tolist()) == (
+        [[1.5], [3.5], [2.5]],
+        [0, 1, 1],
+    )

@@ -1,22 +1,20 @@
 """Stores from the command line.
 
-python -m vecfl.data convert SOURCE DIR     a new store from a .npz file or another store
+python -m vecfl.data convert SOURCE DIR     a new store from data of any format
 python -m vecfl.data describe DIR           clients, examples, sizes, labels
 python -m vecfl.data verify DIR             every byte against its checksum
 """
 
 import argparse
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from vecfl.data.dataset import FederatedDataset
+from vecfl.data.formats import read
 from vecfl.data.store import open_dataset, verify
 from vecfl.data.store_writer import write_store
 from vecfl.errors import InputError
@@ -29,7 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m vecfl.data", description="Stores of datasets.")
     commands = parser.add_subparsers(dest="command", required=True)
     convert_ = commands.add_parser("convert", help="a new store from other data")
-    convert_.add_argument("source", type=Path, help=".npz with columns and 'client', or a store")
+    convert_.add_argument("source", type=Path, help="data that vecfl.data.read understands")
+    for name in ("client", "label"):
+        convert_.add_argument(f"--{name}", help=f"column of the {name}, in CSV, NPZ and parquet")
     for name, what in (("describe", "what is in a store"), ("verify", "is a store undamaged?")):
         commands.add_parser(name, help=what)
     for command in commands.choices.values():
@@ -37,8 +37,11 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         if args.command == "convert":
-            convert(args.source, args.dir)
-        if args.command == "verify":
+            options = {"client": args.client, "label": args.label}
+            given = {name: value for name, value in options.items() if value is not None}
+            for folder in convert(args.source, args.dir, **given):
+                print(f"{folder}\n{summary(open_dataset(folder))}")
+        elif args.command == "verify":
             verify(args.dir)
             print(f"{args.dir}: undamaged")
         else:
@@ -51,34 +54,24 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def convert(source: Path, folder: Path) -> None:
-    """Write what `read_source` reads to a new store, with a progress bar on a terminal."""
+def convert(source: Path, folder: Path, **options: str) -> list[Path]:
+    """Write what `read` gives to a new store, with a progress bar on a terminal; the stores.
+
+    Where there are training and test data, they are the stores `train` and `test` in the folder.
+    """
     try:
         from tqdm import tqdm
     except ImportError as error:
         raise InputError("convert needs tqdm, which is not installed: pip install tqdm") from error
-    data = read_source(source)
-    clients = tqdm(_clients(data), total=data.num_clients, unit=" clients", disable=None)
-    write_store(folder, clients)
-
-
-def read_source(source: Path) -> FederatedDataset:
-    """The dataset of a store, or of a .npz file: columns [n, ...], `client` [n] and no pickles."""
-    if source.is_dir() or source.suffix != ".npz":
-        return open_dataset(source)
-    try:
-        with source.open("rb") as raw, NpzFile(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise InputError(f"{source}: cannot be read as a .npz file: {error}") from error
-    if "client" not in arrays:
-        names = ", ".join(arrays) or "none"
-        raise InputError(f"{source}: no array 'client', the client of each example; it has {names}")
-    client = arrays.pop("client")
-    try:
-        return FederatedDataset.from_arrays(arrays, client)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
+    if source.suffix == ".npz":
+        options = {"client": "client"} | options
+    train, test = read(source, **options)
+    parts = {folder: train} if test is None else {folder / "train": train, folder / "test": test}
+    for path, data in parts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clients = _clients(data)
+        write_store(path, tqdm(clients, total=data.num_clients, unit=" clients", disable=None))
+    return list(parts)
 
 
 def summary(data: FederatedDataset) -> str:

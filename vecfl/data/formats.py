@@ -16,6 +16,7 @@ from vecfl.data.hdf5 import names, opened
 from vecfl.data.leaf import ENDINGS, leaf_clients, read_leaf, read_leaf_pair
 from vecfl.data.mnist_writers import mnist_writers
 from vecfl.data.parquet import Partition, parquet_clients, read_parquet
+from vecfl.data.store import open_dataset
 from vecfl.data.tables import csv_clients, npz_clients, read_csv, read_npz
 from vecfl.data.tff import read_tff, read_tff_pair, tff_clients
 from vecfl.errors import InputError
@@ -24,7 +25,7 @@ TABLES = tuple(name + gz for name in (".csv", ".data", ".txt") for gz in ("", ".
 UNDERSTOOD = (
     "LEAF (a .json file, a directory of them, or train/ and test/), TFF (.h5, or a directory with "
     "*_train.h5 and *_test.h5), FLUTE (.json, .hdf5), parquet (files, or train* and test* in a "
-    "directory), CSV, NPZ, CIFAR's .bin batches, MNIST by writers"
+    "directory), CSV, NPZ, CIFAR's .bin batches, MNIST by writers, a store"
 )
 Pair = tuple[FederatedDataset, FederatedDataset | None]
 
@@ -80,6 +81,8 @@ def _directory(path: Path, inside: set[str]) -> Format | None:
     def some(ending: str | tuple[str, ...], start: str = "") -> bool:
         return any(name.endswith(ending) and name.startswith(start) for name in inside)
 
+    if {"meta.json", "offsets.npy"} <= inside:
+        return Format("store", open_dataset, open_dataset)
     if {"train", "test"} <= inside:
         return Format("LEAF", read_leaf_pair, leaf_clients)
     if some("_train.h5") and some("_test.h5"):
