@@ -21,7 +21,7 @@ from vecfl.data.mnist_writers import DOWNLOAD
 from vecfl.models import emnist_cnn, logistic
 from vecfl.record import record_run
 from vecfl.report import check_matplotlib
-from vecfl.track import check_wandb
+from vecfl.track import check_out, check_wandb
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Args:
     workers: int | Literal["auto"] = "auto"
     """threads that train clients, on a CPU"""
     threads: int | None = None
-    """operator threads of each worker; measured with --workers auto if not given"""
+    """operator threads of each worker; measured with --workers auto, else torch's shared out"""
     slots: int | Literal["auto"] = "auto"
     """clients that train at the same time on each worker"""
 
@@ -162,6 +162,7 @@ def check_args(args: Args) -> None:
     check(args, some, lambda n: n == "auto" or n <= args.cohort, right)
     check(args, ("device",), has_device, "a device of this machine, such as cpu")
     check_matplotlib()
+    check_out(args.out)
     check_wandb(args.track)
 
 

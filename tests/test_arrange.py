@@ -152,13 +152,14 @@ def test_a_choice_holds_for_its_task_alone() -> None:
         "columns": replace(p, data=replace(p.data, columns=wider)),
         "population": replace(p, data=one_more),
         "cohort": replace(p, cohort=cohort[:3]),
-        "algorithm": replace(p, algorithm=fedprox(lr=0.1, mu=0.0, batches=Batches(4, epochs=2))),
+        "rule": replace(p, algorithm=fedprox(lr=0.1, mu=0.1, batches=Batches(4, epochs=2))),
         "epochs": replace(p, algorithm=fedavg(lr=0.1, batches=Batches(4, epochs=3))),
     }
     keys = {name: facts(other) for name, other in others.items()} | {"same": facts(p)}
     assert len(set(keys.values())) == len(keys)
-    slower = fedavg(lr=0.2, batches=Batches(4, epochs=2))
-    assert facts(replace(p, algorithm=slower)) == facts(probe()) == keys["same"]
+    work = {"lr": 0.2, "batches": Batches(4, epochs=2)}
+    for algorithm in (fedavg(**work), vecfl.fedadam(server_lr=0.1, **work)):
+        assert facts(replace(p, algorithm=algorithm)) == facts(probe()) == keys["same"]
     with operator_threads(torch.get_num_threads() + 1):
         assert facts(p) != keys["same"]
 

@@ -25,6 +25,8 @@ ROUND: dict[str, Any] = {
     "system/slot_efficiency": 0.5,
     "system/client_steps": 30,
     "system/backend": "vmap",
+    "system/workers": 2,
+    "system/threads": 1,
 }
 EVALUATION = {
     "eval/loss": 0.5,
@@ -55,9 +57,10 @@ def test_summary(tmp_path: Path) -> None:
     assert summary(tmp_path).splitlines() == [
         "test accuracy   final 87.5%, best 90.0% in round 1",
         "loss            test 0.500, train 0.250",
-        "client accuracy mean 80.0%, median 85.0%, 10th percentile 25.0%, worst 12.5% (own data)",
+        "client accuracy mean 80.0%, median 85.0%, 10th percentile 25.0%, worst 12.5%",
         "dropped clients 3",
-        "training        rounds 2, 2.5 s, 16 clients/s, backend vmap, slots 4 (75% busy)",
+        "training        rounds 2, 2.5 s, 16 clients/s, "
+        "backend vmap, workers 2, threads 1, slots 4 (75% busy)",
         f"files           {tmp_path}: metrics.jsonl, model.pt",
     ]
 
@@ -123,19 +126,19 @@ def test_the_picture_shows_the_metrics(tmp_path: Path) -> None:
     report._draw_loss(loss, rows)
     lines = {line.get_label(): line.get_xydata().tolist() for line in accuracy.lines}
     assert lines == {
-        "median client, own data": [[2, 0.85], [4, 0.85]],
-        "worst client, own data": [[2, 0.125], [4, 0.125]],
+        "median client": [[2, 0.85], [4, 0.85]],
+        "worst client": [[2, 0.125], [4, 0.125]],
         "test data": [[2, 0.9], [4, 0.95]],
     }
     (band,) = accuracy.collections
-    assert band.get_label() == "10th to 90th percentile of clients, own data"
+    assert band.get_label() == "10th to 90th percentile of clients"
     assert {tuple(xy) for xy in band.get_paths()[0].vertices.tolist()} == {
         *((2, 0.25), (4, 0.25), (4, 1.0), (2, 1.0))
     }
     assert accuracy.get_title() == "Accuracy (test data: 95.0%)"
     lines = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
     assert lines == {
-        "90th percentile of clients, own data": [[2, 1.0], [4, 1.0]],
+        "90th percentile of clients": [[2, 1.0], [4, 1.0]],
         "training, mean of the cohort": [[1, 0.25], [2, 0.25], [3, 0.25], [4, 0.25]],
         "test data": [[2, 0.5], [4, 0.5]],
     }

@@ -53,9 +53,7 @@ def arrange(wanted: Wanted, probe: Probe) -> Arrangement:
     """
     if not wanted.measured:
         (workers, threads), *_ = layouts(wanted, probe.cores)
-        arrangement = candidate(wanted, probe, wanted.backend, workers, threads)
-        log.info("%s", arrangement)
-        return arrangement
+        return candidate(wanted, probe, wanted.backend, workers, threads)
     facts = probe.facts() | {"wanted": asdict(wanted)}
     if kept := chosen_before(facts, probe):
         log.info("%s, as measured before (delete %s to measure again)", kept, choices_file())

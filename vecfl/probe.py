@@ -65,7 +65,6 @@ class Probe:
             "columns": columns,
             "population": (self.data.num_clients, int(self.data.offsets[-1])),
             "cohort": len(self.cohort),
-            "algorithm": self.algorithm.name,
             "rule": replace(self.algorithm.rule, lr=0.0),
         }
 

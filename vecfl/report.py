@@ -73,8 +73,6 @@ def summary(run_dir: Path | str) -> str:
     }
     if best:
         lines["test accuracy"] += f", best {best[0]:.1%} in round {-best[1]}"
-    if lines["client accuracy"]:
-        lines["client accuracy"] += " (own data)"
     return "\n".join(f"{name:<16}{text}" for name, text in lines.items() if text)
 
 
@@ -137,10 +135,10 @@ def _speed(rows: Rows) -> str:
     clients = sum(row["system/clients_per_s"] * row["system/round_s"] for row in rows)
     busy = sum(row["system/slot_efficiency"] for row in rows) / len(rows)
     last = rows[-1]
-    return (
-        f"rounds {last['round']}, {seconds:.1f} s, {clients / seconds:,.0f} clients/s, "
-        f"backend {last['system/backend']}, slots {last['system/slots']} ({busy:.0%} busy)"
-    )
+    names = ("backend", "workers", "threads", "slots")
+    how = ", ".join(f"{n} {last[f'system/{n}']}" for n in names if f"system/{n}" in last)
+    speed = f"{seconds:.1f} s, {clients / seconds:,.0f} clients/s"
+    return f"rounds {last['round']}, {speed}, {how} ({busy:.0%} busy)"
 
 
 def _files(run_dir: Path | str) -> list[str]:
@@ -151,14 +149,14 @@ def _draw_accuracy(axes: Axes, rows: Rows) -> None:
     rounds, low = _series(rows, "client/accuracy_p10")
     _, high = _series(rows, "client/accuracy_p90")
     if rounds:
-        band = "10th to 90th percentile of clients, own data"
+        band = "10th to 90th percentile of clients"
         axes.fill_between(rounds, low, high, color=CLIENTS, alpha=0.25, linewidth=0, label=band)
-    _line(axes, rows, "client/accuracy_p50", label="median client, own data", color=CLIENTS)
+    _line(axes, rows, "client/accuracy_p50", label="median client", color=CLIENTS)
     _line(
         axes,
         rows,
         "client/accuracy_worst",
-        label="worst client, own data",
+        label="worst client",
         color=WORST,
         linestyle=":",
     )
@@ -172,9 +170,7 @@ def _draw_accuracy(axes: Axes, rows: Rows) -> None:
 
 
 def _draw_loss(axes: Axes, rows: Rows) -> None:
-    _line(
-        axes, rows, "client/loss_p90", label="90th percentile of clients, own data", color=CLIENTS
-    )
+    _line(axes, rows, "client/loss_p90", label="90th percentile of clients", color=CLIENTS)
     _line(axes, rows, "train/loss", label="training, mean of the cohort", color=TRAIN, linewidth=1)
     _line(axes, rows, "eval/loss", label="test data", color=TEST, linewidth=2.5)
     _draw_named(axes, rows, "loss")

@@ -89,7 +89,9 @@ def stack_layers(module: nn.Module, layout: Layout) -> tuple[nn.Module, list[Sta
         own = [p for p in m.parameters(recurse=False) if id(p) in at]
         if m not in made and own:
             if type(m) is not nn.Linear or any(getattr(m, name) for name in HOOKS):
-                raise InputError(f"{called(path)} ({type(m).__name__}) has no stacked form")
+                raise InputError(
+                    f"{called(path)} ({type(m).__name__}) has no stacked form: use vmap or loop"
+                )
             if len(own) < len(list(m.parameters(recurse=False))):
                 raise InputError(f"{called(path)} is frozen in part: it has no stacked form")
             if any(id(p) in taken for p in own):

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from vecfl.track.console import Console
 from vecfl.track.jsonl import Jsonl
-from vecfl.track.run_dir import atomic_file, create_run_dir, save_model
+from vecfl.track.run_dir import atomic_file, check_out, create_run_dir, save_model
 from vecfl.track.wandb import Wandb, check_wandb
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Tracker",
     "Wandb",
     "atomic_file",
+    "check_out",
     "check_wandb",
     "create_run_dir",
     "save_model",

@@ -51,12 +51,23 @@ def _dated_dir(recipe: str) -> Path:
 
 def _empty_dir(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
+    refuse_taken(path)
+    return path
+
+
+def check_out(out: str | None) -> None:
+    """InputError for a directory that holds something, before anything is made."""
+    if out is not None and (path := Path(os.path.expanduser(out))).is_dir():
+        refuse_taken(path)
+
+
+def refuse_taken(path: Path) -> None:
+    """InputError for a directory that is not empty."""
     names = sorted(entry.name for entry in path.iterdir())
     if "metrics.jsonl" in names or "config.yaml" in names:
         raise InputError(f"{path} already holds a run; remove it or choose another --out")
     if names:
         raise InputError(f"{path} is not empty (it holds {names[0]}); choose another --out")
-    return path
 
 
 def save_model(path: Path, state_dict: Mapping[str, torch.Tensor]) -> None:
