@@ -205,6 +205,23 @@ def test_clients_too_short_for_a_batch(
     assert (metrics["train/clients"], metrics["train/dropped_clients"]) == (count, 0)
 
 
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_a_weight_that_is_a_column_of_the_slots_outlives_the_next_client(backend: str) -> None:
+    """Two FAR of loss weight 2 go to 1.25 in a slot that STEEP, without loss weight, takes next."""
+
+    def loss(output: Tensor, batch: Columns) -> tuple[Tensor, Tensor]:
+        return 0.5 * (output - batch["y"]) ** 2, (batch["y"] > 0).to(output)
+
+    data = dataset([client(FAR, FAR), client(STEEP)])
+    task = vecfl.Task(Line().double(), loss, example=data.examples(2))
+    algorithm = fedavg(lr=0.25, batches=Batches(2), weights=lambda done: done.weight)
+    kind = {"backend": backend, "slots": 1, "dtype": torch.float64}
+    sim = vecfl.Simulation(task, data, algorithm, vecfl.everyone(), **kind)
+    state, metrics = sim.round(sim.start())
+    assert state.server["w"].tolist() == [1.25]
+    assert metrics["train/clients"] == 1
+
+
 DROPPED = "round 1: client {} dropped: not finite"
 NOBODY = "round 1: no usable client; the model stays as it is"
 

@@ -154,7 +154,9 @@ def test_ranks_and_examples_are_random():
     assert (np.abs(first - 500) <= 110).all() and (np.abs(largest - 500) <= 110).all()
 
 
-@pytest.mark.parametrize(("partitioner", "name"), zip(SIZED, ["sigma", "exponent"], strict=True))
+@pytest.mark.parametrize(
+    ("partitioner", "name"), list(zip(SIZED, ["sigma", "exponent"], strict=True))
+)
 @pytest.mark.parametrize("skew", [-0.5, float("inf"), float("nan")])
 def test_a_skew_out_of_range_is_refused(partitioner, name, skew):
     with refused(f"{name}: expected a finite number of at least 0, got {skew}"):
