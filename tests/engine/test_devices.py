@@ -9,7 +9,7 @@ import torch
 
 import vecfl
 from vecfl import Batches, Task, fedprox
-from vecfl.engine import Slots, make_backend, make_update
+from vecfl.engine import Slots, make_backend, make_update, stacked
 from vecfl.optim import ClientOptimizer
 from vecfl.schedule import make_plan
 from vecfl.tape import Tape
@@ -24,14 +24,25 @@ META = torch.device("meta")
 @pytest.mark.parametrize(
     "optimizer", [vecfl.sgd(), vecfl.momentum(nesterov=True), vecfl.adam()], ids=lambda o: o.name
 )
-@pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("name", ["loop", "vmap"])
+@pytest.mark.parametrize("plain", [False, True], ids=["pull and clip", "plain"])
+@pytest.mark.parametrize(
+    "name, problem",
+    [(name, p) for name in ("loop", "vmap") for p in PROBLEMS]
+    + [("stacked", "linear"), ("stacked", "mlp")],
+)
 def test_steps_stay_on_their_device(
-    name: str, problem: str, optimizer: ClientOptimizer, full: bool
+    name: str,
+    problem: str,
+    plain: bool,
+    optimizer: ClientOptimizer,
+    full: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(stacked, "check", lambda *_: None)  # it looks at values
     p, batches = PROBLEMS[problem], Batches(4, epochs=2, full=full)
     data = dataset(p.clients((8, 5, 7)))
-    rule = fedprox(lr=0.1, mu=0.1, clip=0.5, batches=batches, optimizer=optimizer).rule
+    corrections = {"mu": 0.0} if plain else {"mu": 0.1, "clip": 0.5}
+    rule = fedprox(lr=0.1, batches=batches, optimizer=optimizer, **corrections).rule
     task = Task(p.build(), p.loss, example=data.examples(2)).to(META, torch.float32)
     w = task.layout.flatten(task.module)
     slots = Slots(task.layout, rule, 3, META, torch.float32)
