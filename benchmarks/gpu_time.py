@@ -6,7 +6,7 @@ Two kinds of rows, with TF32 on:
 
 step   one step of the vmap engine for `slots` clients: `host_ms` is what the host spends to launch
        it, the percentiles hold until the GPU is done
-round  a round of `cohort` clients, by the tuned plain loop and by vecfl's vmap backend
+round  a round of `cohort` clients, by the tuned plain loop, by vmap and by stacked
 
 Each model is measured in a process of its own, within its share of --budget seconds; what would not
 fit is left out, and a row says so. Rows are added to benchmarks/results/gpu.jsonl, or to --out.
@@ -130,13 +130,15 @@ def measure_steps(meter: Meter, model: str, sweep: list[int]) -> None:
 
 def measure_rounds(meter: Meter, model: str, cohorts: list[int]) -> None:
     """One row for each cohort and arrangement."""
-    last = {"tuned": 0.0, "vmap": 0.0}
+    backends = ["vmap"] if model == "cnn" else ["vmap", "stacked"]  # convolutions are not stacked
+    last = dict.fromkeys(("tuned", *backends), 0.0)
     for cohort in cohorts:
         work, seen = replace(MODELS[model], clients=cohort), dict[str, float]()
         makers: dict[str, Maker] = {
             "tuned": partial(plain_round, work, True, meter.device),
-            "vmap": partial(vecfl_round, work, backend="vmap", device=meter.device),
         }
+        for backend in backends:
+            makers[backend] = partial(vecfl_round, work, backend=backend, device=meter.device)
         for arrangement, make in makers.items():
             name: Row = {"measure": "round", "workload": model, "cohort": cohort}
             name |= {"arrangement": arrangement}

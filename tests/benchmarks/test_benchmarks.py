@@ -52,7 +52,7 @@ SMALL = ("--device", "cpu", "--models", "logistic", "--slots", "1", "2", "--coho
 
 
 def test_gpu_time_on_the_cpu(tmp_path: Path) -> None:
-    one, two, tuned, vmap = rows_of(
+    one, two, tuned, vmap, stacked = rows_of(
         "gpu_time", tmp_path / "rows.jsonl", *SMALL, "--seconds", "0.01", "--budget", "90"
     )
     for row, slots in ((one, 1), (two, 2)):
@@ -60,7 +60,7 @@ def test_gpu_time_on_the_cpu(tmp_path: Path) -> None:
         assert 0 < row["host_ms"] <= 1.5 * row["p80_ms"]
         expected = slots / row["p50_ms"] * 1e3
         assert row["client_steps_per_s"] == pytest.approx(expected, rel=0.02)
-    for row, arrangement in ((tuned, "tuned"), (vmap, "vmap")):
+    for row, arrangement in ((tuned, "tuned"), (vmap, "vmap"), (stacked, "stacked")):
         assert (row["measure"], row["cohort"]) == ("round", 2)
         assert (row["arrangement"], row["tf32"]) == (arrangement, True)
     assert vmap["speedup"] == pytest.approx(tuned["p50_ms"] / vmap["p50_ms"], abs=0.01)
@@ -68,7 +68,7 @@ def test_gpu_time_on_the_cpu(tmp_path: Path) -> None:
 
 def test_gpu_time_says_what_it_leaves_out(tmp_path: Path) -> None:
     rows = rows_of("gpu_time", tmp_path / "rows.jsonl", *SMALL, "--model", "logistic", "--budget=0")
-    assert len(rows) == 4
+    assert len(rows) == 5
     assert all(row["skipped"] == "0.0 s left, two calls may take 0.0" for row in rows)
 
 
