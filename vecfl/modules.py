@@ -26,6 +26,7 @@ class Draws:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed, self.calls = seed, 0
+        self.examples: int | None = None  # of all clients, in a pass that is over several
         self.streams: Tensor | None = None
         self.step: int | None = None
         self.ahead: dict[tuple[int, float, torch.dtype], tuple[int, tuple[Tensor, ...]]] = {}
@@ -130,6 +131,11 @@ class KeyedDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
+        if self.draws.examples is not None and len(x) % self.draws.examples:
+            raise InputError(
+                f"a dropout layer gets {list(x.shape)} for a batch of {self.draws.examples}: a "
+                "module that cuts or reorders the batch has no stacked form"
+            )
         bits, keep = lanes(self.p)
         if keep in (0, 1 << bits):
             self.draws.next_layer()

@@ -220,6 +220,18 @@ def test_a_batch_that_is_cut_is_refused_when_it_happens(size: int) -> None:
         backend.stack.step(w, batch, None, None, True, None)
 
 
+def test_dropout_across_the_batch_is_refused() -> None:
+    """A task mostly refuses such a module itself; a rare dropout may slip through its trial."""
+    stack = Stack(task(nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 3))))
+    w = [torch.randn(3, *e.shape) for e in stack.task.layout.params]
+    batch = {k: c.unflatten(0, (3, 4)) for k, c in EXAMPLE_OF_THREE.items()}
+    streams = torch.zeros(3, 3, dtype=torch.int64)
+    stack.step(w, batch, None, streams, True, None)
+    dropout = stack.task.module[0]
+    with pytest.raises(InputError, match=r"a dropout layer gets \[5, 12\] for a batch of 12"):
+        dropout(batch["x"].flatten(0, 1).T)
+
+
 def test_a_model_of_zeros_hides_nothing() -> None:
     class Penalised(nn.Module):
         def __init__(self) -> None:

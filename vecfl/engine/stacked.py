@@ -55,6 +55,7 @@ class Stack:
         shape = next(iter(batch.values())).shape[:2]
         for layer in self.layers:
             layer.begin(leaves, shape.numel(), lr)
+        self.task.draws.examples = shape.numel()
         if streams is not None:
             self.task.draws.begin(streams)
         with torch.enable_grad():
