@@ -52,7 +52,7 @@ def measure(cohort: int) -> dict[str, object]:
     """Peaks of a round of WARM clients and of one of `cohort` clients after it."""
     torch.set_num_threads(1)
 
-    def sampler(population: int, seed: int, round: int) -> Tensor:
+    def sampler(eligible: Tensor, seed: int, round: int) -> Tensor:
         return torch.arange(cohort if round else min(cohort, WARM))
 
     data = windows(cohort)

@@ -162,9 +162,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "large seed": (lambda: simulate(seed=2**63), f"seed {SEED} 9223372036854775808"),
     "fractional seed": (lambda: simulate(seed=1.5), f"seed {SEED} 1.5"),
     "negative sample seed": (lambda: simulate(sample_seed=-1), f"sample_seed {SEED} -1"),
-    "a client drawn twice": (
-        lambda: simulate(sampler=lambda population, seed, round: torch.tensor([1, 1])),
-        "the sampler drew a client twice in round 1; ids are unique",
+    "a client drawn too often": (
+        lambda: simulate(sampler=lambda eligible, seed, round: torch.ones(1025, dtype=torch.int64)),
+        "the sampler drew client 1 1025 times in round 1; "
+        "a client has random numbers for 1024 of them",
     ),
     "fedsgd without a rate": (lambda: fedsgd(), "fedsgd takes lr or server, one of the two"),
     "fedsgd with two rates": (
@@ -217,7 +218,7 @@ def test_an_index_out_of_an_embedding_is_refused(index: int) -> None:
 @pytest.mark.parametrize("positions", [[-1, 0], [0, 99]])
 def test_a_sampler_out_of_the_population_is_refused(positions: list[int]) -> None:
     with pytest.raises(InputError, match=r"^the sampler gave \[.*in round 1; clients are int64"):
-        simulate(sampler=lambda population, seed, round: torch.tensor(positions))
+        simulate(sampler=lambda eligible, seed, round: torch.tensor(positions))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])

@@ -30,7 +30,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl.engine"}),
     frozenset(
         {"vecfl.algorithms", "vecfl.transforms", "vecfl.aggregate", "vecfl.sampling"}
-        | {"vecfl.evaluate"}
+        | {"vecfl.evaluate", "vecfl.participation"}
     ),
     frozenset(
         {"vecfl.worker", "vecfl.trainer", "vecfl.choices", "vecfl.probe", "vecfl.arrange"}
@@ -50,6 +50,7 @@ SAME_FLOOR = {
     ("vecfl.trial", "vecfl.modules"),
     ("vecfl.models", "vecfl.task"),
     ("vecfl.algorithms", "vecfl.aggregate"),
+    ("vecfl.participation", "vecfl.sampling"),
     ("vecfl.trainer", "vecfl.worker"),
     ("vecfl.probe", "vecfl.choices"),
     ("vecfl.probe", "vecfl.trainer"),

@@ -63,7 +63,7 @@ def run_changed(
         clients[victim] = changed(clients[victim])
     setting = Setting(rounds=1, seed=9, epochs=2, optimizer=optimizer, lr=0.05)
     run = run_vecfl(p.build(), p.loss, clients, setting, backend=backend, slots=slots)
-    return {k: row for k, (row, _) in run.updates[0].items()}, run.metrics[0]
+    return {k: row for k, [(row, _)] in run.updates[0].items()}, run.metrics[0]
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "sgd"])  # stacked layers step by themselves
@@ -104,7 +104,7 @@ def run_some(
         Task(module, loss, example=data.examples(2)),
         data,
         algorithm,
-        lambda population, seed, round: torch.tensor(cohort),
+        lambda eligible, seed, round: torch.tensor(cohort),
         backend=backend,
         slots=slots,
         dtype=torch.float64,

@@ -86,6 +86,8 @@ class Memo:
 ROUND_KEYS = [
     "round",
     "train/loss",
+    "train/cohort",
+    "train/lost_clients",
     "train/clients",
     "train/dropped_clients",
     "system/clients_per_s",

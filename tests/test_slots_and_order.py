@@ -40,8 +40,8 @@ def rows(
     p, setting = PROBLEMS[problem], replace(SETTING, clip=clip)
     kind = {"backend": backend, "slots": slots, "dtype": dtype}
     (sent,) = run_vecfl(p.build(), p.loss, p.clients(), setting, **kind).updates
-    assert len(sent) == C and all(sent[k][0].any() == (n > 0) for k, n in enumerate(SIZES))
-    return {k: row for k, (row, _) in sent.items()}
+    assert len(sent) == C and all(sent[k][0][0].any() == (n > 0) for k, n in enumerate(SIZES))
+    return {k: row for k, [(row, _)] in sent.items()}
 
 
 def same_bits(a: Rows, b: Rows) -> None:
@@ -108,7 +108,7 @@ def run_in_order(
         Task(module, loss, example=data.examples(2)),
         data,
         recorded(algorithm, sent),
-        lambda population, seed, round: torch.tensor(order),
+        lambda eligible, seed, round: torch.tensor(order),
         backend=backend,
         slots=slots,
         seed=77,
@@ -117,7 +117,7 @@ def run_in_order(
     state, metrics = sim.round(sim.start())
     assert (metrics["system/backend"], metrics["system/slots"]) == (backend, slots)
     assert sorted(sent[0]) == sorted(order)
-    return {k: row for k, (row, _) in sent[0].items()}, sim.state_dict(state), metrics
+    return {k: row for k, [(row, _)] in sent[0].items()}, sim.state_dict(state), metrics
 
 
 ORDERS = [(6, 5, 4, 3, 2, 1, 0), (3, 0, 6, 2, 5, 1, 4)]

@@ -72,7 +72,7 @@ def test_the_next_cohort_is_asked_for_while_one_trains(
 def test_a_sampler_may_end_with_the_run(tmp_path: Path) -> None:
     save(population(), tmp_path / "s")
     cohorts = [torch.tensor([0, 3]), torch.tensor([1])]
-    sim = simulation(open_dataset(tmp_path / "s"), lambda n, seed, round: cohorts[round])
+    sim = simulation(open_dataset(tmp_path / "s"), lambda eligible, seed, round: cohorts[round])
     state, _ = sim.round(sim.start())
     state, metrics = sim.round(state)
     assert metrics["round"] == 2
@@ -84,7 +84,7 @@ def test_a_wrong_cohort_is_refused_in_its_round(tmp_path: Path) -> None:
     save(population(), tmp_path / "s")
     wrong = {0: [0, 3], 1: [40]}
     sim = simulation(
-        open_dataset(tmp_path / "s"), lambda n, seed, round: torch.tensor(wrong[round])
+        open_dataset(tmp_path / "s"), lambda eligible, seed, round: torch.tensor(wrong[round])
     )
     state, _ = sim.round(sim.start())
     with pytest.raises(InputError, match="in round 2"):

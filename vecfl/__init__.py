@@ -21,7 +21,17 @@ from vecfl.evaluate import evaluate, evaluate_clients
 from vecfl.losses import accuracy, cross_entropy, squared_error
 from vecfl.modules import batchnorm_to_groupnorm
 from vecfl.optim import adam, adamw, momentum, sgd
-from vecfl.sampling import everyone, uniform
+from vecfl.participation import available, separated
+from vecfl.sampling import (
+    cyclic,
+    everyone,
+    fraction,
+    poisson,
+    uniform,
+    uniform_between,
+    weighted,
+    with_replacement,
+)
 from vecfl.schedule import Batches
 from vecfl.server_optim import (
     fedopt_adagrad,
@@ -46,11 +56,13 @@ __all__ = [
     "accuracy",
     "adam",
     "adamw",
+    "available",
     "batchnorm_to_groupnorm",
     "by_examples",
     "by_tokens",
     "capped",
     "cross_entropy",
+    "cyclic",
     "evaluate",
     "evaluate_clients",
     "everyone",
@@ -65,13 +77,19 @@ __all__ = [
     "fedprox",
     "fedsgd",
     "fedyogi",
+    "fraction",
     "momentum",
+    "poisson",
     "run",
+    "separated",
     "server_adam",
     "server_momentum",
     "server_sgd",
     "sgd",
     "squared_error",
     "uniform",
+    "uniform_between",
     "uniform_weights",
+    "weighted",
+    "with_replacement",
 ]

@@ -1,49 +1,201 @@
-"""Which clients take part in a round: pure functions of (population, seed, round)."""
+"""Which clients take part in a round: pure functions of (who is eligible, seed, round).
 
+A sampler is a function (eligible [N] bool, seed, round) -> positions [C] int64. A client may be
+drawn more than once where the sampler says so, and a cohort may be empty.
+"""
+
+import math
 from collections.abc import Callable
+from functools import lru_cache
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vecfl.errors import InputError, is_integer
-from vecfl.random import Kind, stream, words
+from vecfl.random import Kind, permutation, stream, words
+from vecfl.random import uniform as uniforms
 
-Sampler = Callable[[int, int, int], Tensor]
-
-
-def uniform(size: int) -> Sampler:
-    """`size` clients uniformly without replacement: (population, seed, round) -> int64 [size].
-
-    Raises InputError if the population is smaller.
-    """
-    if not is_integer(size) or size < 1:
-        raise InputError(f"a cohort has at least 1 client, not {size!r}")
-
-    def sample(population: int, seed: int, round: int) -> Tensor:
-        if size > population:
-            raise InputError(
-                f"a cohort of {size} clients is larger than the population of {population}; "
-                f"choose at most {population}"
-            )
-        draws = words(seed, stream(Kind.COHORT, round=round), population)
-        keys = (draws << 31) | torch.arange(population)
-        return keys.topk(size, largest=False, sorted=True).indices
-
-    return sample
+Sampler = Callable[[Tensor, int, int], Tensor]
+SIZE, PASS = 1, 2  # steps of streams of kind cohort; the words of clients are step 0
 
 
 def everyone() -> Sampler:
     """All clients, each round, in their order."""
-    return lambda population, seed, round: torch.arange(population)
+    return lambda eligible, seed, round: eligible.nonzero().flatten()
 
 
-def checked(cohort: Tensor, population: int, round: int) -> Tensor:
-    """`cohort` [C]; InputError unless it holds distinct int64 positions in the population."""
-    if cohort.dtype != torch.int64 or ((cohort < 0) | (cohort >= population)).any():
+def uniform(size: int) -> Sampler:
+    """`size` clients uniformly without replacement; all, where fewer are eligible.
+
+    Raises InputError if the population is smaller.
+    """
+    size = at_least(1, size, "a cohort")
+    return lambda eligible, seed, round: distinct(eligible, seed, round, size)
+
+
+def fraction(share: float) -> Sampler:
+    """A share of the eligible clients, uniformly without replacement: rounded, and one at least."""
+    share = probability(share, "a fraction of the clients")
+
+    def sample(eligible: Tensor, seed: int, round: int) -> Tensor:
+        size = max(1, math.floor(share * int(eligible.sum()) + 0.5))
+        return distinct(eligible, seed, round, size)
+
+    return sample
+
+
+def uniform_between(low: int, high: int) -> Sampler:
+    """`low` to `high` clients, each number equally likely, uniformly without replacement."""
+    low = at_least(1, low, "a cohort")
+    high = at_least(low, high, f"a cohort of {low} or more")
+
+    def sample(eligible: Tensor, seed: int, round: int) -> Tensor:
+        drawn = uniforms(seed, stream(Kind.COHORT, round=round, step=SIZE), 1)
+        size = low + int(float(drawn) * (high - low + 1))
+        return distinct(eligible, seed, round, size)
+
+    return sample
+
+
+def poisson(rate: float, capacity: int | None = None) -> Sampler:
+    """Each client with probability `rate`, independently: the sampling of DP accountants.
+
+    The number of clients varies and may be 0. Where more than `capacity` are drawn, a uniformly
+    random subset of that size takes part (as in Chua et al., "Scalable DP-SGD: shuffling vs.
+    Poisson subsampling", NeurIPS 2024, whose delta such a cut changes). The rate is rounded down to
+    a multiple of 2^-32, so that no client takes part more often than accounted for.
+    """
+    rate = probability(rate, "a sampling rate")
+    most = None if capacity is None else at_least(1, capacity, "a cohort at capacity")
+
+    def sample(eligible: Tensor, seed: int, round: int) -> Tensor:
+        word = client_words(eligible, seed, round)
+        drawn = (eligible & (word < math.floor(rate * 2**32))).nonzero().flatten()
+        if most is None or len(drawn) <= most:
+            return drawn
+        return drawn[word[drawn].argsort(stable=True)[:most].sort().values]
+
+    return sample
+
+
+def with_replacement(size: int, weights: Tensor | None = None) -> Sampler:
+    """`size` independent draws of one client, uniformly or in proportion to weights [N].
+
+    A client that is drawn again trains again, with random numbers of its own: scheme I of Li et
+    al., "On the convergence of FedAvg on non-IID data", ICLR 2020, with weights by examples here
+    and `uniform_weights` in the mean. Where nobody is eligible, nobody is drawn.
+    """
+    size = at_least(1, size, "a cohort")
+    weights = None if weights is None else proportions(weights)
+
+    def sample(eligible: Tensor, seed: int, round: int) -> Tensor:
+        mass = eligible.double() if weights is None else fitting(weights, eligible) * eligible
+        total = mass.cumsum(0)
+        if not total[-1]:
+            return torch.empty(0, dtype=torch.int64)
+        point = uniforms(seed, stream(Kind.COHORT, round=round), size) * total[-1]
+        return torch.searchsorted(total, point, right=True)
+
+    return sample
+
+
+def weighted(size: int, weights: Tensor) -> Sampler:
+    """`size` distinct clients, drawn one after the other in proportion to weights [N].
+
+    For sampling by size, `weights=data.sizes`. A client of weight 0 is never drawn; where fewer
+    than `size` can be, all of them are. Efraimidis and Spirakis, "Weighted random sampling with a
+    reservoir", IPL 2006, in logarithms.
+    """
+    size, weights = at_least(1, size, "a cohort"), proportions(weights)
+
+    def sample(eligible: Tensor, seed: int, round: int) -> Tensor:
+        mass = fitting(weights, eligible)
+        drawn = uniforms(seed, stream(Kind.COHORT, round=round), len(eligible))
+        key = -drawn.log() / mass  # inf for a weight of 0
+        possible = eligible & (mass > 0)
+        return first(key.where(possible, math.inf), possible, size)
+
+    return sample
+
+
+def cyclic(size: int) -> Sampler:
+    """`size` clients a round so that each takes part once in a pass; passes are shuffled anew.
+
+    The last cohort of a pass is what remains. A client that is not eligible when its turn comes
+    misses the pass. (Wang and Ji, "A unified analysis of federated learning with arbitrary client
+    participation", NeurIPS 2022, on regularized participation.)
+    """
+    size = at_least(1, size, "a cohort")
+
+    def sample(eligible: Tensor, seed: int, round: int) -> Tensor:
+        number, turn = divmod(round, -(-len(eligible) // size))
+        order = pass_order(len(eligible), seed, number)[turn * size : (turn + 1) * size]
+        return order[eligible[order]]
+
+    return sample
+
+
+def client_words(eligible: Tensor, seed: int, round: int) -> Tensor:
+    """A word for each client of the population, int64 [N] in [0, 2^32)."""
+    return words(seed, stream(Kind.COHORT, round=round), len(eligible))
+
+
+def distinct(eligible: Tensor, seed: int, round: int, size: int) -> Tensor:
+    """`size` of the eligible clients, all of them where they are fewer: those of smallest word."""
+    if size > len(eligible):
         raise InputError(
-            f"the sampler gave {cohort.tolist()[:5]} ({cohort.dtype}) in round {round + 1}; "
-            f"clients are int64 positions from 0 to {population - 1}"
+            f"a cohort of {size} clients is larger than the population of {len(eligible)}; "
+            f"choose at most {len(eligible)}"
         )
-    if len(cohort.unique()) < len(cohort):
-        raise InputError(f"the sampler drew a client twice in round {round + 1}; ids are unique")
-    return cohort
+    key = (client_words(eligible, seed, round) << 31) | torch.arange(len(eligible))
+    return first(key.where(eligible, torch.iinfo(torch.int64).max), eligible, size)
+
+
+def first(key: Tensor, eligible: Tensor, size: int) -> Tensor:
+    """The `size` clients of smallest key [N], in its order; fewer where fewer are eligible."""
+    return key.topk(min(size, int(eligible.sum())), largest=False, sorted=True).indices
+
+
+@lru_cache(maxsize=2)
+def pass_order(population: int, seed: int, number: int) -> Tensor:
+    """The order of the clients in a pass, [N]; not to be written to."""
+    return permutation(seed, stream(Kind.COHORT, round=number, step=PASS), population)
+
+
+def at_least(low: int, value: Any, what: str) -> int:
+    """`value` as an int; InputError unless it is a number of clients that is not below `low`."""
+    if not is_integer(value) or value < low:
+        raise InputError(f"{what} has at least {low} client{'s' * (low > 1)}, not {value!r}")
+    return int(value)
+
+
+def probability(value: Any, what: str) -> float:
+    """`value` as a float; InputError unless it is a number in (0, 1]."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0 < number <= 1:
+        raise InputError(f"{what} is in (0, 1], not {value!r}")
+    return number
+
+
+def proportions(weights: Any) -> Tensor:
+    """`weights` [N] in float64; InputError unless they are finite, none negative, not all zero."""
+    mass = torch.as_tensor(weights).double().cpu()
+    what = "weights: expected a number of at least 0 for each client"
+    if mass.dim() != 1 or not len(mass):
+        raise InputError(f"{what}, got shape {list(mass.shape)}")
+    for k in (~(mass.isfinite() & (mass >= 0))).nonzero().flatten().tolist():
+        raise InputError(f"{what}, got {mass[k]:g} for client {k}")
+    if not mass.any():
+        raise InputError(f"{what}, got zeros alone")
+    return mass
+
+
+def fitting(mass: Tensor, eligible: Tensor) -> Tensor:
+    """`mass` [N]; InputError if the population has another size."""
+    if len(mass) != len(eligible):
+        raise InputError(
+            f"weights: {len(mass)} of them for a population of {len(eligible)} clients"
+        )
+    return mass

@@ -51,6 +51,7 @@ class Plan:
     """What every client of a cohort does in a round; arrays [C] of int64.
 
     client     its position in the dataset
+    occurrence how often the client stands in the cohort before this place
     first      index of its first example; `total` is how many it has
     kept       examples after the cap; `n` is how many of them an epoch visits
     per_epoch  batches of an epoch; `steps` is batches in all
@@ -58,6 +59,7 @@ class Plan:
     """
 
     client: np.ndarray
+    occurrence: np.ndarray
     first: np.ndarray
     total: np.ndarray
     kept: np.ndarray
@@ -83,7 +85,16 @@ def make_plan(batches: Batches, offsets: Tensor, cohort: Tensor) -> Plan:
         steps = per_epoch * (batches.epochs or 1)
     else:
         steps = batches.steps * (per_epoch if batches.full else np.minimum(per_epoch, 1))
-    return Plan(client, first, total, kept, n, per_epoch, steps, np.zeros_like(client))
+    zeros = np.zeros_like(client)
+    return Plan(client, occurrences(client), first, total, kept, n, per_epoch, steps, zeros)
+
+
+def occurrences(client: np.ndarray) -> np.ndarray:
+    """For each entry of `client` [C], how many equal ones stand before it, [C]."""
+    order = np.argsort(client, kind="stable")
+    ordered, result = client[order], np.empty_like(client)
+    result[order] = np.arange(len(client)) - np.searchsorted(ordered, ordered)
+    return result
 
 
 def assign(steps: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:

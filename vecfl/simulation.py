@@ -17,9 +17,10 @@ from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.evaluate import check_name, evaluate, evaluate_clients, spread
 from vecfl.losses import Batch
+from vecfl.participation import Trace, checked, checked_dropout, lost
 from vecfl.probe import Probe
 from vecfl.random import check_seed
-from vecfl.sampling import Sampler, checked
+from vecfl.sampling import Sampler
 from vecfl.task import Task
 from vecfl.track import Tracker
 from vecfl.trainer import Trainer, operator_threads
@@ -41,6 +42,8 @@ class Simulation:
 
     task, data, algorithm, sampler   what is learned, from whom, how, and who takes part
     seed      of shuffles and dropout; sample_seed: of cohorts (default: seed)
+    client_dropout  clients of a cohort that are lost before they send anything: the probability of
+              each, or a trace (see `vecfl.available`) that is True where a client drops out
     device, dtype   where and in which precision clients train
     backend   "vmap" (clients side by side), "stacked" (so too, faster, where only `nn.Linear`
               layers train) or "loop" (one after the other, the reference)
@@ -64,6 +67,7 @@ class Simulation:
         *,
         seed: int = 0,
         sample_seed: int | None = None,
+        client_dropout: float | Trace = 0.0,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         backend: str = "vmap",
@@ -80,12 +84,13 @@ class Simulation:
         self.task, self.data = task.to(self.device, dtype), data.to(self.device)
         self.task.draws.seed = self.seed
         self.algorithm, self.sampler = algorithm, sampler
+        self.client_dropout = checked_dropout(client_dropout)
         wanted = Wanted(backend, workers, threads, slots)
-        probe = Probe(self.task, self.data, algorithm, self.cohort(0), self.seed)
+        probe = Probe(self.task, self.data, algorithm, self._some_cohort(), self.seed)
         self.arrangement = arrange(wanted, probe)
         self.trainer = Trainer(self.task, self.data, algorithm, self.arrangement, self.seed)
         self.disk = ThreadPoolExecutor(1, "vecfl-disk")
-        self.asked = (-1, torch.empty(0))  # a round, and its cohort that the disk was asked for
+        self.asked = (-1, (torch.empty(0), 0))  # a round, and its draw that the disk was asked for
 
     def start(self) -> State:
         """The state before round 1, with the model as the task's module has it."""
@@ -93,25 +98,41 @@ class Simulation:
         return State(0, self.algorithm.init(w, self.task.layout.trainable))
 
     def cohort(self, round: int) -> Tensor:
-        """Positions [C] of the clients of a round (from 0); InputError if they are none."""
+        """Positions [C] of the clients that are drawn for a round (from 0), lost ones too.
+
+        Raises InputError if they are no positions of clients.
+        """
         n = self.data.num_clients
-        return checked(self.sampler(n, self.sample_seed, round), n, round)
+        return checked(
+            self.sampler(torch.ones(n, dtype=torch.bool), self.sample_seed, round), n, round
+        )
+
+    def _draw(self, round: int) -> tuple[Tensor, int]:
+        """The clients that are drawn for a round and not lost, and how many are lost."""
+        drawn = self.cohort(round)
+        away = lost(self.client_dropout, drawn, self.data.num_clients, self.sample_seed, round)
+        return drawn[~away], int(away.sum())
+
+    def _some_cohort(self) -> Tensor:
+        """The first cohort that is not empty; all clients where that does not come soon."""
+        cohorts = (self.cohort(round) for round in range(10))
+        return next((c for c in cohorts if len(c)), torch.arange(self.data.num_clients))
 
     @torch.no_grad()
     def round(self, state: State) -> tuple[State, Metrics]:
         """One round: the next state, and `train/...` and `system/...` metrics."""
         began = time.perf_counter()
-        cohort = (
-            self._cohort_from_disk(state.round) if self.data.files else self.cohort(state.round)
-        )
+        draw = self._draw_from_disk if self.data.files else self._draw
+        cohort, away = draw(state.round)
         plan = self.trainer.plan(cohort)
         fold = self.trainer.train(state.server, state.round, cohort, plan)
         ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
         if not ok.all():
-            lost = [str(self.data.client_ids[k]) for k in torch.cat(fold.clients)[~ok].tolist()]
-            log.warning("round %d: client %s dropped: not finite", state.round + 1, ", ".join(lost))
+            bad = [str(self.data.client_ids[k]) for k in torch.cat(fold.clients)[~ok].tolist()]
+            log.warning("round %d: client %s dropped: not finite", state.round + 1, ", ".join(bad))
         if not weight.any():
-            log.warning("round %d: no usable client; the model stays as it is", state.round + 1)
+            who = "usable client" if len(cohort) else "client takes part"
+            log.warning("round %d: no %s; the model stays as it is", state.round + 1, who)
         loss, count = torch.cat(fold.sums).cpu()[ok].sum(0)
         server = self.algorithm.server(state.server, fold.aggregate, self.task.layout.trainable)
         self.task.layout.round_integers_(server["w"])
@@ -119,6 +140,8 @@ class Simulation:
         return State(state.round + 1, server), {
             "round": state.round + 1,
             "train/loss": float(loss / count),
+            "train/cohort": len(cohort) + away,
+            "train/lost_clients": away,
             "train/clients": int((weight > 0).sum()),
             "train/dropped_clients": int((~ok).sum()),
             "system/clients_per_s": len(cohort) / seconds,
@@ -127,16 +150,16 @@ class Simulation:
             "system/client_steps": steps,
         } | {f"system/{name}": value for name, value in asdict(self.arrangement).items()}
 
-    def _cohort_from_disk(self, round: int) -> Tensor:
-        """The cohort of a round. The disk reads the next one's data while this one trains."""
-        drawn, cohort = self.asked
-        if drawn != round:
-            cohort = self.cohort(round)
-            self.data.prefetch(cohort)
+    def _draw_from_disk(self, round: int) -> tuple[Tensor, int]:
+        """`_draw`. The disk reads the next cohort's data while this one trains."""
+        asked, draw = self.asked
+        if asked != round:
+            draw = self._draw(round)
+            self.data.prefetch(draw[0])
         with suppress(Exception):  # a sampler may end with the run; its round says what is wrong
-            self.asked = (round + 1, self.cohort(round + 1))
-            self.disk.submit(self.data.prefetch, self.asked[1])
-        return cohort
+            self.asked = (round + 1, self._draw(round + 1))
+            self.disk.submit(self.data.prefetch, self.asked[1][0])
+        return draw
 
     @property
     def cores(self) -> int:

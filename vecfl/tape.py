@@ -186,5 +186,10 @@ class Tape:
 
     def _streams(self, kind: Kind, c: np.ndarray, step: np.ndarray) -> Tensor:
         """Philox counter words [..., 3] for positions c in the cohort."""
-        client = torch.from_numpy(self.plan.client[c])
-        return stream(kind, client=client, round=self.round, step=torch.from_numpy(step))
+        return stream(
+            kind,
+            client=torch.from_numpy(self.plan.client[c]),
+            round=self.round,
+            occurrence=torch.from_numpy(self.plan.occurrence[c]),
+            step=torch.from_numpy(step),
+        )

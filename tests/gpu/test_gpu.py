@@ -74,7 +74,7 @@ def simulation(
 ) -> Simulation:
     data = bridge.dataset(clients)
     task = Task(problem.build(), problem.loss, example=data.examples(2))
-    cohort = vecfl.everyone() if setting.cohort is None else vecfl.uniform(setting.cohort)
+    cohort = bridge.sampler(setting)
     seeds = {"seed": setting.seed, "sample_seed": setting.sample_seed}
     return Simulation(task, data, algorithm, cohort, device=device, dtype=dtype, **seeds, **how)
 
@@ -106,7 +106,7 @@ def play(
 
 def sent(run: bridge.Run) -> dict[int, Tensor]:
     """What each client sent in the first round."""
-    return {k: row.cpu() for k, (row, _) in run.updates[0].items()}
+    return {k: row.cpu() for k, [(row, _)] in run.updates[0].items()}
 
 
 def close(a: object, b: object, rtol: float = 1e-9, atol: float = 1e-10) -> None:

@@ -18,7 +18,7 @@ class Run:
     """What vecfl made of a setting, one entry a round."""
 
     models: list[Columns] = field(default_factory=list)
-    updates: list[dict[int, tuple[Tensor, float]]] = field(default_factory=list)
+    updates: list[dict[int, list[tuple[Tensor, float]]]] = field(default_factory=list)
     metrics: list[dict] = field(default_factory=list)
 
 
@@ -69,16 +69,29 @@ def algorithm(s: Setting) -> Algorithm:
 
 
 def recorded(algorithm: Algorithm, updates: list[dict]) -> Algorithm:
-    """`algorithm`, with what every client sends written down in the last entry of `updates`."""
+    """`algorithm`, with what every client sends written down in the last entry of `updates`.
+
+    A client sends as often as it stands in the cohort.
+    """
     from dataclasses import replace
 
     def upload(state: dict, done: Finished) -> Upload:
         sent = algorithm.upload(state, done)
         rows = zip(done.client.tolist(), sent.update.clone(), sent.weight.tolist(), strict=True)
-        updates[-1].update({k: (row, weight) for k, row, weight in rows})
+        for k, row, weight in rows:
+            updates[-1].setdefault(k, []).append((row, weight))
         return sent
 
     return replace(algorithm, upload=upload)
+
+
+def sampler(s: Setting) -> vecfl.sampling.Sampler:
+    if s.cohort is None:
+        return vecfl.everyone()
+    if isinstance(s.cohort, int):
+        return vecfl.uniform(s.cohort)
+    cohorts = [torch.tensor(cohort, dtype=torch.int64) for cohort in s.cohort]
+    return lambda eligible, seed, round: cohorts[round]
 
 
 def run_vecfl(
@@ -95,12 +108,11 @@ def run_vecfl(
     """The rounds of `s`; asserts that these backend, slots and workers really ran."""
     data, result = dataset(clients), Run()
     task = Task(module, loss, example=data.examples(2))
-    cohort = vecfl.everyone() if s.cohort is None else vecfl.uniform(s.cohort)
     sim = Simulation(
         task,
         data,
         recorded(algorithm(s), result.updates),
-        cohort,
+        sampler(s),
         backend=backend,
         workers=workers,
         slots=slots,

@@ -17,6 +17,7 @@ class Place:
     seed: int
     t: int
     client: int
+    occurrence: int = 0
     step: int = -1
     layer: int = 0
 
@@ -34,7 +35,8 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         at = self.place
         shape = tuple(x.shape[:2] if self.channels else x.shape)
-        mask = philox.dropout_mask(at.seed, at.t, at.client, at.step, at.layer, self.p, shape)
+        key = (at.seed, at.t, at.client, at.step, at.layer)
+        mask = philox.dropout_mask(*key, self.p, shape, at.occurrence)
         at.layer += 1
         return x * torch.from_numpy(mask).to(x).reshape(shape + (1,) * (x.dim() - len(shape)))
 

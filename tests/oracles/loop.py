@@ -25,7 +25,8 @@ class Setting:
 
     algorithm: str = "fedavg"  # fedavg (FedProx: mu > 0) | fedsgd
     rounds: int = 3
-    cohort: int | None = None  # None: all clients, in their order; a number: drawn by sample_seed
+    # None: all clients, in their order; a number: drawn by sample_seed; or the cohorts themselves
+    cohort: int | tuple[tuple[int, ...], ...] | None = None
     seed: int = 0
     sample_seed: int = 0
     optimizer: str = "sgd"  # sgd | momentum | nesterov | adam | adamw
@@ -79,12 +80,11 @@ def federated_loop(
     buffers = changing_buffers(model, loss, clients, setting)
     result = Result()
     for t in range(setting.rounds):
-        members = range(len(clients))
-        if setting.cohort is not None:
-            members = philox.cohort(setting.sample_seed, t, len(clients), setting.cohort).tolist()
+        members = cohort_of(setting, t, len(clients))
         updates, dropped, loss_sum, weight_sum = [], [], 0.0, 0.0
-        for k in members:
-            update, weight, seen = client_update(model, loss, clients[k], setting, t, k, buffers)
+        for i, k in enumerate(members):
+            place = Place(setting.seed, t, k, occurrence=members[:i].count(k))
+            update, weight, seen = client_update(model, loss, clients[k], setting, place, buffers)
             if math.isfinite(seen.loss) and update.isfinite().all():
                 loss_sum, weight_sum = loss_sum + seen.loss, weight_sum + seen.weight
             else:
@@ -99,17 +99,26 @@ def federated_loop(
     return result
 
 
+def cohort_of(s: Setting, t: int, population: int) -> list[int]:
+    """The clients of round t; one may stand there more than once."""
+    if s.cohort is None:
+        return list(range(population))
+    if isinstance(s.cohort, int):
+        return philox.cohort(s.sample_seed, t, population, s.cohort).tolist()
+    return list(s.cohort[t])
+
+
 def client_update(
-    model: nn.Module, loss: Loss, data: Columns, s: Setting, t: int, k: int, buffers: list[str]
+    model: nn.Module, loss: Loss, data: Columns, s: Setting, place: Place, buffers: list[str]
 ) -> tuple[Tensor, float, Tally]:
-    """The update [P] of client k in round t (FedSGD: its gradient), its weight and its tally."""
-    local, place, seen = copy.deepcopy(model), Place(s.seed, t, k), Tally()
+    """The update [P] of the client at `place` (FedSGD: its gradient), its weight and its tally."""
+    local, seen = copy.deepcopy(model), Tally()
     replace_dropout(local, place)
     params, start = trainable(local), trainable(model)
     sent = [torch.zeros_like(w) for w in start]
-    optimizer = make_optimizer(params, s, t)
-    kept = philox.subset(s.seed, t, k, len(data["x"]), s.cap)
-    for step in steps_of(kept, s, t, k):
+    optimizer = make_optimizer(params, s, place.t)
+    kept = philox.subset(s.seed, place.t, place.client, len(data["x"]), s.cap, place.occurrence)
+    for step in steps_of(kept, s, place):
         batches = [take(local, data, index) for index in step]
         grads = mean_gradient(local, loss, batches, place, seen)
         if s.algorithm == "fedsgd":
@@ -158,14 +167,15 @@ def server_step(
         target.copy_(value if target.is_floating_point() else value.round())
 
 
-def steps_of(kept: philox.Ints, s: Setting, t: int, k: int) -> list[list[philox.Ints]]:
+def steps_of(kept: philox.Ints, s: Setting, at: Place) -> list[list[philox.Ints]]:
     """A client's optimizer steps, each the batches (of example numbers) that it adds up."""
     if s.algorithm == "fedsgd":
         s = replace(s, epochs=1, steps=None, full=True)
     steps: list[list[philox.Ints]] = []
     epoch = 0
     while epoch < (s.epochs or 0) if s.steps is None else len(steps) < s.steps:
-        batches = batches_of(kept[philox.shuffle(s.seed, t, k, epoch, len(kept))], s)
+        order = philox.shuffle(s.seed, at.t, at.client, epoch, len(kept), at.occurrence)
+        batches = batches_of(kept[order], s)
         if not batches:
             break
         steps += [batches] if s.full else [[batch] for batch in batches]

@@ -31,17 +31,23 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def words(
-    seed: int, kind: int, count: int, *, client: int = 0, t: int = 0, step: int = 0, layer: int = 0
+    seed: int,
+    kind: int,
+    count: int,
+    *,
+    client: int = 0,
+    occurrence: int = 0,
+    t: int = 0,
+    step: int = 0,
+    layer: int = 0,
 ) -> Words:
-    """The first `count` words of a stream in round t; element e is word e mod 4 of block e div 4.
-
-    A client is in a cohort once, so its occurrence (the low 10 bits of word 2) is always 0.
-    """
+    """The first `count` words of a stream in round t; e is word e mod 4 of block e div 4."""
     assert 0 <= seed < 2**63 and 0 <= t < 2**22 and 0 <= step < 2**20 and 0 <= layer < 2**8
+    assert 0 <= occurrence < 2**10
     counter = np.empty((-(-count // 4), 4), np.uint64)
     counter[:, 0] = np.arange(len(counter))
     counter[:, 1] = client
-    counter[:, 2] = t << 10
+    counter[:, 2] = t << 10 | occurrence
     counter[:, 3] = kind << 28 | layer << 20 | step
     return philox(counter, (seed % 2**32, seed >> 32)).reshape(-1)[:count]
 
@@ -51,16 +57,18 @@ def cohort(sample_seed: int, t: int, population: int, size: int) -> Ints:
     return np.argsort(words(sample_seed, COHORT, population, t=t), kind="stable")[:size]
 
 
-def subset(seed: int, t: int, client: int, n: int, cap: int | None) -> Ints:
+def subset(seed: int, t: int, client: int, n: int, cap: int | None, occurrence: int = 0) -> Ints:
     """The examples that a client keeps: all n, or the `cap` with the smallest (word, example)."""
     if cap is None or n <= cap:
         return np.arange(n)
-    return np.argsort(words(seed, SUBSET, n, client=client, t=t), kind="stable")[:cap]
+    key = words(seed, SUBSET, n, client=client, occurrence=occurrence, t=t)
+    return np.argsort(key, kind="stable")[:cap]
 
 
-def shuffle(seed: int, t: int, client: int, epoch: int, n: int) -> Ints:
+def shuffle(seed: int, t: int, client: int, epoch: int, n: int, occurrence: int = 0) -> Ints:
     """The order [n] in which an epoch visits the kept examples."""
-    return np.argsort(words(seed, SHUFFLE, n, client=client, t=t, step=epoch), kind="stable")
+    key = words(seed, SHUFFLE, n, client=client, occurrence=occurrence, t=t, step=epoch)
+    return np.argsort(key, kind="stable")
 
 
 def draw_bits(p: float) -> int:
@@ -72,14 +80,22 @@ def draw_bits(p: float) -> int:
 
 
 def dropout_mask(
-    seed: int, t: int, client: int, step: int, layer: int, p: float, shape: tuple[int, ...]
+    seed: int,
+    t: int,
+    client: int,
+    step: int,
+    layer: int,
+    p: float,
+    shape: tuple[int, ...],
+    occurrence: int = 0,
 ) -> NDArray[np.float64]:
     """What an activation of this shape is multiplied by: 0, or the scale of a kept element."""
     bits = draw_bits(float(p))
     element = np.arange(int(np.prod(shape)), dtype=np.uint64)
     word, lane = np.divmod(element, np.uint64(32 // bits))
     count = -(-len(element) * bits // 32)
-    drawn = words(seed, DROPOUT, count, client=client, t=t, step=step, layer=layer)
+    at = {"client": client, "occurrence": occurrence, "t": t, "step": step, "layer": layer}
+    drawn = words(seed, DROPOUT, count, **at)
     draw = (drawn[word] >> lane * np.uint64(bits)) % np.uint64(2**bits)
     q = round((1 - p) * 2**bits)
     scale = 2**bits / q if q else 0.0

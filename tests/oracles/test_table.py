@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from .bridge import run_vecfl
 from .cover import Row, pairwise
@@ -78,7 +79,11 @@ TASKS = PROBLEMS | {
     "tied": Problem(lambda: Tied(0.25), classes, floats(5), integers(3)),
     "buffers": Problem(lambda: Tracked(0.3), classes, floats(5), integers(3)),
 }
-COHORTS = {"all": {}, "four": {"cohort": 4, "sample_seed": 9}}
+COHORTS = {
+    "all": {},
+    "four": {"cohort": 4, "sample_seed": 9},
+    "repeats": {"cohort": ((5, 3, 5, 1, 5), (), (6, 3, 0, 3))},
+}
 COLUMNS = {
     "algorithm": ALGORITHMS,
     "backend": BACKENDS,
@@ -127,12 +132,22 @@ def check(row: Row, truth: Result) -> None:
             torch.testing.assert_close, rtol=1e-9, atol=1e-12, msg=lambda m: f"{row}: {m}"
         )
         close(ours.models[t], truth.models[t])
-        close(ours.metrics[t]["train/loss"], truth.loss[t])
-        assert len(ours.updates[t]) == len(truth.updates[t])
-        for k, update, weight in truth.updates[t]:
-            row_k, weight_k = ours.updates[t][k]
+        close(ours.metrics[t]["train/loss"], truth.loss[t], equal_nan=True)
+        sent, right = by_client(ours.updates[t]), sorted(truth.updates[t], key=order)
+        assert [k for k, _, _ in sent] == [k for k, _, _ in right]
+        for (_, row_k, weight_k), (_, update, weight) in zip(sent, right, strict=True):
             close(row_k, update)
             assert weight_k == pytest.approx(weight, rel=1e-12), row
+
+
+def order(update: tuple[int, Tensor, float]) -> tuple[int, list[float]]:
+    """By client; updates of one client by their numbers."""
+    return update[0], update[1].tolist()
+
+
+def by_client(sent: dict[int, list[tuple[Tensor, float]]]) -> list[tuple[int, Tensor, float]]:
+    """What clients sent, as the oracle tells it, in `order`."""
+    return sorted(((k, *one) for k, several in sent.items() for one in several), key=order)
 
 
 @pytest.mark.parametrize("row", COVERS[0] + COVERS[1], ids=lambda row: "-".join(row.values()))
