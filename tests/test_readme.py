@@ -1,4 +1,4 @@
-"""The snippets of the README's section on data run, on small files of those formats."""
+"""The README's snippets run: those on formats on small files, the others one after the other."""
 
 import json
 import re
@@ -16,11 +16,10 @@ from vecfl.data import FederatedDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = re.compile(r"<!-- formats: .*?-->(.*)<!-- /formats -->", re.DOTALL)
-SNIPPETS = re.findall(
-    r"^```python\n(.*?)^```$",
-    SECTION.findall((ROOT / "README.md").read_text("utf-8"))[0],
-    re.DOTALL | re.MULTILINE,
-)
+README = (ROOT / "README.md").read_text("utf-8")
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+SNIPPETS = PYTHON.findall(SECTION.findall(README)[0])
+OTHERS = PYTHON.findall(SECTION.sub("", README))
 
 
 def write_leaf() -> None:
@@ -85,3 +84,19 @@ def test_a_snippet_runs(k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     names = {"torch": torch}
     exec(compile(SNIPPETS[k], f"README.md, snippet {k}", "exec"), names)
     assert any(isinstance(value, FederatedDataset) for value in names.values())
+
+
+def test_the_other_snippets_run_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    one = {"x": np.zeros((3, 20), np.float32), "y": np.arange(3) % 2}
+    names: dict[str, object] = {"clients": iter([("a", one), ("b", one)])}
+    assert len(OTHERS) == 4
+    for k, snippet in enumerate(OTHERS):
+        exec(compile(snippet, f"README.md, snippet {k} outside of formats", "exec"), names)
+        if k == 0:
+            assert 0 <= names["metrics"]["client/accuracy_worst"] <= 1
+    assert names["data"].num_clients == 100 and (tmp_path / "partition.png").exists()
+    assert names["metrics"]["train/lost_clients"] <= names["metrics"]["train/cohort"]
