@@ -15,6 +15,7 @@ from vecfl.algorithms import (
     fedyogi,
     uniform_weights,
 )
+from vecfl.augment import crop, flip, normalise
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.evaluate import evaluate, evaluate_clients
@@ -50,6 +51,7 @@ __all__ = [
     "by_examples",
     "by_tokens",
     "capped",
+    "crop",
     "cross_entropy",
     "evaluate",
     "evaluate_clients",
@@ -65,7 +67,9 @@ __all__ = [
     "fedprox",
     "fedsgd",
     "fedyogi",
+    "flip",
     "momentum",
+    "normalise",
     "run",
     "server_adam",
     "server_momentum",

@@ -40,7 +40,7 @@ class Simulation:
     """A federated run: `state = sim.start()`, then `state, metrics = sim.round(state)`.
 
     task, data, algorithm, sampler   what is learned, from whom, how, and who takes part
-    seed      of shuffles and dropout; sample_seed: of cohorts (default: seed)
+    seed      of shuffles, dropout and augmentation; sample_seed: of cohorts (default: seed)
     device, dtype   where and in which precision clients train
     backend   "vmap" (clients side by side), "stacked" (so too, faster, where only `nn.Linear`
               layers train) or "loop" (one after the other, the reference)
