@@ -59,9 +59,10 @@ class Normalise:
         if x.dim() < 4:
             raise no_images("normalise", x)
         if x.shape[-3] != len(self.mean):
+            n, have = len(self.mean), x.shape[-3]
             raise InputError(
-                f"normalise has mean and std of {len(self.mean)} channels, but images "
-                f"{list(x.shape[-3:])} [C, H, W] have {x.shape[-3]}"
+                f"normalise: mean and std have {n} number{'s' * (n > 1)} each, but images "
+                f"{list(x.shape[-3:])} [C, H, W] have {have} channel{'s' * (have > 1)}"
             )
         if not x.is_floating_point():
             raise InputError(f"normalise takes uint8 or floats, not {x.dtype}")
