@@ -149,6 +149,7 @@ def test_a_choice_holds_for_its_task_alone() -> None:
         "model": replace(p, task=probe("linear").task),
         "dtype": replace(p, task=p.task.to("cpu", torch.float64)),
         "loss": replace(p, task=with_loss(p.task, lambda output, batch: (output.sum(1), None))),
+        "augment": replace(p, task=with_augment(p.task, negate)),
         "columns": replace(p, data=replace(p.data, columns=wider)),
         "population": replace(p, data=one_more),
         "cohort": replace(p, cohort=cohort[:3]),
@@ -162,6 +163,16 @@ def test_a_choice_holds_for_its_task_alone() -> None:
         assert facts(replace(p, algorithm=algorithm)) == facts(probe()) == keys["same"]
     with operator_threads(torch.get_num_threads() + 1):
         assert facts(p) != keys["same"]
+
+
+def negate(x: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    return -x
+
+
+def with_augment(task: Task, transform) -> Task:
+    other = copy.deepcopy(task)
+    other.augment = (transform,)
+    return other
 
 
 def with_loss(task: Task, loss) -> Task:

@@ -18,6 +18,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"vecfl.schedule", "vecfl.tape", "vecfl.mesh", "vecfl.optim", "vecfl.checkpoint"}
         | {
+            "vecfl.augment",
             "vecfl.losses",
             "vecfl.modules",
             "vecfl.trial",
@@ -43,6 +44,7 @@ FLOORS: tuple[frozenset[str], ...] = (
 )
 SAME_FLOOR = {
     ("vecfl.tape", "vecfl.schedule"),
+    ("vecfl.task", "vecfl.augment"),
     ("vecfl.task", "vecfl.losses"),
     ("vecfl.task", "vecfl.modules"),
     ("vecfl.task", "vecfl.trial"),

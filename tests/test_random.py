@@ -29,6 +29,7 @@ from vecfl.random import (
     ragged_words,
     stream,
     uniform,
+    with_kind,
     with_layer,
     words,
 )
@@ -179,6 +180,14 @@ def test_a_stream_moves_to_a_layer(layer: int, purpose: Purpose) -> None:
     base = {"client": client, "round": t, "occurrence": occurrence, "step": step}
     moved = with_layer(stream(Kind(kind), **base), layer)
     assert torch.equal(moved, stream(Kind(kind), **base, layer=layer))
+
+
+@given(st.sampled_from(Kind), PURPOSES)
+@settings(deadline=None)
+def test_a_stream_moves_to_a_kind(other: Kind, purpose: Purpose) -> None:
+    kind, *fields, _ = purpose
+    place = dict(zip(BITS, fields, strict=True))
+    assert torch.equal(with_kind(stream(Kind(kind), **place), other), stream(other, **place))
 
 
 @pytest.mark.parametrize("name", BITS)

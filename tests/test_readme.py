@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import vecfl
 from tests.data.files import hdf5_file, packed, parquet_file, tff_file
 from tests.data.test_examples import batch
 from tests.data.test_flute import GOOD
@@ -20,6 +21,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SNIPPETS = PYTHON.findall(SECTION.findall(README)[0])
 OTHERS = PYTHON.findall(SECTION.sub("", README))
+AUGMENTATION = OTHERS.pop(next(k for k, text in enumerate(OTHERS) if "vecfl.crop" in text))
 
 
 def write_leaf() -> None:
@@ -69,6 +71,20 @@ def write_flute() -> None:
 
 WRITERS = [write_leaf, write_tff, write_flute, write_parquet, write_tables, None, write_cifar]
 CASES = [*WRITERS, write_leaf]  # the last one reads LEAF again, by content
+
+
+def test_the_snippet_on_augmentation_runs() -> None:
+    images = {"x": torch.rand(4, 1, 5, 5), "y": torch.tensor([0, 1, 0, 1])}
+    names = {
+        "vecfl": vecfl,
+        "module": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 2)),
+        "data": FederatedDataset.from_arrays(images, torch.tensor([0, 0, 1, 1])),
+    }
+    exec(compile(AUGMENTATION, "README.md, augmentation", "exec"), names)
+    # A word of 0 leaves an image as it is, 2^31 takes a quarter of it.
+    words = torch.tensor([[0, 9, 9, 9], [2**31, 9, 9, 9]])
+    assert names["darken"](torch.ones(2, 1, 1, 1), words).flatten().tolist() == [1, 0.75]
+    assert names["task"].augment == names["augment"] and len(names["augment"]) == 4
 
 
 def test_every_snippet_has_its_files() -> None:

@@ -212,7 +212,7 @@ def sent(problem: str, algorithm: Any, cohort: int, **seeds: int) -> dict[int, T
     sampler, kind = vecfl.uniform(cohort), {"backend": "loop", "dtype": torch.float64}
     sim = simulate(problem, recorded(algorithm, rows), sampler, **kind, **seeds)
     sim.round(sim.start())
-    return {k: rows[0][k][0] for k in sim.cohort(0).tolist()}
+    return {k: rows[0][k][0][0] for k in sim.cohort(0).tolist()}
 
 
 def test_seeds_act_on_what_they_should() -> None:

@@ -129,7 +129,7 @@ REFUSED = {
     "mixing": (
         lambda: Wrapped(lambda m, x: x - x.mean(0)),
         FLAT,
-        "the module or the loss mixes the examples of a batch",
+        "the module, the loss or augment mixes the examples of a batch",
         "keep examples apart",
     ),
     "instance norm": (

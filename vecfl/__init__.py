@@ -15,6 +15,7 @@ from vecfl.algorithms import (
     fedyogi,
     uniform_weights,
 )
+from vecfl.augment import crop, flip, normalise
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.evaluate import evaluate, evaluate_clients
@@ -61,6 +62,7 @@ __all__ = [
     "by_examples",
     "by_tokens",
     "capped",
+    "crop",
     "cross_entropy",
     "cyclic",
     "evaluate",
@@ -77,8 +79,10 @@ __all__ = [
     "fedprox",
     "fedsgd",
     "fedyogi",
+    "flip",
     "fraction",
     "momentum",
+    "normalise",
     "poisson",
     "run",
     "separated",

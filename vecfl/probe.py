@@ -62,6 +62,9 @@ class Probe:
             "row": self.task.layout,
             "loss": getattr(self.task.loss, "__qualname__", ""),
             "dtype": next(self.task.module.parameters()).dtype,
+            "augment": [
+                getattr(t, "__qualname__", type(t).__qualname__) for t in self.task.augment
+            ],
             "columns": columns,
             "population": (self.data.num_clients, int(self.data.offsets[-1])),
             "cohort": len(self.cohort),

@@ -25,6 +25,7 @@ class Kind(IntEnum):
     SUBSET = 1
     SHUFFLE = 2
     DROPOUT = 3
+    AUGMENT = 4
 
 
 def philox(counter: Tensor, seed: int) -> Tensor:
@@ -92,6 +93,12 @@ def stream(
 def with_layer(streams: Tensor, layer: int) -> Tensor:
     """`streams` [..., 3] (made with layer 0) moved to `layer`."""
     return torch.stack((streams[..., 0], streams[..., 1], streams[..., 2] | (layer << 20)), -1)
+
+
+def with_kind(streams: Tensor, kind: Kind) -> Tensor:
+    """`streams` [..., 3] moved to `kind`; client, round, occurrence, layer and step stay."""
+    place = streams[..., 2] & ((1 << 28) - 1)
+    return torch.stack((streams[..., 0], streams[..., 1], (int(kind) << 28) | place), -1)
 
 
 def blocks(seed: int, streams: Tensor, block: Tensor) -> Tensor:

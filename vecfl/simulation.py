@@ -41,7 +41,7 @@ class Simulation:
     """A federated run: `state = sim.start()`, then `state, metrics = sim.round(state)`.
 
     task, data, algorithm, sampler   what is learned, from whom, how, and who takes part
-    seed      of shuffles and dropout; sample_seed: of cohorts (default: seed)
+    seed      of shuffles, dropout and augmentation; sample_seed: of cohorts (default: seed)
     client_dropout  clients of a cohort that are lost before they send anything: the probability of
               each, or a trace (see `vecfl.available`) that is True where a client drops out
     device, dtype   where and in which precision clients train

@@ -1,12 +1,13 @@
 """Task: an ordinary module, a loss per example and metrics, made ready for many clients at once."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vecfl.augment import Transform, augmented, checked, random_places
 from vecfl.errors import InputError
 from vecfl.layout import Layout
 from vecfl.losses import Batch, Score
@@ -24,6 +25,9 @@ class Task:
     example  a small batch, two examples or more (four are tried), which should differ
     inputs   the columns that the module is called with, in this order
     scale    uint8 inputs x become x * scale, in the step and on the device
+    augment  what then happens to the first of the inputs, in this order: `vecfl.crop`, `vecfl.flip`
+             and functions of your own (see `vecfl.augment`) in training steps, and
+             `vecfl.normalise` in evaluation too. The loss and the metrics see what they make of it.
 
     The module is tried on the example, in float64 and with padding. Raises InputError naming the
     submodule, the reason and the remedy where clients cannot train it side by side: it has
@@ -41,6 +45,7 @@ class Task:
         example: Batch,
         inputs: tuple[str, ...] = ("x",),
         scale: float = 1 / 255,
+        augment: Sequence[Transform] = (),
     ) -> None:
         if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
             raise InputError("the module is lazy: call it once on a batch, so that it has shapes")
@@ -53,7 +58,7 @@ class Task:
         self.module = key_dropouts(copy.deepcopy(module), self.draws).train()
         self.loss: Score = loss
         self.metrics: Mapping[str, Score] = dict(metrics or {})
-        self.inputs, self.scale = tuple(inputs), scale
+        self.inputs, self.scale, self.augment = tuple(inputs), scale, checked(augment)
         refuse_two_scaled(self.inputs, example)
         changing = changing_buffers(self, example, list(module.parameters()))
         self.layout = Layout.of(self.module, changing)
@@ -61,7 +66,8 @@ class Task:
     @property
     def keyed(self) -> bool:
         """Whether a training step draws from Philox."""
-        return any(isinstance(m, KeyedDropout) for m in self.module.modules())
+        drops = any(isinstance(m, KeyedDropout) for m in self.module.modules())
+        return drops or bool(random_places(self.augment))
 
     def to(self, device: str | torch.device, dtype: torch.dtype) -> "Task":
         """An independent copy on `device` with floating-point parameters of `dtype`."""
@@ -70,8 +76,11 @@ class Task:
         new.layout = Layout.of(new.module, [e.name for e in self.layout.buffers])
         return new
 
-    def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """Columns [B, ...] as the module takes them: uint8 inputs scaled, floats in its dtype."""
+    def prepare(self, batch: Batch, streams: Tensor | None = None) -> dict[str, Tensor]:
+        """Columns as the module takes them: uint8 inputs scaled, floats in its dtype, augmented.
+
+        batch [..., B, ...]; streams [..., 3] of a training step, None in evaluation.
+        """
         dtype = next(self.module.parameters()).dtype
         ready = {}
         for name, column in batch.items():
@@ -80,6 +89,9 @@ class Task:
             elif column.is_floating_point():
                 column = column.to(dtype)
             ready[name] = column
+        if self.augment:
+            x = ready[self.inputs[0]]
+            ready[self.inputs[0]] = augmented(x, self.augment, streams, self.draws.seed)
         return ready
 
     def output(self, batch: Batch) -> Any:

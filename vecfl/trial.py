@@ -26,7 +26,7 @@ class Parts(Protocol):
     metrics: Mapping[str, Score]
     inputs: tuple[str, ...]
 
-    def prepare(self, batch: Batch) -> dict[str, Tensor]: ...
+    def prepare(self, batch: Batch, streams: Tensor | None = None) -> dict[str, Tensor]: ...
 
     def output(self, batch: Batch) -> Any: ...
 
@@ -100,11 +100,12 @@ def trial(task: Parts, batch: Batch, valid: int, outside: Sequence[Tensor] = ())
     params = [p for p in copied.module.parameters() if p.requires_grad]
     before = {name: b.clone() for name, b in copied.module.named_buffers()}
     with torch.enable_grad():
-        output = try_forward(copied, batch)
-        check_pair(copied, "loss", copied.loss, output, batch)
-        value, weight = copied.loss(output, copied.prepare(batch))
+        ready = try_prepare(copied, batch)
+        output = try_forward(copied, ready)
+        check_pair(copied, "loss", copied.loss, output, ready)
+        value, weight = copied.loss(output, ready)
         for name, metric in task.metrics.items():
-            check_pair(copied, f"metric {name!r}", metric, output, batch)
+            check_pair(copied, f"metric {name!r}", metric, output, ready)
         after, calls = dict(copied.module.named_buffers()), copied.draws.calls
         total = value[:valid].sum()
         if not total.requires_grad:
@@ -124,7 +125,8 @@ def trial(task: Parts, batch: Batch, valid: int, outside: Sequence[Tensor] = ())
     for path, buffer in before.items():
         parent, _, name = path.rpartition(".")
         setattr(copied.module.get_submodule(parent), name, buffer)
-    again, _ = copied.loss(try_forward(copied, batch), copied.prepare(batch))
+    ready = try_prepare(copied, batch)
+    again, _ = copied.loss(try_forward(copied, ready), ready)
     if not torch.allclose(again, value, rtol=1e-9, atol=1e-12, equal_nan=True):
         raise InputError(
             "the module gives another result for the same input when it is called again: it keeps "
@@ -134,12 +136,33 @@ def trial(task: Parts, batch: Batch, valid: int, outside: Sequence[Tensor] = ())
     return Trial(value.detach(), weight.detach(), list(grads), after)
 
 
+def try_prepare(task: Parts, batch: Batch) -> Batch:
+    """The batch as a training step has it; InputError if augmentation fails, or draws by itself."""
+    with torch.random.fork_rng(devices=[]):
+        before = torch.get_rng_state()
+        try:
+            ready = task.prepare(batch, stream(Kind.DROPOUT))
+        except InputError:
+            raise
+        except Exception as error:
+            shape = list(batch[task.inputs[0]].shape)
+            raise InputError(
+                f"augment failed on the example batch {shape}: {first_line(error)}"
+            ) from error
+        if not torch.equal(before, torch.get_rng_state()):
+            raise InputError(
+                "augment draws from torch's random generator, which differs between backends; use "
+                "the words that it is given"
+            )
+    return ready
+
+
 def try_forward(task: Parts, batch: Batch) -> Any:
     """The output of a training forward pass; InputError naming what fails or draws."""
     task.draws.begin(stream(Kind.DROPOUT))
     with torch.random.fork_rng(devices=[]), blame(task.module) as found:
         try:
-            output = task.output(task.prepare(batch))
+            output = task.output(batch)
         except Exception as error:
             shapes = {name: list(batch[name].shape) for name in task.inputs}
             raise InputError(
@@ -171,7 +194,7 @@ def check_pair(task: Parts, what: str, score: Score, output: Any, batch: Batch) 
     """InputError unless `score` gives two tensors [B]."""
     n = len(batch[task.inputs[0]])
     try:
-        pair = score(output, task.prepare(batch))
+        pair = score(output, batch)
     except Exception as error:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"the {what} failed on output {shape}: {first_line(error)}") from error
@@ -205,8 +228,9 @@ def changing_buffers(task: Parts, example: Batch, outside: Sequence[Tensor]) -> 
     pairs += zip(cut.grads, padded.grads, strict=True)
     if not all(torch.allclose(a, b, rtol=1e-6, atol=1e-9, equal_nan=True) for a, b in pairs):
         raise InputError(
-            "the module or the loss mixes the examples of a batch: one more example changes the "
-            "loss or gradient of the others, so padding would change results; keep examples apart"
+            "the module, the loss or augment mixes the examples of a batch: one more example "
+            "changes the loss or gradient of the others, so padding would change results; keep "
+            "examples apart"
         )
     start = dict(task_copy(task).module.named_buffers())
     changed = [name for name, b in cut.buffers.items() if not torch.equal(b, start[name])]

@@ -14,8 +14,10 @@ from vecfl.optim import ClientOptimizer
 from vecfl.schedule import make_plan
 from vecfl.tape import Tape
 
-from ..oracles.bridge import dataset
-from ..oracles.tasks import PROBLEMS
+from ..oracles.bridge import dataset, transforms
+from ..oracles.tasks import AUGMENTED, PROBLEMS
+
+ALL = PROBLEMS | AUGMENTED
 
 META = torch.device("meta")
 
@@ -27,8 +29,8 @@ META = torch.device("meta")
 @pytest.mark.parametrize("plain", [False, True], ids=["pull and clip", "plain"])
 @pytest.mark.parametrize(
     "name, problem",
-    [(name, p) for name in ("loop", "vmap") for p in PROBLEMS]
-    + [("stacked", "linear"), ("stacked", "mlp")],
+    [(name, p) for name in ("loop", "vmap") for p in ALL]
+    + [("stacked", "linear"), ("stacked", "mlp"), ("stacked", "images")],
 )
 def test_steps_stay_on_their_device(
     name: str,
@@ -39,11 +41,13 @@ def test_steps_stay_on_their_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stacked, "check", lambda *_: None)  # it looks at values
-    p, batches = PROBLEMS[problem], Batches(4, epochs=2, full=full)
+    p, batches = ALL[problem], Batches(4, epochs=2, full=full)
     data = dataset(p.clients((8, 5, 7)))
     corrections = {"mu": 0.0} if plain else {"mu": 0.1, "clip": 0.5}
     rule = fedprox(lr=0.1, batches=batches, optimizer=optimizer, **corrections).rule
-    task = Task(p.build(), p.loss, example=data.examples(2)).to(META, torch.float32)
+    augment = transforms(p.augment)
+    task = Task(p.build(), p.loss, example=data.examples(2), augment=augment)
+    task = task.to(META, torch.float32)
     w = task.layout.flatten(task.module)
     slots = Slots(task.layout, rule, 3, META, torch.float32)
     slots.start_(torch.arange(3, device=META), w, None)

@@ -22,7 +22,7 @@ from vecfl.tape import Tape
 
 from ..oracles import bridge, philox
 from ..oracles.loop import Columns, Setting, federated_loop
-from ..oracles.tasks import PROBLEMS, SIZES, Cnn, Problem, classes, floats, integers
+from ..oracles.tasks import AUGMENTED, PROBLEMS, SIZES, Cnn, Problem, classes, floats, integers
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
 pytestmark = [
@@ -73,7 +73,8 @@ def simulation(
     **how: object,
 ) -> Simulation:
     data = bridge.dataset(clients)
-    task = Task(problem.build(), problem.loss, example=data.examples(2))
+    augment = bridge.transforms(setting.augment)
+    task = Task(problem.build(), problem.loss, example=data.examples(2), augment=augment)
     cohort = bridge.sampler(setting)
     seeds = {"seed": setting.seed, "sample_seed": setting.sample_seed}
     return Simulation(task, data, algorithm, cohort, device=device, dtype=dtype, **seeds, **how)
@@ -136,6 +137,20 @@ def test_float32_agrees_with_the_oracle_to_rounding(
     ours = play(p, setting, device, backend=backend, slots=3, dtype=torch.float32)
     for t in range(setting.rounds):
         close(doubled(ours.models[t]), doubled(truth.models[t]), 0, 1e-5)
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    "backend, problem", [(b, p) for b in BACKENDS for p in AUGMENTED] + [("stacked", "images")]
+)
+def test_augmented_images_agree_with_the_oracle(
+    backend: str, problem: str, setting: Setting, device: str
+) -> None:
+    p = AUGMENTED[problem]
+    setting = replace(setting, augment=p.augment)
+    truth = federated_loop(p.build(), p.loss, p.clients(), setting)
+    ours = play(p, setting, device, backend=backend, slots=3)
+    close(ours.models, truth.models)
 
 
 def doubled(model: Columns) -> Columns:
@@ -288,11 +303,13 @@ def test_data_and_module_may_lie_on_the_device(device: str) -> None:
         close(model, models[-1])
 
 
-@pytest.mark.parametrize("problem", ["mlp", "cnn", "tokens", "buffers"])
+@pytest.mark.parametrize("problem", ["mlp", "cnn", "tokens", "buffers", "augmented"])
 def test_a_block_is_launched_without_waiting(problem: str, device: str) -> None:
-    p, batches = PROBLEMS[problem], Batches(4, epochs=2)
+    p, batches = (PROBLEMS | AUGMENTED)[problem], Batches(4, epochs=2)
     data = bridge.dataset(p.clients((8, 5, 8)))
-    task = Task(p.build(), p.loss, example=data.examples(2)).to(device, torch.float32)
+    augment = bridge.transforms(p.augment)
+    task = Task(p.build(), p.loss, example=data.examples(2), augment=augment)
+    task = task.to(device, torch.float32)
     w, rule = task.layout.flatten(task.module), fedavg(lr=0.1, batches=batches).rule
     slots = Slots(task.layout, rule, 3, torch.device(device), torch.float32)
     slots.start_(torch.arange(3, device=device), w, None)

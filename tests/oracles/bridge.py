@@ -8,8 +8,10 @@ from torch import Tensor, nn
 import vecfl
 from vecfl import FederatedDataset, Simulation, Task
 from vecfl.algorithms import Algorithm, Finished, Upload
+from vecfl.augment import Transform
 from vecfl.optim import ClientOptimizer
 
+from .augment import Transforms
 from .loop import Columns, Loss, Setting
 
 
@@ -28,6 +30,11 @@ def dataset(clients: list[Columns]) -> FederatedDataset:
     names = next(c for c in clients if len(c["x"])).keys()
     columns = {name: torch.cat([c[name] for c in clients if len(c["x"])]) for name in names}
     return FederatedDataset(columns, sizes.cumsum(0), range(len(clients)))
+
+
+def transforms(names: Transforms) -> list[Transform]:
+    """What vecfl calls these transforms."""
+    return [getattr(vecfl, name)(*arguments) for name, *arguments in names]
 
 
 def optimizer(s: Setting) -> ClientOptimizer:
@@ -107,7 +114,7 @@ def run_vecfl(
 ) -> Run:
     """The rounds of `s`; asserts that these backend, slots and workers really ran."""
     data, result = dataset(clients), Run()
-    task = Task(module, loss, example=data.examples(2))
+    task = Task(module, loss, example=data.examples(2), augment=transforms(s.augment))
     sim = Simulation(
         task,
         data,

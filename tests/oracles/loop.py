@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import philox
+from .augment import Transforms, augment
 from .dropout import Place, replace_dropout
 
 Columns = dict[str, Tensor]
@@ -46,6 +47,7 @@ class Setting:
     weight: str = "examples"  # examples | uniform | capped | tokens
     weight_cap: int | None = None
     server_lr: float = 1.0
+    augment: Transforms = ()  # of "x", in training
 
 
 @dataclass
@@ -120,7 +122,7 @@ def client_update(
     kept = philox.subset(s.seed, place.t, place.client, len(data["x"]), s.cap, place.occurrence)
     for step in steps_of(kept, s, place):
         batches = [take(local, data, index) for index in step]
-        grads = mean_gradient(local, loss, batches, place, seen)
+        grads = mean_gradient(local, loss, batches, place, seen, s.augment)
         if s.algorithm == "fedsgd":
             sent = grads
             continue
@@ -195,13 +197,21 @@ def batches_of(order: philox.Ints, s: Setting) -> list[philox.Ints]:
 
 
 def mean_gradient(
-    local: nn.Module, loss: Loss, batches: list[Columns], place: Place, seen: Tally
+    local: nn.Module,
+    loss: Loss,
+    batches: list[Columns],
+    place: Place,
+    seen: Tally,
+    transforms: Transforms = (),
 ) -> list[Tensor]:
     """Gradient of (sum of loss sums) / (sum of weights) over batches; zero without any weight."""
     params = trainable(local)
     grads, total = [torch.zeros_like(p) for p in params], 0.0
     for batch in batches:
         place.next_batch()
+        if transforms:
+            x = torch.from_numpy(augment(batch["x"].double().numpy(), transforms, place))
+            batch = batch | {"x": x.to(batch["x"].dtype)}
         sums, weights = loss(local(batch["x"]), batch)
         # A parameter that the loss does not reach has gradient zero; the optimizer still steps it.
         parts = torch.autograd.grad(sums.sum(), params, allow_unused=True, materialize_grads=True)

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
-COHORT, SUBSET, SHUFFLE, DROPOUT = range(4)
+COHORT, SUBSET, SHUFFLE, DROPOUT, AUGMENT = range(5)
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 

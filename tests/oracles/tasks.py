@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .augment import Transforms
 from .loop import Columns, Loss
 
 BATCH = 4
@@ -19,6 +20,7 @@ class Problem:
     loss: Loss
     x: Callable[[torch.Generator, int], Tensor]
     y: Callable[[torch.Generator, int], Tensor]
+    augment: Transforms = ()
 
     def clients(self, sizes: tuple[int, ...] = SIZES) -> list[Columns]:
         g = torch.Generator().manual_seed(11)
@@ -138,6 +140,12 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(0.25), nn.Linear(8, 3))
 
 
+def wide() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(24, 6), nn.Tanh(), nn.Dropout(0.25), nn.Linear(6, 3)
+    )
+
+
 PROBLEMS = {
     "linear": Problem(lambda: nn.Linear(5, 3), classes, floats(5), integers(3)),
     "mlp": Problem(mlp, classes, floats(5), integers(3)),
@@ -145,4 +153,11 @@ PROBLEMS = {
     "tied": Problem(Tied, classes, floats(5), integers(3)),
     "buffers": Problem(Tracked, classes, floats(5), integers(3)),
     "tokens": Problem(Characters, tokens, integers(7, 6), some_labels),
+}
+
+CROP_FLIP = (("crop", 2), ("flip",), ("normalise", (0.4,), (0.3,)))
+FLIP_CROP = (("normalise", (0.1, -0.2), (0.5, 2.0)), ("flip",), ("crop", 1))
+AUGMENTED = {
+    "augmented": Problem(Cnn, classes, pixels, integers(3), CROP_FLIP),
+    "images": Problem(wide, classes, floats(2, 3, 4), integers(3), FLIP_CROP),
 }

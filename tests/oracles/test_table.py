@@ -18,6 +18,7 @@ from .cover import Row, pairwise
 from .hand import HAND
 from .loop import Result, Setting, federated_loop
 from .tasks import (
+    AUGMENTED,
     PROBLEMS,
     SIZES,
     Positions,
@@ -78,6 +79,7 @@ STACKED: dict[str, dict[str, Any]] = {
 TASKS = PROBLEMS | {
     "tied": Problem(lambda: Tied(0.25), classes, floats(5), integers(3)),
     "buffers": Problem(lambda: Tracked(0.3), classes, floats(5), integers(3)),
+    "augmented": AUGMENTED["augmented"],
 }
 COHORTS = {
     "all": {},
@@ -97,6 +99,7 @@ DENSE = {
     "linear": PROBLEMS["linear"],
     "mlp": PROBLEMS["mlp"],
     "positions": Problem(Positions, tokens, floats(6, 5), some_labels),
+    "images": AUGMENTED["images"],
 }
 KINDS, PROBLEM_OF = BACKENDS | STACKED, TASKS | DENSE
 SOME_EXAMPLES = [case for case in HAND if any(len(c["x"]) for c in case.clients)]
@@ -115,7 +118,8 @@ def setting_of(row: Row) -> Setting:
     algorithm = ALGORITHMS[row["algorithm"]]
     if "algorithm" in algorithm:  # fedsgd: one pass, no client optimizer
         fields = {name: v for name, v in fields.items() if name in TAKEN}
-    return Setting(seed=2**40 + 3, **(fields | algorithm))
+    augment = PROBLEM_OF[row["task"]].augment
+    return Setting(seed=2**40 + 3, augment=augment, **(fields | algorithm))
 
 
 def truth_of(row: Row) -> Result:

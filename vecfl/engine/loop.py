@@ -1,7 +1,7 @@
 """The loop backend: one client after the other, a plain module and autograd. The reference."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,12 +35,14 @@ class LoopBackend:
         index = block.index.to(slots.flat.device)
         valid = block.valid.T.tolist()
         apply = [None] * slots.number if block.apply is None else block.apply.T.tolist()
+        streams: Sequence[Tensor | None] = [None] * len(block.active)
         if block.streams is not None:  # in the order of the two loops
-            streams = block.streams[:, block.active].transpose(0, 1).flatten(0, 1)
-            self.task.draws.begin_all(streams.to(index.device))
-        for s in block.active:
+            active = block.streams[:, block.active].transpose(0, 1).to(index.device)
+            self.task.draws.begin_all(active.flatten(0, 1))
+            streams = active.unbind()
+        for s, drawn in zip(block.active, streams, strict=True):
             self._point_at(slots, s)
-            batches = self.task.prepare(gather(columns, index[:, s]))
+            batches = self.task.prepare(gather(columns, index[:, s]), drawn)
             with torch.enable_grad():
                 self._train(slots, s, batches, valid[s], apply[s], update)
             for entry, view in zip(self.task.layout.buffers, slots.buffers, strict=True):

@@ -59,7 +59,7 @@ class Stack:
         if streams is not None:
             self.task.draws.begin(streams)
         with torch.enable_grad():
-            flat = self.prepare({name: c.flatten(0, 1) for name, c in batch.items()})
+            flat = {name: c.flatten(0, 1) for name, c in self.prepare(batch, streams).items()}
             value, weight = self.task.loss(self.task.output(flat), flat)
         if any(layer.calls > 1 for layer in self.layers):
             lr = None  # a step between the two calls would change the second
@@ -120,7 +120,7 @@ def plain_gradients(task: Task, row: Tensor, batch: Batch, streams: Tensor) -> l
     """The gradients of one client's model `row` [P] on a batch [B, ...]."""
     tensors = {name: t.detach().requires_grad_() for name, t in task.layout.unflatten(row).items()}
     task.draws.begin(streams)
-    ready = task.prepare(batch)
+    ready = task.prepare(batch, streams)
     with torch.enable_grad():
         inputs = tuple(ready[name] for name in task.inputs)
         value, weight = task.loss(functional_call(task.module, tensors, inputs), ready)

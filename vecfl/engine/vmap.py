@@ -44,7 +44,7 @@ class VmapBackend:
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
     ) -> int:
         def step_(batch: Batch, mask: Tensor | None, streams: Tensor | None, mean: bool) -> Step:
-            batch = self.task.prepare(batch)
+            batch = self.task.prepare(batch, streams)
             grads, total, weight, buffers = self.gradients(
                 slots.all.w, slots.buffers, batch, mask, streams, mean
             )
@@ -133,7 +133,7 @@ class VmapBackend:
                 self.gradients(
                     layout.param_views(flat),
                     layout.buffer_views(flat),
-                    self.task.prepare(batch),
+                    self.task.prepare(batch, streams),
                     mask,
                     streams,
                     mean=True,
