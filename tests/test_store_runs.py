@@ -65,7 +65,7 @@ def test_the_next_cohort_is_asked_for_while_one_trains(
     second, _ = sim.round(first)
     sim.round(second)
     sim.round(first)  # again: what was asked for is of round 4, so the disk is asked anew
-    sim.disk.shutdown()
+    sim.feed.pool.shutdown()
     assert asked == [cohorts[i] for i in (0, 1, 2, 3, 1, 2)]
 
 
