@@ -13,6 +13,7 @@ import vecfl
 from vecfl import Batches, InputError, Simulation, Task, choices, fedavg, fedprox, fedsgd
 from vecfl.arrange import Wanted, arrange, layouts
 from vecfl.engine.vmap import VmapBackend
+from vecfl.feed import Resident
 from vecfl.probe import Probe, slot_steps
 from vecfl.trainer import Arrangement, Trainer, operator_threads
 
@@ -33,7 +34,8 @@ def probe(problem: str = "mlp", algorithm=None, sizes=(5, 0, 1, 23, 3, 4, 8, 9))
     data = dataset(p.clients(sizes))
     task = Task(p.build().float(), vecfl.cross_entropy, example=data.examples(4))
     algorithm = algorithm or fedavg(lr=0.1, batches=Batches(4, epochs=2))
-    return Probe(task, data, algorithm, torch.arange(len(sizes)), seed=3)
+    fetch = Resident(data, torch.device("cpu")).fetch
+    return Probe(task, data, algorithm, torch.arange(len(sizes)), seed=3, fetch=fetch)
 
 
 def simulate(**kind) -> Simulation:
@@ -269,7 +271,8 @@ def test_slot_steps_are_those_that_a_round_executes(backend: str, workers: int) 
     trainer = Trainer(p.task, p.data, p.algorithm, Arrangement(backend, workers, 1, 2), 3)
     plan = trainer.plan(p.cohort)
     server = p.algorithm.init(p.task.layout.flatten(p.task.module), p.task.layout.trainable)
-    assert trainer.train(server, 0, p.cohort, plan).executed == slot_steps(trainer, plan)
+    fold = trainer.train(server, 0, p.cohort, plan, p.data.columns)
+    assert fold.executed == slot_steps(trainer, plan)
 
 
 def test_a_part_is_scaled_to_the_round(monkeypatch: pytest.MonkeyPatch) -> None:

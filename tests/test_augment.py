@@ -127,7 +127,7 @@ def test_examples_are_those_of_the_oracle(
     streams = stream(Kind.DROPOUT, client=torch.tensor(clients), round=6, step=step)
     ours = augmented(x, bridge.transforms(tuple(names)), streams, seed)
     for s, client in enumerate(clients):
-        theirs = augment(x[s].numpy(), tuple(names), Place(seed, 6, client, step))
+        theirs = augment(x[s].numpy(), tuple(names), Place(seed, 6, client, step=step))
         assert np.array_equal(ours[s].numpy(), theirs)
         alone = augmented(x[s], bridge.transforms(tuple(names)), streams[s], seed)
         assert torch.equal(alone, ours[s])
@@ -222,9 +222,9 @@ def test_a_client_sees_its_images_as_the_contract_says(
     run = bridge.run_vecfl(Seen(2, 4, 5).double(), total, clients, setting, **kind)
     for t in range(2):
         for k, columns in enumerate(clients):
-            looks = [augment(columns["x"].numpy(), BOTH, Place(SEED, t, k, s)) for s in (0, 1)]
+            looks = [augment(columns["x"].numpy(), BOTH, Place(SEED, t, k, step=s)) for s in (0, 1)]
             assert not np.array_equal(*looks)
-            row, _ = run.updates[t][k]
+            [(row, _)] = run.updates[t][k]
             torch.testing.assert_close(
                 row, torch.from_numpy(sum(looks)).flatten(), rtol=1e-12, atol=1e-12
             )
@@ -244,7 +244,7 @@ def test_slots_and_workers_change_no_bits(problem: str) -> None:
         for backend, slots, workers in variants:
             kind: dict[str, Any] = {"backend": backend, "slots": slots, "workers": workers}
             run = bridge.run_vecfl(p.build(), p.loss, p.clients(), setting, **kind)
-            rows = {k: row for k, (row, _) in run.updates[0].items()}
+            rows = {k: row for k, [(row, _)] in run.updates[0].items()}
             assert {k for k, row in rows.items() if row.any()} == {0, 2, 3, 4, 5, 6}
             first = first or rows
             torch.testing.assert_close(rows, first, rtol=0, atol=0)
@@ -259,7 +259,7 @@ def test_a_nan_stays_with_its_client(backend: str) -> None:
         clients = p.clients()
         clients[3]["x"][0] *= spoil
         run = bridge.run_vecfl(p.build(), p.loss, clients, setting, backend=backend, slots=3)
-        runs.append({k: row for k, (row, _) in run.updates[0].items() if k != 3})
+        runs.append({k: row for k, [(row, _)] in run.updates[0].items() if k != 3})
     torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
 
 
@@ -365,7 +365,7 @@ def test_a_transform_of_ones_own_takes_any_input(backend: str) -> None:
     drawn = [int(words_of.words(SEED, words_of.AUGMENT, 1, client=k)[0]) for k in range(40)]
     signs = [-1.0 if word >= HALF else 1.0 for word in drawn]
     assert {-1.0, 1.0} == set(signs)
-    assert {k: row.tolist() for k, (row, _) in updates[0].items()} == {
+    assert {k: row.tolist() for k, [(row, _)] in updates[0].items()} == {
         k: (sign * x[k]).tolist() for k, sign in enumerate(signs)
     }
     assert torch.equal(task.prepare({"x": x})["x"], x)  # evaluation

@@ -116,6 +116,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: simulate(FederatedDataset({"z": torch.zeros(5, 4)}, torch.tensor([0, 2, 5]))),
         "the data have no column 'x'; they have ['z']",
     ),
+    "a place for the data that is none": (
+        lambda: simulate(resident="disk"),
+        "resident must be True, False or None (what fits), not 'disk'",
+    ),
     "cohort above the population": (
         lambda: simulate(sampler=vecfl.uniform(3)),
         "a cohort of 3 clients is larger than the population of 2; choose at most 2",

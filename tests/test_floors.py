@@ -35,7 +35,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset(
         {"vecfl.worker", "vecfl.trainer", "vecfl.choices", "vecfl.probe", "vecfl.arrange"}
-        | {"vecfl.simulation"}
+        | {"vecfl.feed", "vecfl.simulation"}
     ),
     frozenset({"vecfl.report", "vecfl.record", "vecfl.cli"}),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
@@ -54,12 +54,15 @@ SAME_FLOOR = {
     ("vecfl.algorithms", "vecfl.aggregate"),
     ("vecfl.participation", "vecfl.sampling"),
     ("vecfl.trainer", "vecfl.worker"),
+    ("vecfl.feed", "vecfl.trainer"),
     ("vecfl.probe", "vecfl.choices"),
+    ("vecfl.probe", "vecfl.feed"),
     ("vecfl.probe", "vecfl.trainer"),
     ("vecfl.arrange", "vecfl.choices"),
     ("vecfl.arrange", "vecfl.probe"),
     ("vecfl.arrange", "vecfl.trainer"),
     ("vecfl.simulation", "vecfl.arrange"),
+    ("vecfl.simulation", "vecfl.feed"),
     ("vecfl.simulation", "vecfl.probe"),
     ("vecfl.simulation", "vecfl.trainer"),
     ("vecfl.record", "vecfl.report"),

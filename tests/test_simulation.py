@@ -92,6 +92,8 @@ ROUND_KEYS = [
     "train/dropped_clients",
     "system/clients_per_s",
     "system/round_s",
+    "system/wait_s",
+    "system/data",
     "system/backend",
     "system/workers",
     "system/threads",

@@ -65,14 +65,16 @@ def test_the_next_cohort_is_asked_for_while_one_trains(
     second, _ = sim.round(first)
     sim.round(second)
     sim.round(first)  # again: what was asked for is of round 4, so the disk is asked anew
-    sim.disk.shutdown()
+    sim.feed.pool.shutdown()
     assert asked == [cohorts[i] for i in (0, 1, 2, 3, 1, 2)]
 
 
-def test_a_sampler_may_end_with_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_sampler_may_end_with_the_run(tmp_path: Path, resident: bool) -> None:
     save(population(), tmp_path / "s")
     cohorts = [torch.tensor([0, 3]), torch.tensor([1])]
-    sim = simulation(open_dataset(tmp_path / "s"), lambda eligible, seed, round: cohorts[round])
+    data = open_dataset(tmp_path / "s")
+    sim = simulation(data, lambda eligible, seed, round: cohorts[round], resident=resident)
     state, _ = sim.round(sim.start())
     state, metrics = sim.round(state)
     assert metrics["round"] == 2
@@ -80,11 +82,12 @@ def test_a_sampler_may_end_with_the_run(tmp_path: Path) -> None:
         sim.round(state)
 
 
-def test_a_wrong_cohort_is_refused_in_its_round(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_wrong_cohort_is_refused_in_its_round(tmp_path: Path, resident: bool) -> None:
     save(population(), tmp_path / "s")
-    wrong = {0: [0, 3], 1: [40]}
+    wrong, data = {0: [0, 3], 1: [40]}, open_dataset(tmp_path / "s")
     sim = simulation(
-        open_dataset(tmp_path / "s"), lambda eligible, seed, round: torch.tensor(wrong[round])
+        data, lambda eligible, seed, round: torch.tensor(wrong[round]), resident=resident
     )
     state, _ = sim.round(sim.start())
     with pytest.raises(InputError, match="in round 2"):

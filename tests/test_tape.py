@@ -23,6 +23,7 @@ from vecfl.schedule import Batches, make_plan
 from vecfl.tape import Block, Tape
 
 from .oracles import philox
+from .oracles.dropout import Place
 from .oracles.loop import Setting, steps_of
 
 
@@ -184,7 +185,7 @@ def expected(case: Case, k: int) -> list[tuple[list[int], bool]]:
     first = int(case.offsets[k])
     return [
         ((batch + first).tolist(), i == len(step) - 1)
-        for step in steps_of(kept, setting, case.round, k)
+        for step in steps_of(kept, setting, Place(case.seed, case.round, k))
         for i, batch in enumerate(step)
     ]
 

@@ -171,7 +171,8 @@ def test_a_worker_stops_between_blocks_when_another_failed() -> None:
     cohort = sim.cohort(0)
     stop = threading.Event()
     stop.set()
-    fold = worker.train(sim.start().server, 0, cohort, sim.trainer.plan(cohort), stop)
+    plan, columns = sim.trainer.plan(cohort), sim.data.columns
+    fold = worker.train(sim.start().server, 0, cohort, plan, columns, stop)
     assert fold.executed == 0 and len(torch.cat(fold.clients)) == 1  # the one without examples
 
 

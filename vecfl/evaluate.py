@@ -66,14 +66,15 @@ def evaluate_clients(task: Task, w: Tensor, data: FederatedDataset) -> dict[str,
     Beside them "weight", the loss weight of each client: its examples, or its tokens. Where that
     is 0 there is nothing to measure, and the others are NaN.
     """
-    owner = torch.repeat_interleave(torch.arange(data.num_clients), data.sizes)
     totals: dict[str, tuple[Tensor, Tensor]] = {}
     for part, pairs in scores(task, w, data.columns):
+        examples = torch.arange(part.start, part.stop)
+        owner = torch.searchsorted(data.offsets, examples, right=True) - 1
         for name, pair in pairs.items():
             zeros = torch.zeros(data.num_clients, dtype=torch.float64)
             sums = totals.setdefault(name, (zeros, zeros.clone()))
             for total, values in zip(sums, pair, strict=True):
-                total.index_add_(0, owner[part], values.cpu())
+                total.index_add_(0, owner, values.cpu())
     means = {name: (value / weight).numpy() for name, (value, weight) in totals.items()}
     return means | {"weight": totals["loss"][1].numpy()}
 

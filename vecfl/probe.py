@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from vecfl.algorithms import Algorithm
 from vecfl.choices import machine
 from vecfl.data import FederatedDataset
 from vecfl.engine import CACHE, slot_count
+from vecfl.feed import Examples
 from vecfl.schedule import Plan, assign
 from vecfl.task import Task
 from vecfl.trainer import Arrangement, Trainer
@@ -24,6 +26,7 @@ LONG = 0.3  # seconds: a part of a round that takes as long is timed once, short
 class Probe:
     """What an arrangement is tried on: everything of a simulation, and its first cohort [C].
 
+    fetch    gives the examples of a cohort on the device; measurements do not count it
     seconds  what a round is expected to take, for the arrangements tried
     """
 
@@ -32,6 +35,7 @@ class Probe:
     algorithm: Algorithm
     cohort: Tensor
     seed: int
+    fetch: Callable[[Tensor], Examples]
     seconds: dict[Arrangement, float] = field(default_factory=dict)
 
     @property
@@ -79,6 +83,15 @@ class Probe:
         """Forget what was measured with a backend."""
         self.seconds = {a: s for a, s in self.seconds.items() if a.backend != backend}
 
+    @cached_property
+    def examples(self) -> Examples:
+        """Those of the cohort."""
+        return self.fetch(self.cohort)
+
+    def plan(self, trainer: Trainer) -> Plan:
+        """What the cohort does in a round."""
+        return replace(trainer.plan(self.cohort), first=self.examples.first)
+
     def trainer(self, arrangement: Arrangement) -> Trainer:
         return Trainer(self.task, self.data, self.algorithm, arrangement, self.seed)
 
@@ -93,11 +106,11 @@ class Probe:
                 if rate * work > LONG:
                     break
                 rate = self._clock(trainer, self.cohort[members], plan) / work
-        self.seconds[arrangement] = rate * slot_steps(trainer, trainer.plan(self.cohort))
+        self.seconds[arrangement] = rate * slot_steps(trainer, self.plan(trainer))
 
     def _parts(self, trainer: Trainer) -> Iterator[tuple[np.ndarray, Plan, int]]:
         """Two steps of a client for each slot, all steps of these, the whole cohort."""
-        plan = trainer.plan(self.cohort)
+        plan = self.plan(trainer)
         seats = trainer.arrangement.workers * trainer.arrangement.slots
         few, every = np.flatnonzero(plan.steps)[:seats], np.arange(len(self.cohort))
         two = replace(plan.of(few), steps=plan.steps[few].clip(max=2))
@@ -110,7 +123,7 @@ class Probe:
         server, shortest = self.algorithm.init(weight, self.task.layout.trainable), math.inf
         for _ in range(3):
             began = time.perf_counter()
-            trainer.train(server, 0, cohort, plan)
+            trainer.train(server, 0, cohort, plan, self.examples.columns)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             shortest = min(shortest, time.perf_counter() - began)
@@ -127,12 +140,13 @@ class Probe:
         most = np.iinfo(np.int64).max if self.algorithm.rule.batches.full else 2
         for a in (replace(arrangement, slots=2), Arrangement("loop", 1, 1, 1)):
             trainer = Trainer(task, self.data, self.algorithm, a, self.seed)
-            plan = trainer.plan(self.cohort)
+            plan = self.plan(trainer)
             few = np.flatnonzero(plan.steps)[: 2 * arrangement.workers]
             part = replace(plan.of(few), steps=plan.steps[few].clip(max=most))
             server = self.algorithm.init(task.layout.flatten(task.module), task.layout.trainable)
+            cohort, columns = self.cohort[few], self.examples.columns
             with torch.no_grad():
-                sums.append(trainer.train(server, 0, self.cohort[few], part).aggregate.total)
+                sums.append(trainer.train(server, 0, cohort, part, columns).aggregate.total)
         found, right = sums
         largest = right.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
         return float((found - right).abs().max() / largest)

@@ -4,9 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ from vecfl.arrange import Wanted, arrange
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.evaluate import check_name, evaluate, evaluate_clients, spread
+from vecfl.feed import make_feed, place
 from vecfl.losses import Batch
 from vecfl.participation import Trace, checked, checked_dropout, lost
 from vecfl.probe import Probe
@@ -50,6 +49,8 @@ class Simulation:
     workers   threads that train clients, on a CPU; threads: operator threads of each (None:
               torch's number shared out among the workers)
     slots     clients in training at a time on each worker (None: by cache or GPU memory)
+    resident  whether all data are copied to the device, or the examples of each cohort, while the
+              one before it trains (None: the former on a CPU, and where they fit: `vecfl.feed`)
 
     "auto" for backend, workers or slots measures the fastest here (see `vecfl.probe`); what was
     taken is `arrangement`, and stands in the metrics of each round.
@@ -74,6 +75,7 @@ class Simulation:
         workers: int | str = 1,
         threads: int | None = None,
         slots: int | str | None = None,
+        resident: bool | None = None,
     ) -> None:
         self.seed = check_seed("seed", seed)
         self.sample_seed = check_seed("sample_seed", seed if sample_seed is None else sample_seed)
@@ -81,16 +83,17 @@ class Simulation:
             raise InputError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
         self.device, self.dtype = torch.device(device), dtype
         task.check(data.columns)
-        self.task, self.data = task.to(self.device, dtype), data.to(self.device)
+        self.source = place(data, self.device, resident)
+        self.task, self.data = task.to(self.device, dtype), self.source.data
         self.task.draws.seed = self.seed
         self.algorithm, self.sampler = algorithm, sampler
         self.client_dropout = checked_dropout(client_dropout)
         wanted = Wanted(backend, workers, threads, slots)
-        probe = Probe(self.task, self.data, algorithm, self._some_cohort(), self.seed)
+        fetch = self.source.fetch
+        probe = Probe(self.task, self.data, algorithm, self._some_cohort(), self.seed, fetch)
         self.arrangement = arrange(wanted, probe)
         self.trainer = Trainer(self.task, self.data, algorithm, self.arrangement, self.seed)
-        self.disk = ThreadPoolExecutor(1, "vecfl-disk")
-        self.asked = (-1, (torch.empty(0), 0))  # a round, and its draw that the disk was asked for
+        self.feed = make_feed(self.source)
 
     def start(self) -> State:
         """The state before round 1, with the model as the task's module has it."""
@@ -107,11 +110,10 @@ class Simulation:
             self.sampler(torch.ones(n, dtype=torch.bool), self.sample_seed, round), n, round
         )
 
-    def _draw(self, round: int) -> tuple[Tensor, int]:
-        """The clients that are drawn for a round and not lost, and how many are lost."""
-        drawn = self.cohort(round)
-        away = lost(self.client_dropout, drawn, self.data.num_clients, self.sample_seed, round)
-        return drawn[~away], int(away.sum())
+    def _lost(self, cohort: Tensor, round: int) -> Tensor:
+        """Which of the clients [C] that were drawn drop out, bool [C]."""
+        population = self.data.num_clients
+        return lost(self.client_dropout, cohort, population, self.sample_seed, round)
 
     def _some_cohort(self) -> Tensor:
         """The first cohort that is not empty; all clients where that does not come soon."""
@@ -122,10 +124,11 @@ class Simulation:
     def round(self, state: State) -> tuple[State, Metrics]:
         """One round: the next state, and `train/...` and `system/...` metrics."""
         began = time.perf_counter()
-        draw = self._draw_from_disk if self.data.files else self._draw
-        cohort, away = draw(state.round)
-        plan = self.trainer.plan(cohort)
-        fold = self.trainer.train(state.server, state.round, cohort, plan)
+        with self.feed(self.cohort, state.round) as examples:
+            waited, stay = time.perf_counter() - began, ~self._lost(examples.clients, state.round)
+            cohort, first = examples.clients[stay], examples.first[stay.numpy()]
+            plan = replace(self.trainer.plan(cohort), first=first)
+            fold = self.trainer.train(state.server, state.round, cohort, plan, examples.columns)
         ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
         if not ok.all():
             bad = [str(self.data.client_ids[k]) for k in torch.cat(fold.clients)[~ok].tolist()]
@@ -136,30 +139,21 @@ class Simulation:
         loss, count = torch.cat(fold.sums).cpu()[ok].sum(0)
         server = self.algorithm.server(state.server, fold.aggregate, self.task.layout.trainable)
         self.task.layout.round_integers_(server["w"])
+        how = {"data": self.source.name, **asdict(self.arrangement)}
         seconds, steps = time.perf_counter() - began, int(plan.steps.sum())
         return State(state.round + 1, server), {
             "round": state.round + 1,
             "train/loss": float(loss / count),
-            "train/cohort": len(cohort) + away,
-            "train/lost_clients": away,
+            "train/cohort": len(stay),
+            "train/lost_clients": len(stay) - len(cohort),
             "train/clients": int((weight > 0).sum()),
             "train/dropped_clients": int((~ok).sum()),
             "system/clients_per_s": len(cohort) / seconds,
             "system/round_s": seconds,
+            "system/wait_s": waited,
             "system/slot_efficiency": steps / max(fold.executed, 1),
             "system/client_steps": steps,
-        } | {f"system/{name}": value for name, value in asdict(self.arrangement).items()}
-
-    def _draw_from_disk(self, round: int) -> tuple[Tensor, int]:
-        """`_draw`. The disk reads the next cohort's data while this one trains."""
-        asked, draw = self.asked
-        if asked != round:
-            draw = self._draw(round)
-            self.data.prefetch(draw[0])
-        with suppress(Exception):  # a sampler may end with the run; its round says what is wrong
-            self.asked = (round + 1, self._draw(round + 1))
-            self.disk.submit(self.data.prefetch, self.asked[1][0])
-        return draw
+        } | {f"system/{name}": value for name, value in how.items()}
 
     @property
     def cores(self) -> int:

@@ -15,6 +15,7 @@ from vecfl.algorithms import Algorithm
 from vecfl.algorithms.base import Server
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
+from vecfl.losses import Batch
 from vecfl.schedule import Plan, assign, make_plan
 from vecfl.task import Task
 from vecfl.worker import Fold, Worker
@@ -53,10 +54,10 @@ def operator_threads(number: int) -> Iterator[None]:
 
 
 class Trainer:
-    """Trains cohorts: `fold = trainer.train(server, round, cohort, trainer.plan(cohort))`.
+    """Trains cohorts: `trainer.train(server, round, cohort, trainer.plan(cohort), columns)`.
 
-    task and data are on the device already. Raises InputError for several workers on a GPU, and
-    where the backend cannot train the module.
+    task is on the device already; data say where clients begin, and give an example. Raises
+    InputError for several workers on a GPU, and where the backend cannot train the module.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class Trainer:
             )
         self.data, self.batches, self.arrangement = data, algorithm.rule.batches, arrangement
         backend, slots = arrangement.backend, arrangement.slots
+        example = data.examples(3 * algorithm.rule.batches.size)
         self.workers = [
-            Worker(task, data, algorithm, backend=backend, slots=slots, seed=seed)
+            Worker(task, example, algorithm, backend=backend, slots=slots, seed=seed)
             for _ in range(arrangement.workers)
         ]
         self.pool = ThreadPoolExecutor(arrangement.workers, "vecfl-worker")
@@ -86,14 +88,16 @@ class Trainer:
         """What the clients of `cohort` [C] do in a round."""
         return make_plan(self.batches, self.data.offsets, cohort)
 
-    def train(self, server: Server, round: int, cohort: Tensor, plan: Plan) -> Fold:
+    def train(self, server: Server, round: int, cohort: Tensor, plan: Plan, columns: Batch) -> Fold:
         """Train `cohort` [C] (positions in the dataset) by its plan, from the server's state.
+
+        columns [n, ...] are on the device; `plan.first` says where those of a client begin.
 
         Each worker's clients, and the order in which the workers' sums are added, depend on the
         plan alone: a round that is repeated has the same bits.
         """
         jobs = [
-            partial(worker.train, server, round, cohort[mine], plan.of(mine), self.stop)
+            partial(worker.train, server, round, cohort[mine], plan.of(mine), columns, self.stop)
             for worker, mine in zip(self.workers, self.share(plan), strict=True)
         ]
         with operator_threads(self.arrangement.threads):

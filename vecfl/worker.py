@@ -9,8 +9,8 @@ from torch import Tensor
 from vecfl.aggregate import Aggregate, add_, empty, merge_
 from vecfl.algorithms import Algorithm, Finished
 from vecfl.algorithms.base import Server
-from vecfl.data import FederatedDataset
 from vecfl.engine import Slots, make_backend, make_update
+from vecfl.losses import Batch
 from vecfl.schedule import Plan
 from vecfl.tape import Tape
 from vecfl.task import Task
@@ -49,33 +49,42 @@ class Fold:
 class Worker:
     """Trains clients in `slots` slots; its module is its own, so it serves one thread at a time.
 
-    task and data are on the device. Raises InputError if the backend cannot train the module.
+    task is on the device; example holds three batches, which the backend may try. Raises InputError
+    if it cannot train the module.
     """
 
     def __init__(
         self,
         task: Task,
-        data: FederatedDataset,
+        example: Batch,
         algorithm: Algorithm,
         *,
         backend: str,
         slots: int,
         seed: int,
     ) -> None:
-        self.data, self.algorithm, self.seed = data, algorithm, seed
+        self.algorithm, self.seed = algorithm, seed
         self.layout, self.draws = task.layout, task.keyed
         weight = next(task.module.parameters())
         self.device = weight.device
         self.slots = Slots(task.layout, algorithm.rule, slots, self.device, weight.dtype)
-        self.backend = make_backend(backend, task, data.examples(3 * algorithm.rule.batches.size))
+        self.backend = make_backend(backend, task, example)
         row = self.layout.size * weight.element_size()
         self.rows = max(1, COMMIT.get(self.device.type, 1 << 28) // row)
 
     @torch.no_grad()  # grad mode belongs to a thread
     def train(
-        self, server: Server, round: int, cohort: Tensor, plan: Plan, stop: Event | None = None
+        self,
+        server: Server,
+        round: int,
+        cohort: Tensor,
+        plan: Plan,
+        columns: Batch,
+        stop: Event | None = None,
     ) -> Fold:
         """Train `cohort` [C] (positions in the dataset) from the server's state.
+
+        columns [n, ...] are on the device; `plan.first` says where those of a client begin.
 
         Ends between two blocks when `stop` is set.
         """
@@ -94,7 +103,7 @@ class Worker:
             seats, at = map(torch.from_numpy, block.starts)
             if len(seats):
                 self._seat(server, seats, cohort[at])
-            fold.executed += self.backend.run_(slots, block, self.data.columns, update)
+            fold.executed += self.backend.run_(slots, block, columns, update)
             seats, at = map(torch.from_numpy, block.finishes)
             if len(seats):
                 self._commit(server, seats, cohort[at], examples[at], fold)

@@ -81,6 +81,16 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_feed(tmp_path: Path) -> None:
+    flags = ("--models", "logistic", "--clients", "5", "--cohorts", "3", "--rounds", "2")
+    rows = rows_of("feed", tmp_path / "rows.jsonl", *flags)
+    ran = [(row["from"], row["data"]) for row in rows]
+    assert ran == [(a, b) for a in ("memory", "store") for b in ("resident", "streamed")]
+    for row in rows:
+        assert 0 < row["wait"]["p50_ms"] < row["round"]["p50_ms"] and row["fetch"]["p50_ms"] > 0
+        assert (row["workload"], row["cohort"], row["device"]) == ("logistic", 3, "cpu")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc/self/io")
 def test_data_store(tmp_path: Path) -> None:
     flags = ("--clients", "3", "--folder", str(tmp_path))

@@ -7,6 +7,7 @@ Float32 is compared without TF32, and torch is asked for deterministic operation
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import vecfl
 from vecfl import Batches, FederatedDataset, Simulation, Task, fedavg
 from vecfl.algorithms import Algorithm
+from vecfl.data import open_dataset, save
 from vecfl.engine import Slots, make_backend, make_update
 from vecfl.random import Kind, stream, words
 from vecfl.schedule import make_plan
@@ -204,7 +206,7 @@ def test_a_cohort_without_examples_leaves_the_model(backend: str, device: str) -
     data = bridge.dataset(clients)
     task = Task(p.build(), p.loss, example=data.examples(2))
     empty = Simulation(
-        task, data, algorithm, lambda n, seed, round: torch.arange(2), device=device,
+        task, data, algorithm, lambda eligible, seed, round: torch.arange(2), device=device,
         backend=backend, slots=2, dtype=torch.float64,
     )  # fmt: skip
     state, metrics = empty.round(empty.start())
@@ -301,6 +303,30 @@ def test_data_and_module_may_lie_on_the_device(device: str) -> None:
             sim.evaluate(state, data.columns)
     for model in models[:-1]:
         close(model, models[-1])
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["memory", "store"])
+@pytest.mark.parametrize("backend, problem", ON)
+def test_data_that_stay_on_the_host_give_the_same(
+    backend: str, problem: str, stored: bool, device: str, tmp_path: Path
+) -> None:
+    p, setting, found = PROBLEMS[problem], SETTINGS["drawn, capped"], []
+    for resident in (True, False):
+        algorithm, data = bridge.algorithm(setting), bridge.dataset(p.clients())
+        if stored:
+            save(data, tmp_path / str(resident))
+            data = open_dataset(tmp_path / str(resident))
+        task = Task(p.build(), p.loss, example=data.examples(2))
+        how = {"backend": backend, "slots": 3, "dtype": torch.float64, "resident": resident}
+        sim = Simulation(task, data, algorithm, vecfl.uniform(4), device=device, **how)
+        state, where = sim.start(), "resident" if resident else "streamed"
+        for _ in range(4):
+            state, metrics = sim.round(state)
+            assert metrics["system/data"] == where
+        assert sim.data.columns["x"].device.type == (device if resident else "cpu")
+        evaluated = sim.evaluate(state, data.columns) | sim.evaluate_clients(state)
+        found.append((state.server["w"], metrics["train/loss"], evaluated))
+    close(*found)
 
 
 @pytest.mark.parametrize("problem", ["mlp", "cnn", "tokens", "buffers", "augmented"])

@@ -16,7 +16,8 @@ def augment(x: Image, transforms: Transforms, at: Place) -> Image:
     """The images [b, C, H, W] of a client's batch after all transforms."""
     images = list(x)
     for layer, (name, *args) in enumerate(transforms):
-        step = {"client": at.client, "t": at.t, "step": at.step, "layer": layer}
+        step = {"client": at.client, "occurrence": at.occurrence, "t": at.t, "step": at.step}
+        step |= {"layer": layer}
         words = philox.words(at.seed, philox.AUGMENT, 4 * len(x), **step).reshape(-1, 4)
         act = {"crop": crop, "flip": flip, "normalise": normalise}[name]
         images = [

@@ -3,7 +3,7 @@
 from vecfl.engine.backend import Backend
 from vecfl.engine.loop import LoopBackend
 from vecfl.engine.rule import LocalRule, make_update
-from vecfl.engine.size import CACHE, slot_count
+from vecfl.engine.size import CACHE, free_memory, slot_count
 from vecfl.engine.slots import Slots
 from vecfl.engine.stacked import StackedBackend
 from vecfl.engine.vmap import VmapBackend
@@ -11,7 +11,16 @@ from vecfl.errors import InputError
 from vecfl.losses import Batch
 from vecfl.task import Task
 
-__all__ = ["CACHE", "Backend", "LocalRule", "Slots", "make_backend", "make_update", "slot_count"]
+__all__ = [
+    "CACHE",
+    "Backend",
+    "LocalRule",
+    "Slots",
+    "free_memory",
+    "make_backend",
+    "make_update",
+    "slot_count",
+]
 
 
 def make_backend(name: str, task: Task, example: Batch) -> Backend:

@@ -24,6 +24,12 @@ def row_numbers(layout: Layout, rule: LocalRule) -> int:
     return layout.size + kept * layout.trainable
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU; what torch keeps unused is free, too."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def activation_bytes(task: Task, example: Batch, size: int) -> int:
     """Bytes that autograd keeps for the backward pass of one batch of `size` examples."""
     task, saved = copy.deepcopy(task), dict[int, int]()  # a forward pass may change buffers
@@ -54,11 +60,10 @@ def slot_count(
     number = torch.finfo(weight.dtype).bits // 8
     row = row_numbers(task.layout, rule) * number
     if cache is None:
-        free, _ = torch.cuda.mem_get_info(weight.device)
-        free += torch.cuda.memory_reserved(weight.device)  # what torch keeps unused is free, too
-        free -= torch.cuda.memory_allocated(weight.device)
         activations = activation_bytes(task, example, rule.batches.size)
-        fit = int(SHARE * free) // (row + task.layout.trainable * number + 2 * activations)
+        fit = int(SHARE * free_memory(weight.device)) // (
+            row + task.layout.trainable * number + 2 * activations
+        )
     else:
         fit = cache // row
     waves = -(-cohort // max(1, fit))
