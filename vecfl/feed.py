@@ -6,7 +6,7 @@ What takes time is done for the next round while one trains (`Ahead`).
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from threading import Event
@@ -162,6 +162,8 @@ class Ahead:
         self.round = round
 
     def _result(self, coming: Future[Examples], round: int) -> Examples:
+        while wait([coming], timeout=0.5).not_done:
+            pass  # one wait without end would not see a Ctrl-C that comes just before it
         try:
             return coming.result()
         except Exception as error:
