@@ -13,7 +13,7 @@ class WindowLM(nn.Module):
     """
 
     def __init__(
-        self, vocabulary: int, context: int = 12, embedding: int = 16, hidden: int = 256
+        self, vocabulary: int, context: int = 10, embedding: int = 16, hidden: int = 512
     ) -> None:
         super().__init__()
         self.context = context
