@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from vecfl import algorithms, optim
+import vecfl.algorithms as algorithms
+import vecfl.optim as optim
 from vecfl.algorithms import Algorithm
 from vecfl.cli import check, flag, has_device
 from vecfl.data import FederatedDataset
