@@ -17,7 +17,7 @@ from vecfl.models import WindowLM
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "shakespeare.py"
 TRAIN = {"HAMLET": ["aaaa bbb", "ab"], "OTHELLO": ["aaaa"], "YORICK": ["ba" * 60]}
-TEST = {"HAMLET": ["aab"], "OTHELLO": ["c"], "YORICK": ["ba"]}
+TEST = {"HAMLET": ["aab"], "OTHELLO": ["cccc"], "YORICK": ["ba"]}
 
 
 @pytest.fixture
@@ -53,17 +53,17 @@ def test_a_run_and_what_it_counts(
     assert sorted(path.name for path in Path("run").iterdir()) == [
         *("config.yaml", "curves.png", "metrics.jsonl", "model.pt")
     ]
-    # In the training data a is most frequent. The test labels are a a b <eos>, c <eos>, b a <eos>:
-    # 3 of 9 are a, and padding is none of them.
-    assert "always 'a' is right for 33.3 % of the test characters" in caplog.text
+    # In the training data a is most frequent. The test labels are a a b <eos>, c c c c <eos>,
+    # b a <eos>: 3 of 12 are a, and padding is none of them.
+    assert "always 'a' is right for 25.0 % of the test characters" in caplog.text
     model = WindowLM(90)
     model.load_state_dict(torch.load("run/model.pt"))
     vocabulary = text.tff_characters()
     right = 0
-    for speech in ("aab", "c", "ba"):
+    for speech in ("aab", "cccc", "ba"):
         ids = torch.tensor([88, *vocabulary.encode(speech), 89])  # <bos>, characters, <eos>
         right += int((model(ids[None, :-1])[0].argmax(-1) == ids[1:]).sum())
-    assert rows[-1]["eval/accuracy"] == pytest.approx(right / 9, abs=1e-12)
+    assert rows[-1]["eval/accuracy"] == pytest.approx(right / 12, abs=1e-12)
 
 
 def test_it_learns(command: Any, data: Path) -> None:
