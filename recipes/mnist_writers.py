@@ -1,125 +1,70 @@
-"""MNIST by its true writers: 539 clients train, and 297 writers whom nobody has seen test.
+"""Classes of 28 x 28 images: MNIST by its true writers, or --data of any format.
 
-    python recipes/mnist_writers.py --data FOLDER --algorithm fedadam --model cnn
+    python recipes/mnist_writers.py --algorithm fedadam --model cnn
+    python recipes/mnist_writers.py --data leaf/femnist/data --test-clients 0.1
 
-Papers: McMahan et al. 2017, arXiv:1602.05629 (fedavg, fedsgd); Li et al. 2020, arXiv:1812.06127
-(fedprox); Hsu et al. 2019, arXiv:1909.06335 (fedavgm); Reddi et al. 2021, arXiv:2003.00295.
+By default 539 writers are the clients, and 297 writers whom nobody has seen test. Other data may
+be whatever `vecfl.data.read` understands, stores among them. Papers: McMahan et al. 2017,
+arXiv:1602.05629 (fedavg, fedsgd); Li et al. 2020, arXiv:1812.06127 (fedprox); Hsu et al. 2019,
+arXiv:1909.06335 (fedavgm); Reddi et al. 2021, arXiv:2003.00295.
 """
 
-import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 import vecfl
-from vecfl.cli import check, flag, has_device, main
-from vecfl.data import FederatedDataset, mnist_writers
+from vecfl.cli import check, main
+from vecfl.data import FederatedDataset, hold_out, mnist_writers, read
 from vecfl.data.mnist_writers import DOWNLOAD
+from vecfl.flags import (
+    AlgorithmArgs,
+    check_algorithm,
+    check_run,
+    make_algorithm,
+    settle,
+    simulation,
+)
 from vecfl.models import emnist_cnn, logistic
 from vecfl.record import record_run
-from vecfl.report import check_matplotlib
-from vecfl.track import check_out, check_wandb
+
+TEST_CLIENTS = 0.2
+MOST_CLASSES = 10_000  # more are no classes but, say, ids
 
 
 @dataclass
-class Args:
-    """MNIST by its true writers: training writers are the clients, unseen writers the test."""
+class Args(AlgorithmArgs):
+    """Images of 28 x 28, MNIST by its writers or others; who is held out or unseen tests."""
 
-    out: str | None = None
-    """run directory, new or empty; runs/mnist_writers-<time> if not given"""
-    track: Literal["auto", "wandb", "none"] = "auto"
-    """Weights & Biases, online if logged in, else offline; auto goes on where it is missing"""
     data: str | None = None
-    """folder of MNIST's and QMNIST's files; $VECFL_DATA/mnist_writers if not given"""
+    """data of any format, or a store; MNIST's and QMNIST's files in $VECFL_DATA/mnist_writers if
+    not given"""
+    client: str | None = None
+    """column of the client, in CSV, NPZ and parquet"""
+    label: str | None = None
+    """column of the label, in CSV and parquet"""
+    test_clients: float | None = None
+    """share of the clients that test, where --data has no test part; 0.2 if not given"""
+    data_seed: int | None = None
+    """seed of the choice of these clients; --seed if not given"""
     model: Literal["logistic", "cnn"] = "logistic"
     """logistic regression, or the CNN of Reddi et al. for EMNIST"""
-    algorithm: Literal[
-        "fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"
-    ] = "fedavg"
-    """the options below that say 'by algorithm' are an error where it does not take them"""
-    rounds: int = 100
-    """communication rounds"""
-    cohort: int = 20
-    """clients that train in a round"""
-    batch: int = 10
-    """examples in a batch; for fedsgd, of a micro-batch, which does not change the result"""
-    lr: float | None = None
-    """learning rate: the clients', for fedsgd the server's; by algorithm and optimizer"""
-    epochs: int | None = None
-    """passes over a client's examples in a round; by algorithm"""
-    optimizer: Literal["sgd", "momentum", "adam", "adamw"] | None = None
-    """the clients' optimizer; by algorithm"""
-    clip: float | None = None
-    """greatest norm of the gradient of a client's step, no limit if not given; by algorithm"""
-    mu: float | None = None
-    """strength of the pull to the model of the round; by algorithm (fedprox)"""
-    server_lr: float | None = None
-    """learning rate of the server; by algorithm"""
-    beta: float | None = None
-    """momentum of the server; by algorithm (fedavgm)"""
-    beta1: float | None = None
-    """decay of the server's mean of updates; by algorithm"""
-    beta2: float | None = None
-    """decay of the server's mean of squared updates; by algorithm"""
-    tau: float | None = None
-    """added to the root of the squared updates, which it bounds below; by algorithm"""
-    start: float | None = None
-    """first value of the squared updates, tau^2 if not given; by algorithm"""
-    eval_every: int = 5
-    """rounds from one evaluation to the next; the last round is always evaluated"""
-    seed: int = 0
-    """seed of the run: first model, shuffles, dropout"""
-    sample_seed: int | None = None
-    """seed of the cohorts; --seed if not given"""
-    device: str = "cpu"
-    """where to train: cpu, cuda, cuda:1, ..."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """floating-point type of the model"""
-    backend: Literal["auto", "loop", "vmap", "stacked"] = "auto"
-    """train clients one after the other, or many at a time (two ways); auto: the fastest here"""
-    workers: int | Literal["auto"] = "auto"
-    """threads that train clients, on a CPU"""
-    threads: int | None = None
-    """operator threads of each worker; measured with --workers auto, else torch's shared out"""
-    slots: int | Literal["auto"] = "auto"
-    """clients that train at the same time on each worker"""
-
-
-# What each algorithm takes by a flag of its own, with the values where none is given.
-CLIENTS = {"epochs": 1, "optimizer": "sgd", "clip": None, "lr": None}
-ADAPTIVE = {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3, "start": None}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "fedavg": CLIENTS,
-    "fedsgd": {"lr": 0.5},
-    "fedprox": CLIENTS | {"mu": 0.01},
-    "fedavgm": CLIENTS | {"server_lr": 1.0, "beta": 0.9},
-    "fedadagrad": CLIENTS | {"server_lr": 0.1, "beta1": 0.0, "tau": 1e-3, "start": None},
-    "fedadam": CLIENTS | ADAPTIVE,
-    "fedyogi": CLIENTS | ADAPTIVE,
-}
-EVERY_OPTION = tuple(dict.fromkeys(name for options in OPTIONS.values() for name in options))
-
-LR = {"sgd": 0.1, "momentum": 0.01, "adam": 0.001, "adamw": 0.001}  # of the clients' optimizer
 
 
 def run(args: Args) -> None:
     args = settle(args)
     check_args(args)
-    train, test = mnist_writers(data_folder(args))
-    check(
-        args,
-        ("cohort",),
-        lambda n: n <= train.num_clients,
-        f"at most {train.num_clients} (training writers)",
-    )
-    sim = make_simulation(args, train)
+    train, test, args = load(args)
+    sim = make_simulation(args, train, classes(train, test))
+    parts = unseen(train, test)
     record_run(
         sim,
         args.rounds,
-        lambda state: sim.evaluate(state, test.columns) | sim.evaluate_clients(state, test),
+        lambda state: evaluate(sim, state, parts) | sim.evaluate_clients(state, test),
         out=args.out,
         recipe="mnist_writers",
         track=args.track,
@@ -128,86 +73,131 @@ def run(args: Args) -> None:
     )
 
 
-def settle(args: Args) -> Args:
-    """`args` with the values that its algorithm and optimizer fill in.
-
-    Raises InputError for a value that the algorithm does not take.
-    """
-    taken = OPTIONS[args.algorithm]
-    for name in EVERY_OPTION:
-        if name not in taken and (value := getattr(args, name)) is not None:
-            raise vecfl.InputError(
-                f"{flag(name)}: {args.algorithm} does not take it (got {value}); "
-                f"it takes {', '.join(map(flag, taken))}"
-            )
-    filled = {name: default for name, default in taken.items() if getattr(args, name) is None}
-    if filled.get("lr", 0) is None:
-        filled["lr"] = LR[args.optimizer or "sgd"]
-    seed = args.seed if args.sample_seed is None else args.sample_seed
-    return replace(args, sample_seed=seed, **filled)
-
-
 def check_args(args: Args) -> None:
     """Raise InputError, with the name of the flag, before anything is made."""
-    counts = ("rounds", "cohort", "batch", "epochs", "eval_every", "threads")
-    check(args, counts, lambda n: n >= 1, "at least 1")
-    check(args, ("seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
-    positive = ("lr", "server_lr", "clip", "tau")
-    check(args, positive, lambda x: 0 < x < math.inf, "a positive number")
-    check(args, ("mu", "start"), lambda x: 0 <= x < math.inf, "a number of at least 0")
-    check(args, ("beta", "beta1", "beta2"), lambda x: 0 <= x < 1, "a number in [0, 1)")
-    some = ("workers", "slots")
-    check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
-    right = f"auto or at most --cohort ({args.cohort})"
-    check(args, some, lambda n: n == "auto" or n <= args.cohort, right)
-    check(args, ("device",), has_device, "a device of this machine, such as cpu")
-    check_matplotlib()
-    check_out(args.out)
-    check_wandb(args.track)
+    of_data = ("client", "label", "test_clients", "data_seed")
+    check(args, of_data, lambda _: args.data is not None, "none without --data")
+    check(args, ("test_clients",), lambda x: 0 < x < 1, "a share between 0 and 1")
+    check(args, ("data_seed",), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
+    check_algorithm(args)
+    check_run(args)
 
 
-def data_folder(args: Args) -> Path:
-    """--data, or mnist_writers in the folder that VECFL_DATA names, or here."""
-    default = Path(os.environ.get("VECFL_DATA", "."), "mnist_writers")
-    folder = default if args.data is None else Path(args.data).expanduser()
+def load(args: Args) -> tuple[FederatedDataset, FederatedDataset, Args]:
+    """Training and test data, and `args` with the share and the seed that were used."""
+    if args.data is None:
+        return *mnist_writers(default_folder()), args
+    given = {name: getattr(args, name) for name in ("client", "label")}
+    options = {name: value for name, value in given.items() if value is not None}
+    train, test = read(Path(args.data).expanduser(), **options)
+    train = images(train, args.data)
+    if test is not None:
+        has = f"none: {args.data} has test data of its own"
+        check(args, ("test_clients", "data_seed"), lambda _: False, has)
+        return train, images(test, f"{args.data}, test data"), args
+    share = TEST_CLIENTS if args.test_clients is None else args.test_clients
+    seed = args.seed if args.data_seed is None else args.data_seed
+    try:
+        split = hold_out(train, seed, clients=share)
+    except vecfl.InputError as error:
+        raise vecfl.InputError(f"--test-clients: {args.data}: {error}") from error
+    assert split.test_clients is not None
+    return split.train, split.test_clients, replace(args, test_clients=share, data_seed=seed)
+
+
+def default_folder() -> Path:
+    """mnist_writers in the folder that VECFL_DATA names, or here."""
+    folder = Path(os.environ.get("VECFL_DATA", "."), "mnist_writers")
     if not folder.is_dir():
         raise vecfl.InputError(f"--data: no folder {folder}; it should hold {DOWNLOAD}")
     return folder
 
 
-def make_algorithm(args: Args) -> vecfl.Algorithm:
-    """The algorithm with the options that it takes; `args` are settled."""
-    options = {name: getattr(args, name) for name in OPTIONS[args.algorithm]}
-    if args.algorithm == "fedsgd":
-        return vecfl.fedsgd(size=args.batch, **options)
-    options["batches"] = vecfl.Batches(size=args.batch, epochs=options.pop("epochs"))
-    options["optimizer"] = getattr(vecfl, options["optimizer"])()
-    if "beta2" in options:
-        options["betas"] = options.pop("beta1"), options.pop("beta2")
-    builder = getattr(vecfl, args.algorithm)
-    algorithm: vecfl.Algorithm = builder(**options)
-    return algorithm
+def images(data: FederatedDataset, source: str) -> FederatedDataset:
+    """The data as x [n, 1, 28, 28], floats in [0, 1] or uint8, and classes y [n].
+
+    Raises InputError where they are something else.
+    """
+    if not {"x", "y"} <= set(data.columns):
+        raise vecfl.InputError(
+            f"{source}: columns {list(data.columns)}; expected x, images of 28 x 28, and y, their "
+            "labels"
+        )
+    x, y = data.columns["x"], data.columns["y"]
+    if tuple(x.shape[1:]) not in {(1, 28, 28), (28, 28), (784,)}:
+        raise vecfl.InputError(
+            f"{source}: column 'x' is {list(x.shape)}; expected images [n, 1, 28, 28], "
+            "[n, 28, 28] or [n, 784]"
+        )
+    if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
+        raise vecfl.InputError(
+            f"{source}: column 'y' is {y.dtype} {list(y.shape)}; expected an integer for each image"
+        )
+    if not 0 <= int(y.min()) <= int(y.max()) < MOST_CLASSES:
+        raise vecfl.InputError(
+            f"{source}: labels from {int(y.min())} to {int(y.max())}; expected classes, counted "
+            f"from 0, fewer than {MOST_CLASSES:,}"
+        )
+    columns = {"x": scaled(x, source).view(-1, 1, 28, 28), "y": y}
+    same = ("x", "y") if columns["x"].dtype == x.dtype else ("y",)  # what a store has on disk
+    files = {name: data.files[name] for name in same if name in data.files}
+    return FederatedDataset.from_checked(columns, data.offsets, data.client_ids, files)
 
 
-def make_simulation(args: Args, data: FederatedDataset) -> vecfl.Simulation:
+def scaled(x: Tensor, source: str) -> Tensor:
+    """Pixels as floats in [0, 1], or as uint8, which whole numbers of 0 to 255 become."""
+    if x.dtype == torch.uint8:
+        return x
+    low, high = (float(bound) for bound in x.aminmax())
+    if low >= 0 and high <= 1:
+        return x if x.is_floating_point() else x.float()
+    if low >= 0 and high <= 255 and not (x.is_floating_point() and bool((x % 1).any())):
+        return x.to(torch.uint8)
+    raise vecfl.InputError(
+        f"{source}: column 'x' has values from {low:g} to {high:g}; expected 0 to 1, or whole "
+        "numbers from 0 to 255"
+    )
+
+
+def classes(train: FederatedDataset, test: FederatedDataset) -> int:
+    """How many there are, by the largest label."""
+    return 1 + max(int(part.columns["y"].max()) for part in (train, test))
+
+
+def unseen(train: FederatedDataset, test: FederatedDataset) -> dict[str, dict[str, Tensor]]:
+    """The test data of clients that do not train, and of those that do, where there are any."""
+    known = set(train.client_ids)
+    seen = torch.tensor([id_ in known for id_ in test.client_ids]).repeat_interleave(test.sizes)
+    rows = {"unseen_clients": ~seen, "unseen_examples": seen}
+    return {
+        name: {column: values[some] for column, values in test.columns.items()}
+        for name, some in rows.items()
+        if some.any()
+    }
+
+
+def evaluate(
+    sim: vecfl.Simulation, state: vecfl.State, parts: dict[str, dict[str, Tensor]]
+) -> dict[str, float | int | str]:
+    """The metrics of each part under its name, and of all of them as `eval/...`."""
+    by_part = {name: sim.evaluate(state, columns, name) for name, columns in parts.items()}
+    n = sum(len(columns["y"]) for columns in parts.values())
+    pooled = {
+        f"eval/{metric}": sum(
+            len(parts[name]["y"]) / n * float(found[f"{name}/{metric}"])
+            for name, found in by_part.items()
+        )
+        for metric in ("loss", "accuracy")
+    }
+    return {**pooled, **{key: value for found in by_part.values() for key, value in found.items()}}
+
+
+def make_simulation(args: Args, data: FederatedDataset, classes: int) -> vecfl.Simulation:
     torch.manual_seed(args.seed)
-    module = emnist_cnn() if args.model == "cnn" else logistic()
+    module = emnist_cnn(classes) if args.model == "cnn" else logistic(classes)
     metrics = {"accuracy": vecfl.accuracy}
     task = vecfl.Task(module, vecfl.cross_entropy, metrics, example=data.examples(2))
-    return vecfl.Simulation(
-        task,
-        data,
-        make_algorithm(args),
-        vecfl.uniform(args.cohort),
-        seed=args.seed,
-        sample_seed=args.sample_seed,
-        device=args.device,
-        dtype=getattr(torch, args.dtype),
-        backend=args.backend,
-        workers=args.workers,
-        threads=args.threads,
-        slots=args.slots,
-    )
+    return simulation(args, task, data, make_algorithm(args))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         {"vecfl.worker", "vecfl.trainer", "vecfl.choices", "vecfl.probe", "vecfl.arrange"}
         | {"vecfl.feed", "vecfl.simulation"}
     ),
-    frozenset({"vecfl.report", "vecfl.record", "vecfl.cli"}),
+    frozenset({"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags"}),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
     frozenset({"benchmarks.common"}),
     frozenset({"recipes", "benchmarks"}),
@@ -66,6 +66,8 @@ SAME_FLOOR = {
     ("vecfl.simulation", "vecfl.probe"),
     ("vecfl.simulation", "vecfl.trainer"),
     ("vecfl.record", "vecfl.report"),
+    ("vecfl.flags", "vecfl.cli"),
+    ("vecfl.flags", "vecfl.report"),
 }
 SCRIPTS = FLOORS[-1]  # nobody imports one, not even another script
 COMMON = "benchmarks.common"  # what the benchmarks share; it serves them alone

@@ -164,7 +164,7 @@ def _draw_accuracy(axes: Axes, rows: Rows) -> None:
     _draw_named(axes, rows, "accuracy")
     final = _series(rows, "eval/accuracy")[1][-1:]
     axes.set_title(" ".join(["Accuracy", *(f"(test data: {value:.1%})" for value in final)]))
-    axes.set_ylabel("accuracy (share of examples)")
+    axes.set_ylabel("accuracy (share of examples or tokens)")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_ylim(0, 1.02)
 
@@ -176,11 +176,11 @@ def _draw_loss(axes: Axes, rows: Rows) -> None:
     _draw_named(axes, rows, "loss")
     final = _series(rows, "eval/loss")[1][-1:]
     axes.set_title(" ".join(["Loss", *(f"(test data: {value:#.3g})" for value in final)]))
-    axes.set_ylabel("mean loss per example")
+    axes.set_ylabel("mean loss per example or token")
     losses = (*LOSSES, *(f"{name}/loss" for name in _named(rows)))
     drawn = [value for key in losses for value in _series(rows, key)[1] if math.isfinite(value)]
     if min(drawn, default=0) > 0:
-        axes.set_ylabel("mean loss per example (log scale)")
+        axes.set_ylabel("mean loss per example or token (log scale)")
         axes.set_yscale("log", subs=[2, 5] if max(drawn) < 1e4 * min(drawn) else [])
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
@@ -188,7 +188,8 @@ def _draw_loss(axes: Axes, rows: Rows) -> None:
 
 def _draw_named(axes: Axes, rows: Rows, metric: str) -> None:
     for name, color in zip(_named(rows), itertools.cycle(NAMED), strict=False):
-        _line(axes, rows, f"{name}/{metric}", label=name, color=color, linewidth=2)
+        # Dashed: it may lie on another line, as where all test data are of unseen clients.
+        _line(axes, rows, f"{name}/{metric}", label=name, color=color, linewidth=2, linestyle="--")
 
 
 def _line(axes: Axes, rows: Rows, key: str, **style: Any) -> None:

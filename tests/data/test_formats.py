@@ -15,6 +15,7 @@ from tests.data.files import hdf5_file, parquet_file, tff_file
 from tests.data.fuzz import answers, mutate
 from tests.data.idx_files import write_mnist
 from tests.data.test_examples import batch
+from vecfl.data import __main__ as command
 from vecfl.data import read
 from vecfl.errors import InputError
 
@@ -90,6 +91,11 @@ def mnist(path: Path) -> Path:
     return path
 
 
+def store_pair(path: Path) -> Path:
+    command.convert(leaf_pair(path.with_name("leaf")), path)
+    return path
+
+
 WHO = {"client": "who"}
 KNOWN: dict[Callable[[Path], Path], tuple[dict[str, Any], bool]] = {
     leaf: ({}, False),
@@ -104,6 +110,7 @@ KNOWN: dict[Callable[[Path], Path], tuple[dict[str, Any], bool]] = {
     archive: ({}, False),
     cifar: ({"client": lambda labels: ["u"] * len(labels)}, True),
     mnist: ({}, True),
+    store_pair: ({}, True),
 }
 
 
@@ -120,6 +127,15 @@ def test_formats_are_recognised(tmp_path: Path, write: Callable[[Path], Path]) -
         assert train.columns["y"].tolist() == [3]
     with pytest.raises(InputError, match=f"^{path}: .* has no option 'colour'; it takes "):
         read(path, colour=1)
+
+
+def test_a_store_that_is_missing_in_a_pair_is_named(tmp_path: Path) -> None:
+    path = store_pair(tmp_path / "data")
+    shutil.rmtree(path / "test")
+    leaf_pair(tmp_path / "other")
+    (tmp_path / "other" / "test").rename(path / "test")
+    with pytest.raises(InputError, match=f"^{path}/test: no store: it has no meta.json$"):
+        read(path)
 
 
 def test_options_that_are_needed(tmp_path: Path) -> None:

@@ -11,14 +11,11 @@ import pytest
 import torch
 import yaml
 
-import vecfl
 from tests.data.idx_files import write_mnist
 from vecfl.data import mnist_writers
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "mnist_writers.py"
-RUN = runpy.run_path(str(RECIPE))
-OPTIONS: dict[str, dict[str, Any]] = RUN["OPTIONS"]
 ALGORITHMS = ["fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
 
 
@@ -39,7 +36,8 @@ def command(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.delenv("VECFL_DATA", raising=False)
 
     def command(name: str, *flags: str) -> list[dict[str, Any]]:
-        where = [] if any(f.startswith("--data") for f in flags) else [f"--data={data}"]
+        given = any(f == "--data" or f.startswith("--data=") for f in flags)
+        where = [] if given else [f"--data={data}"]
         common = [str(RECIPE), "--rounds=2", "--cohort=2", f"--out={name}", *where]
         monkeypatch.setattr(sys, "argv", [*common, *flags])
         runpy.run_path(str(RECIPE), run_name="__main__")
@@ -100,61 +98,6 @@ def test_it_learns(command: Any) -> None:
     assert rows[-1]["train/loss"] < 0.2 * rows[0]["train/loss"]
 
 
-CHANGED = {"lr": 0.07, "epochs": 2, "optimizer": "momentum", "clip": 0.01, "mu": 3.0, "tau": 0.5}
-CHANGED |= {"server_lr": 0.5, "beta": 0.1, "beta1": 0.3, "beta2": 0.2, "start": 2.0}
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_option_has_an_effect(data: Path, algorithm: str) -> None:
-    def model(**options: Any) -> torch.Tensor:
-        args = RUN["settle"](RUN["Args"](algorithm=algorithm, cohort=4, batch=4, **options))
-        sim = RUN["make_simulation"](args, mnist_writers(data)[0])
-        assert sim.algorithm.name == algorithm
-        state = sim.start()
-        for _ in range(2):
-            state, _ = sim.round(state)
-        return state.server["w"]
-
-    plain = model()
-    assert torch.equal(plain, model())
-    without = [n for n in OPTIONS[algorithm] if torch.equal(plain, model(**{n: CHANGED[n]}))]
-    assert without == []
-
-
-def test_values_where_none_is_given() -> None:
-    def settled(**given: Any) -> dict[str, Any]:
-        args = RUN["settle"](RUN["Args"](**given))
-        return {name: value for name in CHANGED if (value := getattr(args, name)) is not None}
-
-    client = {"lr": 0.1, "epochs": 1, "optimizer": "sgd"}
-    assert settled() == client
-    assert settled(algorithm="fedsgd") == {"lr": 0.5}
-    assert settled(algorithm="fedprox", mu=0.0) == client | {"mu": 0.0}
-    assert settled(algorithm="fedavgm") == client | {"server_lr": 1.0, "beta": 0.9}
-    adam = {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 0.001}
-    assert settled(algorithm="fedadam") == settled(algorithm="fedyogi") == client | adam
-    assert settled(algorithm="fedyogi", tau=0.1, lr=0.3)["tau"] == 0.1
-    assert settled(optimizer="adamw") == client | {"lr": 0.001, "optimizer": "adamw"}
-    assert settled(optimizer="momentum") == client | {"lr": 0.01, "optimizer": "momentum"}
-
-
-REFUSED = [(a, o) for a in ALGORITHMS for o in CHANGED if o not in OPTIONS[a]]
-
-
-@pytest.mark.parametrize(("algorithm", "option"), REFUSED)
-def test_what_an_algorithm_does_not_take_is_an_error(algorithm: str, option: str) -> None:
-    args = RUN["Args"](algorithm=algorithm, **{option: CHANGED[option]})
-    flag = "--" + option.replace("_", "-")
-    said = f"^{flag}: {algorithm} does not take it \\(got {CHANGED[option]}\\); it takes --"
-    with pytest.raises(vecfl.InputError, match=said):
-        RUN["settle"](args)
-
-
-def test_the_table_of_options_is_whole() -> None:
-    assert list(OPTIONS) == ALGORITHMS
-    assert set(RUN["EVERY_OPTION"]) == set(CHANGED)
-
-
 def test_another_algorithm_carries_no_default_over(
     command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,7 +119,7 @@ def test_another_algorithm_carries_no_default_over(
     ("flags", "said"),
     [
         ("--rounds 0", "--rounds: expected at least 1, got 0"),
-        ("--cohort 5 --slots 1", "--cohort: expected at most 4 (training writers), got 5"),
+        ("--cohort 5 --slots 1", "--cohort: expected at most 4 (training clients), got 5"),
         ("--batch 0", "--batch: expected at least 1, got 0"),
         ("--epochs 0", "--epochs: expected at least 1, got 0"),
         ("--eval-every 0", "--eval-every: expected at least 1, got 0"),
@@ -189,17 +132,23 @@ def test_another_algorithm_carries_no_default_over(
         ("--mu 0.1", "--mu: fedavg does not take it (got 0.1); it takes --epochs, "),
         ("--seed -1", "--seed: expected 0 to 2^63 - 1, got -1"),
         ("--device cuda:99", "--device: expected a device of this machine, such as cpu, got cuda"),
-        ("--data none", "--data: no folder none; it should hold the four idx files of MNIST"),
-        ("--data .", "no train-images-idx3-ubyte in the folder .; it should hold the four idx"),
+        ("--data none", "none: no such file or directory; understood are LEAF (a .json file, "),
+        ("--data .", ".: no data of a known format; understood are LEAF (a .json file, "),
+        ("--test-clients 0.5", "--test-clients: expected none: {data} has test data of its own, g"),
+        ("--data-seed 5", "--data-seed: expected none: {data} has test data of its own, got 5"),
+        ("--data-seed -1", "--data-seed: expected 0 to 2^63 - 1, got -1"),
+        ("--test-clients 1", "--test-clients: expected a share between 0 and 1, got 1.0"),
+        ("--client who", "{data}: MNIST by writers has no option 'client'; it takes none"),
     ],
 )
 def test_wrong_input_is_one_line(
-    command: Any, capsys: pytest.CaptureFixture[str], flags: str, said: str
+    command: Any, data: Path, capsys: pytest.CaptureFixture[str], flags: str, said: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         command("run", *flags.split())
     captured = capsys.readouterr()
     assert (caught.value.code, captured.out) == (2, "")
+    said = said.replace("{data}", str(data))
     assert captured.err.startswith(f"error: {said}") and captured.err.count("\n") == 1
     assert not Path("run").exists()
 

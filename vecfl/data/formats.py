@@ -16,7 +16,7 @@ from vecfl.data.hdf5 import names, opened
 from vecfl.data.leaf import ENDINGS, leaf_clients, read_leaf, read_leaf_pair
 from vecfl.data.mnist_writers import mnist_writers
 from vecfl.data.parquet import Partition, parquet_clients, read_parquet
-from vecfl.data.store import open_dataset
+from vecfl.data.store import META, open_dataset
 from vecfl.data.tables import csv_clients, npz_clients, read_csv, read_npz
 from vecfl.data.tff import read_tff, read_tff_pair, tff_clients
 from vecfl.errors import InputError
@@ -25,8 +25,10 @@ TABLES = tuple(name + gz for name in (".csv", ".data", ".txt") for gz in ("", ".
 UNDERSTOOD = (
     "LEAF (a .json file, a directory of them, or train/ and test/), TFF (.h5, or a directory with "
     "*_train.h5 and *_test.h5), FLUTE (.json, .hdf5), parquet (files, or train* and test* in a "
-    "directory), CSV, NPZ, CIFAR's .bin batches, MNIST by writers, a store"
+    "directory), CSV, NPZ, CIFAR's .bin batches, MNIST by writers, a store, or the stores train/ "
+    "and test/"
 )
+PARTS = ("train", "test")
 Pair = tuple[FederatedDataset, FederatedDataset | None]
 
 
@@ -83,7 +85,9 @@ def _directory(path: Path, inside: set[str]) -> Format | None:
 
     if {"meta.json", "offsets.npy"} <= inside:
         return Format("store", open_dataset, open_dataset)
-    if {"train", "test"} <= inside:
+    if set(PARTS) <= inside and any((path / part / META).exists() for part in PARTS):
+        return Format("stores", _open_pair, open_dataset)
+    if set(PARTS) <= inside:
         return Format("LEAF", read_leaf_pair, leaf_clients)
     if some("_train.h5") and some("_test.h5"):
         return Format("TFF", read_tff_pair, tff_clients)
@@ -119,10 +123,16 @@ def _file(path: Path) -> Format | None:
     return Format("LEAF", read_leaf, leaf_clients)
 
 
+def _open_pair(folder: Path | str) -> Pair:
+    """The stores train and test in a folder, as `python -m vecfl.data convert` leaves them."""
+    train, test = (open_dataset(Path(folder) / part) for part in PARTS)
+    return train, test
+
+
 def _parquet_pair(path: Path | str, client: str | Partition, **options: Any) -> Pair:
     """The files whose names begin with train, and those that begin with test."""
     parts = []
-    for start in ("train", "test"):
+    for start in PARTS:
         files = sorted(Path(path).glob(f"{start}*.parquet"))
         parts.append(read_parquet(files, client, **options))
     return parts[0], parts[1]

@@ -1,0 +1,191 @@
+"""Flags that recipes share: dataclasses to inherit from, and what their values mean.
+
+A recipe that lets the user choose the algorithm inherits `AlgorithmArgs`, any other `RunArgs`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+
+import vecfl.algorithms as algorithms
+import vecfl.optim as optim
+from vecfl.algorithms import Algorithm
+from vecfl.cli import check, flag, has_device
+from vecfl.data import FederatedDataset
+from vecfl.errors import InputError
+from vecfl.report import check_matplotlib
+from vecfl.sampling import uniform
+from vecfl.schedule import Batches
+from vecfl.simulation import Simulation
+from vecfl.task import Task
+from vecfl.track import check_out, check_wandb
+
+Settled = TypeVar("Settled", bound="AlgorithmArgs")
+
+
+@dataclass
+class RunArgs:
+    """A run: where it goes, how long it is, its seeds, and what it runs on."""
+
+    out: str | None = None
+    """run directory, new or empty; runs/<recipe>-<time> if not given"""
+    track: Literal["auto", "wandb", "none"] = "auto"
+    """Weights & Biases, online if logged in, else offline; auto goes on where it is missing"""
+    rounds: int = 100
+    """communication rounds"""
+    cohort: int = 20
+    """clients that train in a round"""
+    batch: int = 10
+    """examples in a batch"""
+    seed: int = 0
+    """seed of the run: first model, shuffles, dropout"""
+    sample_seed: int | None = None
+    """seed of the cohorts; --seed if not given"""
+    device: str = "cpu"
+    """where to train: cpu, cuda, cuda:1, ..."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """floating-point type of the model"""
+    backend: Literal["auto", "loop", "vmap", "stacked"] = "auto"
+    """train clients one after the other, or many at a time (two ways); auto: the fastest here"""
+    workers: int | Literal["auto"] = "auto"
+    """threads that train clients, on a CPU"""
+    threads: int | None = None
+    """operator threads of each worker; measured with --workers auto, else torch's shared out"""
+    slots: int | Literal["auto"] = "auto"
+    """clients that train at the same time on each worker"""
+
+
+@dataclass
+class AlgorithmArgs(RunArgs):
+    """A run by one of the algorithms, with their options."""
+
+    batch: int = 10
+    """examples in a batch; for fedsgd, of a micro-batch, which does not change the result"""
+    algorithm: Literal[
+        "fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"
+    ] = "fedavg"
+    """the options below that say 'by algorithm' are an error where it does not take them"""
+    lr: float | None = None
+    """learning rate: the clients', for fedsgd the server's; by algorithm and optimizer"""
+    epochs: int | None = None
+    """passes over a client's examples in a round; by algorithm"""
+    optimizer: Literal["sgd", "momentum", "adam", "adamw"] | None = None
+    """the clients' optimizer; by algorithm"""
+    clip: float | None = None
+    """greatest norm of the gradient of a client's step, no limit if not given; by algorithm"""
+    mu: float | None = None
+    """strength of the pull to the model of the round; by algorithm (fedprox)"""
+    server_lr: float | None = None
+    """learning rate of the server; by algorithm"""
+    beta: float | None = None
+    """momentum of the server; by algorithm (fedavgm)"""
+    beta1: float | None = None
+    """decay of the server's mean of updates; by algorithm"""
+    beta2: float | None = None
+    """decay of the server's mean of squared updates; by algorithm"""
+    tau: float | None = None
+    """added to the root of the squared updates, which it bounds below; by algorithm"""
+    start: float | None = None
+    """first value of the squared updates, tau^2 if not given; by algorithm"""
+    eval_every: int = 5
+    """rounds from one evaluation to the next; the last round is always evaluated"""
+
+
+# What each algorithm takes by a flag of its own, with the values where none is given.
+CLIENTS = {"epochs": 1, "optimizer": "sgd", "clip": None, "lr": None}
+ADAPTIVE = {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3, "start": None}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fedavg": CLIENTS,
+    "fedsgd": {"lr": 0.5},
+    "fedprox": CLIENTS | {"mu": 0.01},
+    "fedavgm": CLIENTS | {"server_lr": 1.0, "beta": 0.9},
+    "fedadagrad": CLIENTS | {"server_lr": 0.1, "beta1": 0.0, "tau": 1e-3, "start": None},
+    "fedadam": CLIENTS | ADAPTIVE,
+    "fedyogi": CLIENTS | ADAPTIVE,
+}
+EVERY_OPTION = tuple(dict.fromkeys(name for options in OPTIONS.values() for name in options))
+
+LR = {"sgd": 0.1, "momentum": 0.01, "adam": 0.001, "adamw": 0.001}  # of the clients' optimizer
+
+
+def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
+    """`args` with the values that its algorithm and optimizer fill in; `lr` by client optimizer.
+
+    Raises InputError for a value that the algorithm does not take.
+    """
+    taken = OPTIONS[args.algorithm]
+    for name in EVERY_OPTION:
+        if name not in taken and (value := getattr(args, name)) is not None:
+            raise InputError(
+                f"{flag(name)}: {args.algorithm} does not take it (got {value}); "
+                f"it takes {', '.join(map(flag, taken))}"
+            )
+    filled = {name: default for name, default in taken.items() if getattr(args, name) is None}
+    if filled.get("lr", 0) is None:
+        filled["lr"] = lr[args.optimizer or "sgd"]
+    seed = args.seed if args.sample_seed is None else args.sample_seed
+    return replace(args, sample_seed=seed, **filled)
+
+
+def check_run(args: RunArgs) -> None:
+    """Raise InputError, with the name of the flag, before anything is made."""
+    check(args, ("rounds", "cohort", "batch", "threads"), lambda n: n >= 1, "at least 1")
+    check(args, ("seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
+    some = ("workers", "slots")
+    check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
+    right = f"auto or at most --cohort ({args.cohort})"
+    check(args, some, lambda n: n == "auto" or n <= args.cohort, right)
+    check(args, ("device",), has_device, "a device of this machine, such as cpu")
+    check_matplotlib()
+    check_out(args.out)
+    check_wandb(args.track)
+
+
+def check_algorithm(args: AlgorithmArgs) -> None:
+    """Raise InputError, with the name of the flag, for a value that no algorithm could take."""
+    check(args, ("epochs", "eval_every"), lambda n: n >= 1, "at least 1")
+    positive = ("lr", "server_lr", "clip", "tau")
+    check(args, positive, lambda x: 0 < x < math.inf, "a positive number")
+    check(args, ("mu", "start"), lambda x: 0 <= x < math.inf, "a number of at least 0")
+    check(args, ("beta", "beta1", "beta2"), lambda x: 0 <= x < 1, "a number in [0, 1)")
+
+
+def make_algorithm(args: AlgorithmArgs) -> Algorithm:
+    """The algorithm with the options that it takes; `args` are settled."""
+    options = {name: getattr(args, name) for name in OPTIONS[args.algorithm]}
+    if args.algorithm == "fedsgd":
+        return algorithms.fedsgd(size=args.batch, **options)
+    options["batches"] = Batches(size=args.batch, epochs=options.pop("epochs"))
+    options["optimizer"] = getattr(optim, options["optimizer"])()
+    if "beta2" in options:
+        options["betas"] = options.pop("beta1"), options.pop("beta2")
+    builder = getattr(algorithms, args.algorithm)
+    algorithm: Algorithm = builder(**options)
+    return algorithm
+
+
+def simulation(
+    args: RunArgs, task: Task, data: FederatedDataset, algorithm: Algorithm
+) -> Simulation:
+    """The simulation of these parts, with uniform cohorts.
+
+    Raises InputError as `Simulation` does, and for a cohort that is larger than the population.
+    """
+    n = data.num_clients
+    check(args, ("cohort",), lambda size: size <= n, f"at most {n} (training clients)")
+    return Simulation(
+        task,
+        data,
+        algorithm,
+        uniform(args.cohort),
+        seed=args.seed,
+        sample_seed=args.sample_seed,
+        device=args.device,
+        dtype=getattr(torch, args.dtype),
+        backend=args.backend,
+        workers=args.workers,
+        threads=args.threads,
+        slots=args.slots,
+    )
