@@ -90,6 +90,16 @@ def test_a_client_that_comes_twice_trains_twice() -> None:
     assert torch.equal(*totals) and totals[0].any()
 
 
+def test_repeats_losses_and_empty_rounds_have_the_same_bits() -> None:
+    drawn = [[6, 0, 6, 3, 6], [], [9, 1, 7, 9, 2]]  # of which 3, 1 and 7 are lost
+    kind = {"sampler": lambda eligible, seed, round: torch.tensor(drawn[round], dtype=torch.int64)}
+    kind |= {"client_dropout": 0.3, "slots": 2}
+    expected, found = (results(simulate(resident=resident, **kind)) for resident in (True, False))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    first, second, third = expected[0:6:2]
+    assert torch.equal(first, second) and not torch.equal(second, third)
+
+
 # What is fetched
 
 X = torch.arange(12, dtype=torch.uint8).reshape(6, 2)
