@@ -34,7 +34,8 @@ KEYS = {
     "client/loss_p90",
     *(f"client/accuracy_{name}" for name in ("mean", "p10", "p50", "p90", "worst")),
     *(f"system/{name}" for name in ("clients_per_s", "round_s", "slots", "slot_efficiency")),
-    *(f"system/{name}" for name in ("client_steps", "backend", "workers", "threads", "wait_s", "data")),
+    *(f"system/{name}" for name in ("client_steps", "backend", "workers", "threads")),
+    *("system/wait_s", "system/data"),
 }
 
 
