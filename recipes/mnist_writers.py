@@ -9,6 +9,7 @@ arXiv:1602.05629 (fedavg, fedsgd); Li et al. 2020, arXiv:1812.06127 (fedprox); H
 arXiv:1909.06335 (fedavgm); Reddi et al. 2021, arXiv:2003.00295.
 """
 
+import logging
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from vecfl.record import record_run
 
 TEST_CLIENTS = 0.2
 MOST_CLASSES = 10_000  # more are no classes but, say, ids
+log = logging.getLogger("vecfl")
 
 
 @dataclass
@@ -59,6 +61,7 @@ def run(args: Args) -> None:
     args = settle(args)
     check_args(args)
     train, test, args = load(args)
+    tell_paper(train)
     sim = make_simulation(args, train, classes(train, test))
     parts = unseen(train, test)
     record_run(
@@ -109,7 +112,8 @@ def default_folder() -> Path:
     """mnist_writers in the folder that VECFL_DATA names, or here."""
     folder = Path(os.environ.get("VECFL_DATA", "."), "mnist_writers")
     if not folder.is_dir():
-        raise vecfl.InputError(f"--data: no folder {folder}; it should hold {DOWNLOAD}")
+        unset = "" if "VECFL_DATA" in os.environ else " here, and VECFL_DATA is not set"
+        raise vecfl.InputError(f"--data: no folder {folder}{unset}; it should hold {DOWNLOAD}")
     return folder
 
 
@@ -160,8 +164,19 @@ def scaled(x: Tensor, source: str) -> Tensor:
 
 
 def classes(train: FederatedDataset, test: FederatedDataset) -> int:
-    """How many there are, by the largest label."""
-    return 1 + max(int(part.columns["y"].max()) for part in (train, test))
+    """How many there are, by the largest label; those that never occur are told."""
+    seen = torch.cat([part.columns["y"] for part in (train, test)]).long().bincount()
+    absent = (seen == 0).nonzero().flatten().tolist()
+    if absent:
+        log.warning("%d classes, of which %s never occur", len(seen), str(absent[:5]).strip("[]"))
+    return len(seen)
+
+
+def tell_paper(train: FederatedDataset) -> None:
+    """A warning where pixels are mostly 1: with white paper the default learning rate diverges."""
+    x = train.columns["x"][:1000]
+    if float(x.double().mean()) > (127 if x.dtype == torch.uint8 else 0.5):
+        log.warning("white paper (pixels are mostly 1): logistic regression wants --lr 0.03")
 
 
 def unseen(train: FederatedDataset, test: FederatedDataset) -> dict[str, dict[str, Tensor]]:

@@ -82,7 +82,9 @@ def data_folder(args: Args) -> Path:
     default = Path(os.environ.get("VECFL_DATA", "."), "shakespeare_tff")
     folder = default if args.data is None else Path(args.data).expanduser()
     if not folder.is_dir():
-        raise vecfl.InputError(f"--data: no folder {folder}; it should hold {DOWNLOAD}")
+        named = args.data is not None or "VECFL_DATA" in os.environ
+        unset = "" if named else " here, and VECFL_DATA is not set"
+        raise vecfl.InputError(f"--data: no folder {folder}{unset}; it should hold {DOWNLOAD}")
     return folder
 
 

@@ -170,7 +170,8 @@ def test_an_empty_cohort_leaves_the_state(
     state, _ = sim.round(sim.start())
     with caplog.at_level(logging.WARNING, "vecfl"):
         after, metrics = sim.round(state)
-    assert caplog.messages == ["round 2: no client takes part; the model stays as it is"]
+    told = [message for message in caplog.messages if message.startswith("round")]
+    assert told == ["round 2: no client takes part; the model stays as it is"]
     assert after.round == 2 and after.server.keys() == state.server.keys()
     assert all(torch.equal(after.server[name], t) for name, t in state.server.items())
     assert math.isnan(metrics.pop("train/loss"))

@@ -23,6 +23,7 @@ from vecfl.sampling import (
     everyone,
     fraction,
     poisson,
+    say_short,
     uniform,
     uniform_between,
     weighted,
@@ -275,10 +276,16 @@ def test_only_who_is_eligible_is_drawn(sample: Sampler) -> None:
     assert nobody.shape == (0,) and nobody.dtype == torch.int64
 
 
-def test_where_fewer_are_eligible_all_of_them_take_part() -> None:
+def test_where_fewer_are_eligible_all_of_them_take_part(caplog: pytest.LogCaptureFixture) -> None:
+    say_short.cache_clear()
     eligible = torch.tensor([True, False, True, False, False])
     for sample in (uniform(3), uniform_between(3, 4), weighted(3, [1, 1, 1, 1, 1])):
         assert sorted(sample(eligible, SEED, 0).tolist()) == [0, 2]
+    for t in range(2):
+        uniform(3)(eligible, SEED, t)
+    assert [message[:60] for message in caplog.messages].count(
+        "a cohort of 3 was asked for, but turns or availability leave"
+    ) == 1  # said once
     assert len(fraction(0.5)(eligible, SEED, 0)) == 1  # of those who are eligible
 
 
@@ -306,6 +313,10 @@ BAD = {
     "uniform text": (lambda: uniform("3"), "a cohort has at least 1 client, not '3'"),
     "too large": (
         lambda: uniform(11)(all_of(10), SEED, 0),
+        "a cohort of 11 clients is larger than the population of 10; choose at most 10",
+    ),
+    "a pass of more than all": (
+        lambda: cyclic(11)(all_of(10), SEED, 0),
         "a cohort of 11 clients is larger than the population of 10; choose at most 10",
     ),
     "range": (

@@ -4,6 +4,7 @@ A sampler is a function (eligible [N] bool, seed, round) -> positions [C] int64.
 drawn more than once where the sampler says so, and a cohort may be empty.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,6 +18,7 @@ from vecfl.errors import InputError, is_integer
 from vecfl.random import Kind, permutation, stream, words
 from vecfl.random import uniform as uniforms
 
+log = logging.getLogger("vecfl")
 Sampler = Callable[[Tensor, int, int], Tensor]
 SIZE, PASS = 1, 2  # steps of streams of kind cohort; the words of clients are step 0
 
@@ -27,7 +29,7 @@ def everyone() -> Sampler:
 
 
 def uniform(size: int) -> Sampler:
-    """`size` clients uniformly without replacement; all, where fewer are eligible.
+    """`size` clients uniformly without replacement; all, and a warning, where fewer are eligible.
 
     Raises InputError if the population is smaller.
     """
@@ -130,6 +132,7 @@ def cyclic(size: int) -> Sampler:
     size = at_least(1, size, "a cohort")
 
     def sample(eligible: Tensor, seed: int, round: int) -> Tensor:
+        fits_population(size, len(eligible))
         number, turn = divmod(round, -(-len(eligible) // size))
         order = pass_order(len(eligible), seed, number)[turn * size : (turn + 1) * size]
         return order[eligible[order]]
@@ -142,15 +145,32 @@ def client_words(eligible: Tensor, seed: int, round: int) -> Tensor:
     return words(seed, stream(Kind.COHORT, round=round), len(eligible))
 
 
+def fits_population(size: int, population: int) -> None:
+    """InputError unless a cohort of `size` distinct clients can be."""
+    if size > population:
+        raise InputError(
+            f"a cohort of {size} clients is larger than the population of {population}; "
+            f"choose at most {population}"
+        )
+
+
 def distinct(eligible: Tensor, seed: int, round: int, size: int) -> Tensor:
     """`size` of the eligible clients, all of them where they are fewer: those of smallest word."""
-    if size > len(eligible):
-        raise InputError(
-            f"a cohort of {size} clients is larger than the population of {len(eligible)}; "
-            f"choose at most {len(eligible)}"
-        )
+    fits_population(size, len(eligible))
+    if int(eligible.sum()) < size:
+        say_short(size, len(eligible))
     key = (client_words(eligible, seed, round) << 31) | torch.arange(len(eligible))
     return first(key.where(eligible, torch.iinfo(torch.int64).max), eligible, size)
+
+
+@lru_cache(maxsize=64)
+def say_short(size: int, population: int) -> None:
+    """A warning, once, that a cohort is smaller than asked for."""
+    log.warning(
+        "a cohort of %d was asked for, but turns or availability leave fewer of the %d clients; "
+        "train/cohort tells how many (said once)",
+        *(size, population),
+    )
 
 
 def first(key: Tensor, eligible: Tensor, size: int) -> Tensor:

@@ -165,7 +165,10 @@ def test_the_folder_of_vecfl_data_is_the_default(
         runpy.run_path(str(RECIPE), run_name="__main__")
     assert caught.value.code == 2
     err = capsys.readouterr().err
-    assert re.match("error: --data: no folder mnist_writers; it should .*facebookresearch/qmn", err)
+    assert re.match(
+        "error: --data: no folder mnist_writers here, and VECFL_DATA is not set; .*search/qmn",
+        err,
+    )
     monkeypatch.setenv("VECFL_DATA", str(data.parent))
     runpy.run_path(str(RECIPE), run_name="__main__")
     assert Path("run", "model.pt").exists()

@@ -84,7 +84,7 @@ def test_settings_repeat_a_run(command: Any, data: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("", "--data: no folder shakespeare_tff; it should hold shakespeare_train.h5 and shakes"),
+        ("", "--data: no folder shakespeare_tff here, and VECFL_DATA is not set; it should hold"),
         ("--data=none", "--data: no folder none; it should hold shakespeare_train.h5 and"),
         ("--data=.", ".: no such file in this directory; expected a file, or a directory of fil"),
         ("--data={data} --cohort=4", "--cohort: expected at most 3 (training clients), got 4"),

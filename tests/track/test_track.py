@@ -68,12 +68,12 @@ def test_console_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     monkeypatch.setattr(console.time, "perf_counter", lambda: next(now))
     tracker = Console(100)
     tracker.log({"round": 5, "eval/accuracy": 0.5, "system/clients_per_s": 1234.5})
-    tracker.log({"round": 10, "train/loss": 0.04321})
+    tracker.log({"round": 10, "train/loss": 0.04321, "system/clients_per_s": 1234.5})
     tracker.log({"round": 20, "train/loss": 2.0, "eval/accuracy": 0.9721})
     # Two rounds seen in 20 s, 90 to go: 900 s. Then three in 60 s, 80 to go: 1600 s.
     assert capsys.readouterr().err == (
-        "round 10/100  train loss 0.0432, test acc 50.0%, 1,234 clients/s, 15:00 left\n"
-        "round 20/100  train loss 2.00, test acc 97.2%, 1,234 clients/s, 26:40 left\n"
+        "round 10/100  train loss 0.0432, test acc 50.0% (round 5), 1,234 clients/s, 15:00 left\n"
+        "round 20/100  train loss 2.00, test acc 97.2%, 1,234 clients/s (round 10), 26:40 left\n"
     )
 
 

@@ -14,26 +14,28 @@ class Console:
 
     The accuracy of an evaluation with another name than eval is shown under that name.
 
-    Metrics that a round does not bring (an evaluation every tenth round) keep their last value.
+    Metrics that a round does not bring (an evaluation every tenth round) keep their last value,
+    with its round.
     """
 
     def __init__(self, rounds: int) -> None:
-        self._latest: dict[str, float | int | str] = {}
+        self._latest: dict[str, tuple[float | int | str, float | int | str]] = {}
         self._progress: _Bar | _Lines = (_Bar if sys.stderr.isatty() else _Lines)(rounds)
 
     def log(self, metrics: Mapping[str, float | int | str]) -> None:
-        self._latest |= metrics
+        rnd = metrics["round"]
+        self._latest |= {key: (value, rnd) for key, value in metrics.items()}
         named = {
             key: f"{key.removesuffix('/accuracy')} acc {{:.1%}}"
             for key in self._latest
             if key.endswith("/accuracy") and key not in LEARNED
         }
-        shown = [
-            text.format(self._latest[key])
-            for key, text in (LEARNED | named | SPEED).items()
-            if key in self._latest
-        ]
-        self._progress.show(int(metrics["round"]), ", ".join(shown))
+        shown = []
+        for key, text in (LEARNED | named | SPEED).items():
+            if key in self._latest:
+                value, when = self._latest[key]
+                shown.append(text.format(value) + ("" if when == rnd else f" (round {when})"))
+        self._progress.show(int(rnd), ", ".join(shown))
 
     def close(self) -> None:
         self._progress.close()
