@@ -93,11 +93,13 @@ def load(args: Args) -> tuple[FederatedDataset, FederatedDataset, Args]:
     given = {name: getattr(args, name) for name in ("client", "label")}
     options = {name: value for name, value in given.items() if value is not None}
     train, test = read(Path(args.data).expanduser(), **options)
-    train = images(train, args.data)
+    largest = checked_images(train, args.data)
     if test is not None:
         has = f"none: {args.data} has test data of its own"
         check(args, ("test_clients", "data_seed"), lambda _: False, has)
-        return train, images(test, f"{args.data}, test data"), args
+        largest = max(largest, checked_images(test, f"{args.data}, test data"))
+        return images(train, largest), images(test, largest), args
+    train = images(train, largest)
     share = TEST_CLIENTS if args.test_clients is None else args.test_clients
     seed = args.seed if args.data_seed is None else args.data_seed
     try:
@@ -117,10 +119,10 @@ def default_folder() -> Path:
     return folder
 
 
-def images(data: FederatedDataset, source: str) -> FederatedDataset:
-    """The data as x [n, 1, 28, 28], floats in [0, 1] or uint8, and classes y [n].
+def checked_images(data: FederatedDataset, source: str) -> float:
+    """The largest pixel of images x of 28 x 28 with classes y [n].
 
-    Raises InputError where they are something else.
+    Raises InputError where the data are something else.
     """
     if not {"x", "y"} <= set(data.columns):
         raise vecfl.InputError(
@@ -142,25 +144,24 @@ def images(data: FederatedDataset, source: str) -> FederatedDataset:
             f"{source}: labels from {int(y.min())} to {int(y.max())}; expected classes, counted "
             f"from 0, fewer than {MOST_CLASSES:,}"
         )
-    columns = {"x": scaled(x, source).view(-1, 1, 28, 28), "y": y}
-    same = ("x", "y") if columns["x"].dtype == x.dtype else ("y",)  # what a store has on disk
+    low, high = (float(bound) for bound in x.aminmax())
+    whole = not x.is_floating_point() or not bool((x % 1).any())
+    if low < 0 or high > (255 if whole else 1):
+        raise vecfl.InputError(
+            f"{source}: column 'x' has values from {low:g} to {high:g}; expected 0 to 1, or whole "
+            "numbers from 0 to 255"
+        )
+    return high
+
+
+def images(data: FederatedDataset, largest: float) -> FederatedDataset:
+    """The data with x [n, 1, 28, 28]: uint8 if the largest pixel of all is above 1, else floats."""
+    x = data.columns["x"]
+    pixels = x.to(torch.uint8) if largest > 1 else x if x.is_floating_point() else x.float()
+    columns = {"x": pixels.view(-1, 1, 28, 28), "y": data.columns["y"]}
+    same = ("x", "y") if pixels.dtype == x.dtype else ("y",)  # what a store has on disk
     files = {name: data.files[name] for name in same if name in data.files}
     return FederatedDataset.from_checked(columns, data.offsets, data.client_ids, files)
-
-
-def scaled(x: Tensor, source: str) -> Tensor:
-    """Pixels as floats in [0, 1], or as uint8, which whole numbers of 0 to 255 become."""
-    if x.dtype == torch.uint8:
-        return x
-    low, high = (float(bound) for bound in x.aminmax())
-    if low >= 0 and high <= 1:
-        return x if x.is_floating_point() else x.float()
-    if low >= 0 and high <= 255 and not (x.is_floating_point() and bool((x % 1).any())):
-        return x.to(torch.uint8)
-    raise vecfl.InputError(
-        f"{source}: column 'x' has values from {low:g} to {high:g}; expected 0 to 1, or whole "
-        "numbers from 0 to 255"
-    )
 
 
 def classes(train: FederatedDataset, test: FederatedDataset) -> int:

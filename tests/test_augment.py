@@ -404,6 +404,10 @@ def draws_itself(x: Tensor, words: Tensor) -> Tensor:
     return x + torch.rand(())
 
 
+def draws_from_numpy(x: Tensor, words: Tensor) -> Tensor:
+    return x + float(np.random.default_rng().random())
+
+
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "no padding": (lambda: vecfl.crop(0), "crop takes a padding of at least 1 pixel, not 0"),
     "half a pixel": (lambda: vecfl.crop(1.5), "crop takes a padding of at least 1 pixel, not 1.5"),
@@ -460,10 +464,20 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         "the module, the loss or augment mixes the examples of a batch: one more example changes "
         "the loss or gradient of the others, so padding would change results; keep examples apart",
     ),
+    "another dtype": (
+        lambda: tried([lambda x, words: x.float()]),
+        "augment[0] must keep shape and dtype, but makes [2, 3, 4] torch.float32 of [2, 3, 4] "
+        "torch.float64",
+    ),
+    "a generator of its own": (
+        lambda: tried([draws_from_numpy]),
+        "augment draws from a random generator, which differs between backends; use the words "
+        "that it is given",
+    ),
     "torch's generator": (
         lambda: tried([draws_itself]),
-        "augment draws from torch's random generator, which differs between backends; use the "
-        "words that it is given",
+        "augment draws from a random generator, which differs between backends; use the words "
+        "that it is given",
     ),
 } | {
     f"{name} of no images": (
@@ -494,6 +508,31 @@ def test_what_is_refused(case: tuple[Callable[[], object], str]) -> None:
     with pytest.raises(InputError) as error:
         made()
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap", "stacked"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_transform_may_write_into_its_images(backend: str, dtype: torch.dtype) -> None:
+    def erase(x: Tensor, words: Tensor) -> Tensor:
+        x[..., :2, :2] = 0
+        return x
+
+    def erased(x: Tensor, words: Tensor) -> Tensor:
+        keep = torch.ones_like(x[0])
+        keep[..., :2, :2] = 0
+        return x * keep
+
+    data = vecfl.FederatedDataset.from_arrays(
+        {"x": torch.rand(6, 2, 3, 4).to(dtype), "y": torch.arange(6) % 2}, [0, 0, 0, 1, 1, 1]
+    )
+    before, models = data.columns["x"].clone(), []
+    for transform in (erase, erased):
+        torch.manual_seed(0)
+        task = Task(head(24), vecfl.cross_entropy, example=data.examples(4), augment=[transform])
+        work = vecfl.fedavg(lr=0.5, batches=Batches(2, epochs=2))
+        sim = Simulation(task, data, work, vecfl.everyone(), backend=backend, dtype=dtype)
+        models.append(sim.round(sim.start())[0].server["w"])
+    assert torch.equal(*models) and torch.equal(data.columns["x"], before)
 
 
 def test_evaluation_data_of_other_channels_are_refused() -> None:

@@ -40,6 +40,32 @@ def test_every_option_has_an_effect(algorithm: str) -> None:
     assert without == []
 
 
+def test_what_a_run_is_reaches_the_simulation() -> None:
+    data = FederatedDataset.from_arrays({"x": X, "y": Y}, [0] * 9 + [1] * 5 + [2] * 6)
+    task = vecfl.Task(nn.Linear(3, 2), vecfl.cross_entropy, example=data.examples(2))
+    how = {"cohort": 2, "seed": 3, "sample_seed": 4, "dtype": "float64", "device": "cpu:0"}
+    how |= {"backend": "loop", "workers": 2, "threads": 3, "slots": 1}
+    args = settle(AlgorithmArgs(**how))
+    sim = simulation(args, task, data, make_algorithm(args))
+    assert (sim.seed, sim.sample_seed, sim.dtype) == (3, 4, torch.float64)
+    assert sim.device == torch.device("cpu:0")
+    a = sim.arrangement
+    assert (a.backend, a.workers, a.threads, a.slots) == ("loop", 2, 3, 1)
+    assert len(sim.cohort(0)) == 2
+
+
+def test_betas_by_hand() -> None:
+    # One step of FedAdam without bias correction (Algorithm 2) from m = 0, v = tau^2 = 0.01, on a
+    # mean update of 1: m = 1 - beta1 = 0.5, v = 0.9 * 0.01 + 0.1 * 1 = 0.109.
+    options = {"server_lr": 1.0, "beta1": 0.5, "beta2": 0.9, "tau": 0.1}
+    args = settle(AlgorithmArgs(algorithm="fedadam", **options))
+    algorithm = make_algorithm(args)
+    server = algorithm.init(torch.zeros(1, dtype=torch.float64), 1)
+    one = torch.ones((), dtype=torch.float64)
+    after = algorithm.server(server, vecfl.aggregate.Aggregate(one.view(1), one), 1)
+    assert after["w"].item() == pytest.approx(-0.5 / (0.109**0.5 + 0.1))
+
+
 def test_values_where_none_is_given() -> None:
     def settled(**given: Any) -> dict[str, Any]:
         args = settle(AlgorithmArgs(**given))

@@ -168,7 +168,7 @@ def test_an_empty_cohort_leaves_the_state(
     nobody[0] = True
     sim = simulate(available(uniform(3), nobody), way=way, algorithm=algorithm)
     state, _ = sim.round(sim.start())
-    with caplog.at_level(logging.WARNING, "vecfl"):
+    with caplog.at_level(logging.INFO, "vecfl"):
         after, metrics = sim.round(state)
     told = [message for message in caplog.messages if message.startswith("round")]
     assert told == ["round 2: no client takes part; the model stays as it is"]
@@ -197,6 +197,30 @@ def test_a_simulation_that_begins_with_an_empty_draw_still_measures() -> None:
     auto = Simulation(task, data, algorithm, nobody, backend="auto", slots="auto")
     state, metrics = auto.round(auto.start())
     assert metrics["train/cohort"] == 0 and auto.arrangement.backend in ("loop", "vmap", "stacked")
+
+
+def test_slots_go_by_a_large_cohort_of_the_first_rounds() -> None:
+    sizes = [2, 0, 6, 3] + [1] * 20
+    sim = simulate(lambda eligible, seed, t: torch.arange(sizes[t]), way=("vmap", None, 1))
+    assert sim.arrangement.slots == 6
+    ends = simulate(lambda eligible, seed, t: torch.arange([1, 4][t]), way=("vmap", None, 1))
+    assert ends.arrangement.slots == 4  # a sampler may end with the run
+    drawn: list[int] = []
+    same = lambda eligible, seed, t: drawn.append(t) or torch.arange(3)  # noqa: E731
+    assert simulate(same, way=("vmap", None, 1)).arrangement.slots == 3 and drawn == [0, 1, 2]
+
+
+def test_dropout_is_drawn_by_the_sample_seed() -> None:
+    sim = simulate(everyone(), client_dropout=0.5, sample_seed=99)
+    away = [sim._lost(torch.arange(C), t).tolist() for t in range(9)]
+    assert away == [lost(0.5, torch.arange(C), C, 99, t).tolist() for t in range(9)]
+    assert away != [lost(0.5, torch.arange(C), C, 7, t).tolist() for t in range(9)]
+
+
+def test_the_sampler_of_a_simulation_stays() -> None:
+    sim = simulate(everyone())
+    with pytest.raises(AttributeError):
+        sim.sampler = uniform(1)  # type: ignore[misc]
 
 
 def test_occurrences_of_a_client_draw_anew_and_keep_their_keys() -> None:

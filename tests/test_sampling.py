@@ -301,6 +301,16 @@ def test_a_rate_of_one_is_everybody_and_a_tiny_one_almost_nobody() -> None:
     assert len(poisson(2**-33)(all_of(50), SEED, 0)) == 0  # rounded down: never more often
 
 
+def test_the_rate_is_rounded_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 0.3 * 2^32 = 1288490188.8: words to 1288490187 are 1288490188 / 2^32 < 0.3 of all, one more
+    # would be above.
+    edge = [1288490186, 1288490187, 1288490188, 1288490189]
+    monkeypatch.setattr(
+        "vecfl.random.philox", lambda counter, seed: torch.tensor(edge).expand_as(counter)
+    )
+    assert poisson(0.3)(all_of(4), SEED, 0).tolist() == [0, 1]
+
+
 def test_a_smaller_cohort_is_the_beginning_of_a_larger_one() -> None:
     larger = uniform(30)(all_of(30), SEED, 0).tolist()
     assert sorted(larger) == list(range(30))
@@ -324,8 +334,8 @@ BAD = {
         "a cohort of 5 or more has at least 5 clients, not 4",
     ),
     "range too large": (
-        lambda: uniform_between(11, 12)(all_of(10), SEED, 0),
-        "a cohort of 1",
+        lambda: uniform_between(1, 12)(all_of(10), SEED, 0),
+        "a cohort of 12 clients is larger than the population of 10; choose at most 10",
     ),
     "fraction 0": (lambda: fraction(0), "a fraction of the clients is in (0, 1], not 0"),
     "fraction 1.5": (lambda: fraction(1.5), "a fraction of the clients is in (0, 1], not 1.5"),
@@ -346,6 +356,14 @@ BAD = {
     "weights zero": (
         lambda: weighted(1, [0, 0]),
         "weights: expected a number of at least 0 for each client, got zeros alone",
+    ),
+    "weights by name": (
+        lambda: weighted(1, "sizes"),
+        "weights: expected a number of at least 0 for each client, got 'sizes'",
+    ),
+    "weights of fewer": (
+        lambda: weighted(4, [1, 1, 1])(all_of(3), SEED, 0),
+        "a cohort of 4 clients is larger than the population of 3; choose at most 3",
     ),
     "weights by table": (
         lambda: weighted(1, torch.ones(2, 3)),

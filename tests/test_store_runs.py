@@ -51,11 +51,12 @@ def test_a_store_gives_the_bits_of_memory(tmp_path: Path, backend: str, workers:
     assert torch.equal(model(simulation(open_dataset(tmp_path / "s"), **settings)), expected)
 
 
+@pytest.mark.parametrize("resident", [True, False])
 def test_the_next_cohort_is_asked_for_while_one_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resident: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(population(), tmp_path / "s")
-    sim = simulation(open_dataset(tmp_path / "s"), seed=5)
+    sim = simulation(open_dataset(tmp_path / "s"), seed=5, resident=resident)
     asked = []
     monkeypatch.setattr(
         vecfl.FederatedDataset, "prefetch", lambda _, clients: asked.append(clients.tolist())

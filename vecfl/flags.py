@@ -62,7 +62,7 @@ class AlgorithmArgs(RunArgs):
     """A run by one of the algorithms, with their options."""
 
     batch: int = 10
-    """examples in a batch; for fedsgd, of a micro-batch, which does not change the result"""
+    """examples in a batch; for fedsgd, of a micro-batch, which bounds memory alone"""
     algorithm: Literal[
         "fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"
     ] = "fedavg"

@@ -23,8 +23,9 @@ def separated(sampler: Sampler, rounds: int) -> Sampler:
 
     The clients are shuffled once into `rounds` groups of equal size (to one); in round t those of
     group t mod `rounds` are eligible. With `poisson` inside it is the sampling of Choquette-Choo et
-    al., "(Amplified) banded matrix factorization", NeurIPS 2023. Raises InputError where there are
-    more groups than clients.
+    al., "(Amplified) banded matrix factorization", NeurIPS 2023. `cyclic` has turns
+    of its own, most of which are missed inside these. Raises InputError where there are more groups
+    than clients.
     """
     if not is_integer(rounds) or rounds < 1:
         raise InputError(f"participations are separated by at least 1 round, not {rounds!r}")

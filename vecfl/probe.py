@@ -71,7 +71,7 @@ class Probe:
             ],
             "columns": columns,
             "population": (self.data.num_clients, int(self.data.offsets[-1])),
-            "cohort": len(self.cohort),
+            "cohort": 1 << (len(self.cohort) - 1).bit_length(),  # sizes vary, by the seed too
             "rule": replace(self.algorithm.rule, lr=0.0),
         }
 

@@ -55,6 +55,7 @@ def uniform_between(low: int, high: int) -> Sampler:
 
     def sample(eligible: Tensor, seed: int, round: int) -> Tensor:
         drawn = uniforms(seed, stream(Kind.COHORT, round=round, step=SIZE), 1)
+        fits_population(high, len(eligible))
         size = low + int(float(drawn) * (high - low + 1))
         return distinct(eligible, seed, round, size)
 
@@ -64,7 +65,8 @@ def uniform_between(low: int, high: int) -> Sampler:
 def poisson(rate: float, capacity: int | None = None) -> Sampler:
     """Each client with probability `rate`, independently: the sampling of DP accountants.
 
-    The number of clients varies and may be 0. Where more than `capacity` are drawn, a uniformly
+    The sampling only: the mean still divides by the weights of those who came, not by a fixed
+    denominator. Their number varies and may be 0. Where more than `capacity` are drawn, a uniformly
     random subset of that size takes part (as in Chua et al., "Scalable DP-SGD: shuffling vs.
     Poisson subsampling", NeurIPS 2024, whose delta such a cut changes). The rate is rounded down to
     a multiple of 2^-32, so that no client takes part more often than accounted for.
@@ -85,9 +87,10 @@ def poisson(rate: float, capacity: int | None = None) -> Sampler:
 def with_replacement(size: int, weights: Tensor | None = None) -> Sampler:
     """`size` independent draws of one client, uniformly or in proportion to weights [N].
 
-    A client that is drawn again trains again, with random numbers of its own: scheme I of Li et
-    al., "On the convergence of FedAvg on non-IID data", ICLR 2020, with weights by examples here
-    and `uniform_weights` in the mean. Where nobody is eligible, nobody is drawn.
+    Draws by `weights=data.sizes` go with `weights=uniform_weights` in the algorithm, or size counts
+    twice: scheme I of Li et al., "On the convergence of FedAvg on non-IID data", ICLR 2020. A
+    client that is drawn again trains again here, with random numbers of its own. Where nobody is
+    eligible, nobody is drawn.
     """
     size = at_least(1, size, "a cohort")
     weights = None if weights is None else proportions(weights)
@@ -106,13 +109,15 @@ def with_replacement(size: int, weights: Tensor | None = None) -> Sampler:
 def weighted(size: int, weights: Tensor) -> Sampler:
     """`size` distinct clients, drawn one after the other in proportion to weights [N].
 
-    For sampling by size, `weights=data.sizes`. A client of weight 0 is never drawn; where fewer
+    For sampling by size, `weights=data.sizes`, with `weights=uniform_weights` in the algorithm: or
+    size counts twice. A client of weight 0 is never drawn; where fewer
     than `size` can be, all of them are. Efraimidis and Spirakis, "Weighted random sampling with a
     reservoir", IPL 2006, in logarithms.
     """
     size, weights = at_least(1, size, "a cohort"), proportions(weights)
 
     def sample(eligible: Tensor, seed: int, round: int) -> Tensor:
+        fits_population(size, len(eligible))
         mass = fitting(weights, eligible)
         drawn = uniforms(seed, stream(Kind.COHORT, round=round), len(eligible))
         key = -drawn.log() / mass  # inf for a weight of 0
@@ -201,8 +206,11 @@ def probability(value: Any, what: str) -> float:
 
 def proportions(weights: Any) -> Tensor:
     """`weights` [N] in float64; InputError unless they are finite, none negative, not all zero."""
-    mass = torch.as_tensor(weights).double().cpu()
     what = "weights: expected a number of at least 0 for each client"
+    try:
+        mass = torch.as_tensor(weights, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{what}, got {weights!r}") from None
     if mass.dim() != 1 or not len(mass):
         raise InputError(f"{what}, got shape {list(mass.shape)}")
     for k in (~(mass.isfinite() & (mass >= 0))).nonzero().flatten().tolist():

@@ -4,6 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -86,11 +87,11 @@ class Simulation:
         self.source = place(data, self.device, resident)
         self.task, self.data = task.to(self.device, dtype), self.source.data
         self.task.draws.seed = self.seed
-        self.algorithm, self.sampler = algorithm, sampler
+        self.algorithm, self._sampler = algorithm, sampler
         self.client_dropout = checked_dropout(client_dropout)
         wanted = Wanted(backend, workers, threads, slots)
         fetch = self.source.fetch
-        probe = Probe(self.task, self.data, algorithm, self._some_cohort(), self.seed, fetch)
+        probe = Probe(self.task, self.data, algorithm, self._large_cohort(), self.seed, fetch)
         self.arrangement = arrange(wanted, probe)
         self.trainer = Trainer(self.task, self.data, algorithm, self.arrangement, self.seed)
         self.feed = make_feed(self.source)
@@ -99,6 +100,11 @@ class Simulation:
         """The state before round 1, with the model as the task's module has it."""
         w = self.task.layout.flatten(self.task.module)
         return State(0, self.algorithm.init(w, self.task.layout.trainable))
+
+    @property
+    def sampler(self) -> Sampler:
+        """Who takes part; another sampler is another simulation."""
+        return self._sampler
 
     def cohort(self, round: int) -> Tensor:
         """Positions [C] of the clients that are drawn for a round (from 0), lost ones too.
@@ -115,10 +121,17 @@ class Simulation:
         population = self.data.num_clients
         return lost(self.client_dropout, cohort, population, self.sample_seed, round)
 
-    def _some_cohort(self) -> Tensor:
-        """The first cohort that is not empty; all clients where that does not come soon."""
-        cohorts = (self.cohort(round) for round in range(10))
-        return next((c for c in cohorts if len(c)), torch.arange(self.data.num_clients))
+    def _large_cohort(self) -> Tensor:
+        """A large cohort among the first, which slots and choices go by; never an empty one.
+
+        The first where three have the same size, else the largest of ten.
+        """
+        cohorts = [self.cohort(0)]
+        with suppress(Exception):  # a sampler may end with the run
+            while len(cohorts) < 3 or (len({*map(len, cohorts)}) > 1 and len(cohorts) < 10):
+                cohorts.append(self.cohort(len(cohorts)))
+        largest = max(cohorts, key=len)
+        return largest if len(largest) else self.data.sizes.nonzero().flatten()[:100]
 
     @torch.no_grad()
     def round(self, state: State) -> tuple[State, Metrics]:
@@ -134,8 +147,10 @@ class Simulation:
             bad = [str(self.data.client_ids[k]) for k in torch.cat(fold.clients)[~ok].tolist()]
             log.warning("round %d: client %s dropped: not finite", state.round + 1, ", ".join(bad))
         if not weight.any():
-            who = "usable client" if len(cohort) else "client takes part"
-            log.warning("round %d: no %s; the model stays as it is", state.round + 1, who)
+            level, who = logging.WARNING, "usable client"
+            if not len(cohort):  # legal, as Poisson sampling has it
+                level, who = logging.INFO, "client takes part"
+            log.log(level, "round %d: no %s; the model stays as it is", state.round + 1, who)
         loss, count = torch.cat(fold.sums).cpu()[ok].sum(0)
         server = self.algorithm.server(state.server, fold.aggregate, self.task.layout.trainable)
         self.task.layout.round_integers_(server["w"])

@@ -140,8 +140,11 @@ def try_prepare(task: Parts, batch: Batch) -> Batch:
     """The batch as a training step has it; InputError if augmentation fails, or draws by itself."""
     with torch.random.fork_rng(devices=[]):
         before = torch.get_rng_state()
-        try:
-            ready = task.prepare(batch, stream(Kind.DROPOUT))
+        try:  # on copies: a transform may write into its images
+            ready, again = (
+                task.prepare({name: c.clone() for name, c in batch.items()}, stream(Kind.DROPOUT))
+                for _ in range(2)
+            )
         except InputError:
             raise
         except Exception as error:
@@ -149,10 +152,12 @@ def try_prepare(task: Parts, batch: Batch) -> Batch:
             raise InputError(
                 f"augment failed on the example batch {shape}: {first_line(error)}"
             ) from error
-        if not torch.equal(before, torch.get_rng_state()):
+        x, same = ready[task.inputs[0]], again[task.inputs[0]]
+        still = torch.equal(before, torch.get_rng_state())
+        if not still or not torch.allclose(x, same, equal_nan=True):
             raise InputError(
-                "augment draws from torch's random generator, which differs between backends; use "
-                "the words that it is given"
+                "augment draws from a random generator, which differs between backends; use the "
+                "words that it is given"
             )
     return ready
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vecfl import InputError, Task, cross_entropy
 from vecfl.engine import Backend, LocalRule, Slots, make_backend, make_update
 from vecfl.engine.backend import gather
+from vecfl.engine.loop import cut
 from vecfl.engine.vmap import VmapBackend
 from vecfl.losses import Batch, Pair, Score
 from vecfl.optim import ClientOptimizer, adam, momentum, sgd
@@ -23,6 +24,8 @@ from vecfl.schedule import Batches
 from vecfl.tape import Block
 
 from ..oracles import tasks, tiny
+from ..oracles.bridge import run_vecfl
+from ..oracles.loop import Setting
 
 BACKENDS = ("loop", "vmap")
 NOBODY = (np.array([], np.int64), np.array([], np.int64))
@@ -560,3 +563,25 @@ def test_ctrl_c_inside_of_torch_stays_ctrl_c() -> None:
     armed = True
     with pytest.raises(KeyboardInterrupt):
         backend.gradients(*arguments)
+
+
+@pytest.mark.parametrize("numbers, parts", [(0, 3), (1 << 30, 1), (100, 1), (40, 2), (39, 3)])
+def test_a_loop_prepares_some_steps_at_a_time(
+    numbers: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Batches of 4 examples of 4 + 1 numbers: 20 a step. 3 steps: by 100 / 20 = 5, by 2, by 1.
+    monkeypatch.setattr("vecfl.engine.loop.AT_A_TIME", numbers)
+    slices = cut(3, 20)
+    assert len(slices) == parts and sum((list(range(3))[s] for s in slices), []) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_parts_of_a_loop_change_no_bits(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = []
+    for numbers in (1 << 24, 1):
+        monkeypatch.setattr("vecfl.engine.loop.AT_A_TIME", numbers)
+        p, s = tasks.PROBLEMS["mlp"], Setting(rounds=1, epochs=3, full=full, seed=4)
+        run = run_vecfl(p.build(), p.loss, p.clients(), s, backend="loop", slots=2)
+        models.append((run.models, [m["train/loss"] for m in run.metrics]))
+    torch.testing.assert_close(models[0][0], models[1][0], rtol=0, atol=0)
+    assert models[0][1] == pytest.approx(models[1][1], rel=1e-12)

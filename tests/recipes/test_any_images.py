@@ -14,8 +14,8 @@ import yaml
 
 from tests.data.files import packed, parquet_file, tff_file
 from tests.data.real import DATA, real
+from vecfl.data import FederatedDataset, hold_out, read
 from vecfl.data import __main__ as command
-from vecfl.data import hold_out, read
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "mnist_writers.py"
 PEOPLE = ["ann", "bob", "cleo", "dan", "eve"]
@@ -154,6 +154,24 @@ def test_pixels_are_scaled_whatever_they_came_in(run: Any, tmp_path: Path) -> No
     assert losses == [pytest.approx(losses[0], rel=1e-4)] * 4
     # The loss of a model of zeros is log 3 for three classes; pixels of 0 to 255 would explode.
     assert 0.01 < losses[0][0] < 3
+
+
+def test_training_and_test_images_are_scaled_alike(tmp_path: Path) -> None:
+    # The test images happen to have no pixel above 1: they are bytes all the same.
+    recipe = runpy.run_path(str(RECIPE))
+    for kind in (torch.uint8, torch.int64, torch.float32):
+        bright = torch.tensor([0, 255, 7, 1]).repeat(196).view(1, 784).to(kind)
+        dark = torch.tensor([0, 1, 1, 0]).repeat(196).view(1, 784).to(kind)
+        largest = max(recipe["checked_images"](data_of(x), "here") for x in (bright, dark))
+        made = [recipe["images"](data_of(x), largest).columns["x"] for x in (bright, dark)]
+        assert [x.dtype for x in made] == [torch.uint8] * 2 and made[1].max() == 1
+        # Alone they are black and white: 1 is white, whatever they came in.
+        alone = recipe["images"](data_of(dark), recipe["checked_images"](data_of(dark), "here"))
+        assert alone.columns["x"].dtype == torch.float32 and alone.columns["x"].max() == 1
+
+
+def data_of(x: torch.Tensor) -> FederatedDataset:
+    return FederatedDataset.from_arrays({"x": x, "y": torch.zeros(len(x)).long()}, [0] * len(x))
 
 
 def test_more_classes_make_a_larger_model(run: Any, tmp_path: Path) -> None:

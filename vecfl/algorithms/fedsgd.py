@@ -21,7 +21,8 @@ def fedsgd(
     """Clients send the gradient over all their examples at w; the server steps with the mean.
 
     lr            the server's learning rate for plain SGD; or give a `server` optimizer, not both
-    size          examples in a micro-batch: it bounds memory and does not change the result
+    size          examples in a micro-batch: it bounds memory, and where nothing is drawn (dropout,
+                  augmentation) it does not change the result
     max_examples  cap per client and round
     """
     if (lr is None) == (server is None):

@@ -14,8 +14,15 @@ from vecfl.losses import Batch
 from vecfl.tape import Block
 from vecfl.task import Task
 
+AT_A_TIME = 1 << 24  # numbers of a client's next batches that are gathered and prepared at a time
 # What torch.autograd.grad calls after 20 us of checks in Python, a fifth of a small client's step.
 run_backward = torch.autograd.Variable._execution_engine.run_backward
+
+
+def cut(steps: int, numbers: int) -> list[slice]:
+    """`steps` steps of so many numbers each, in parts of AT_A_TIME numbers or of one step."""
+    some = max(1, AT_A_TIME // max(1, numbers))
+    return [slice(start, start + some) for start in range(0, steps, some)]
 
 
 class LoopBackend:
@@ -34,17 +41,21 @@ class LoopBackend:
     ) -> int:
         index = block.index.to(slots.flat.device)
         valid = block.valid.T.tolist()
-        apply = [None] * slots.number if block.apply is None else block.apply.T.tolist()
+        apply = [] if block.apply is None else block.apply.T.tolist()
         streams: Sequence[Tensor | None] = [None] * len(block.active)
         if block.streams is not None:  # in the order of the two loops
             active = block.streams[:, block.active].transpose(0, 1).to(index.device)
             self.task.draws.begin_all(active.flatten(0, 1))
             streams = active.unbind()
+        parts = cut(len(index), sum(c[:1].numel() for c in columns.values()) * index.shape[-1])
         for s, drawn in zip(block.active, streams, strict=True):
             self._point_at(slots, s)
-            batches = self.task.prepare(gather(columns, index[:, s]), drawn)
-            with torch.enable_grad():
-                self._train(slots, s, batches, valid[s], apply[s], update)
+            for part in parts:
+                examples = gather(columns, index[part, s])
+                batches = self.task.prepare(examples, None if drawn is None else drawn[part])
+                due = None if block.apply is None else apply[s][part]
+                with torch.enable_grad():
+                    self._train(slots, s, batches, valid[s][part], due, update)
             for entry, view in zip(self.task.layout.buffers, slots.buffers, strict=True):
                 view[s] = self.task.module.get_buffer(entry.name)
         slots.seen += block.valid.sum(0).to(index.device)

@@ -123,7 +123,7 @@ class VmapBackend:
         layout, module = self.task.layout, self.task.module
         flat = layout.flatten(module).expand(2, -1).contiguous()
         device = flat.device
-        batch = {k: c[:1].to(device).expand(2, 2, *c.shape[1:]) for k, c in example.items()}
+        batch = {k: c[:1].to(device).repeat(2, 2, *[1] * (c.dim() - 1)) for k, c in example.items()}
         streams = stream(Kind.DROPOUT, client=torch.arange(2)).to(device)
         mask = torch.tensor([[1, 1], [1, 0]], device=device, dtype=flat.dtype)
         warn_of_fallbacks(True)
