@@ -11,7 +11,7 @@ from vecfl.data.formats import read
 from vecfl.data.idx import read_idx
 from vecfl.data.leaf import leaf_clients, read_leaf, read_leaf_pair
 from vecfl.data.mnist_writers import mnist_writers
-from vecfl.data.parquet import parquet_clients, read_parquet
+from vecfl.data.parquet import parquet_clients, read_parquet, read_parquet_pair
 from vecfl.data.partition import dirichlet, iid, natural, shards
 from vecfl.data.shift import affine, draw_affine, draw_angles, rotate
 from vecfl.data.skew import classes_per_client, lognormal, power_law, sized_dirichlet
@@ -61,6 +61,7 @@ __all__ = [
     "read_leaf_pair",
     "read_npz",
     "read_parquet",
+    "read_parquet_pair",
     "read_tff",
     "read_tff_pair",
     "rotate",

@@ -1,9 +1,10 @@
 """What all readers of files share: listings, gzip, and one line for whatever is damaged."""
 
+import difflib
 import gzip
 import importlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,23 @@ def listing(path: Path | str, *endings: str) -> list[Path]:
         what = "no such file in this directory" if path.is_dir() else "no such file or directory"
         raise InputError(f"{path}: {what}; expected a file, or a directory of files {endings}")
     return files
+
+
+def several(paths: Path | str | Sequence[Path | str]) -> tuple[list[Path], str]:
+    """One path or several as a list, and their name in messages."""
+    if isinstance(paths, Path | str):
+        return [Path(paths)], str(paths)
+    files = [Path(path) for path in paths]
+    others = f" and {len(files) - 3:,} others" if len(files) > 3 else ""
+    return files, ", ".join(map(str, files[:3])) + others
+
+
+def among(name: object, there: Sequence[str]) -> str:
+    """What there is in place of a name, for a message: the closest, and at most five."""
+    close = difflib.get_close_matches(str(name), there, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    more = f" and {len(there) - 5:,} more" if len(there) > 5 else ""
+    return f"{hint}it has {list(there[:5])}{more}"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from vecfl.data.flute import HDF5, flute_clients, read_flute
 from vecfl.data.hdf5 import names, opened
 from vecfl.data.leaf import ENDINGS, leaf_clients, read_leaf, read_leaf_pair
 from vecfl.data.mnist_writers import mnist_writers
-from vecfl.data.parquet import Partition, parquet_clients, read_parquet
+from vecfl.data.parquet import Partition, parquet_clients, read_parquet, read_parquet_pair
 from vecfl.data.store import META, open_dataset
 from vecfl.data.tables import csv_clients, npz_clients, read_csv, read_npz
 from vecfl.data.tff import read_tff, read_tff_pair, tff_clients
@@ -97,7 +97,7 @@ def _directory(path: Path, inside: set[str]) -> Format | None:
         return Format("CIFAR", _cifar, _cifar)
     if some(".parquet"):
         pair = some(".parquet", "train") and some(".parquet", "test")
-        return Format("parquet", _parquet_pair if pair else read_parquet, parquet_clients)
+        return Format("parquet", read_parquet_pair if pair else read_parquet, parquet_clients)
     return Format("LEAF", read_leaf, leaf_clients) if some(ENDINGS) else None
 
 
@@ -127,15 +127,6 @@ def _open_pair(folder: Path | str) -> Pair:
     """The stores train and test in a folder, as `python -m vecfl.data convert` leaves them."""
     train, test = (open_dataset(Path(folder) / part) for part in PARTS)
     return train, test
-
-
-def _parquet_pair(path: Path | str, client: str | Partition, **options: Any) -> Pair:
-    """The files whose names begin with train, and those that begin with test."""
-    parts = []
-    for start in PARTS:
-        files = sorted(Path(path).glob(f"{start}*.parquet"))
-        parts.append(read_parquet(files, client, **options))
-    return parts[0], parts[1]
 
 
 def _cifar(folder: Path | str, client: Partition) -> Pair:
