@@ -49,7 +49,9 @@ def write_parquet() -> None:
     image = packed(np.zeros((28, 28)))
     parquet_file(Path("hf/femnist/0.parquet"), image=[image], writer_id=["f1"], character=[5])
     images = [packed(np.zeros((32, 32, 3)))] * 40
-    parquet_file(Path("hf/cifar10/0.parquet"), img=images, label=[k % 10 for k in range(40)])
+    for part in ("train", "test"):
+        path = Path(f"hf/cifar10/{part}-0.parquet")
+        parquet_file(path, img=images, label=[k % 10 for k in range(40)])
 
 
 def write_tables() -> None:

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from vecfl.data import FederatedDataset, describe, draw_partition
-from vecfl.data.describe import _draw_histogram, _draw_mixes, _draw_sizes
+from vecfl.data.__main__ import summary
+from vecfl.data.describe import _draw_histogram, _draw_mixes, _draw_sizes, _name_clients
 from vecfl.errors import InputError
 
 
@@ -62,9 +63,10 @@ def test_of_many_classes_the_most_frequent_are_listed():
 
 
 def test_labels_that_are_no_classes_are_refused(tmp_path):
-    with refused("label: no column 'z'; the data have x, y"):
+    with refused("label: no column 'z'; it has ['x', 'y']; label=None leaves labels out"):
         describe(dataset(FOUR), "z")
-    message = "column 'x': expected n > 0 integers or strings, got shape [8, 2] of float32"
+    message = "column 'x': expected n > 0 integers or strings, got shape [8, 2] of float32; "
+    message += "label=None leaves labels out"
     with refused(message):
         describe(dataset(FOUR), "x")
     with refused(message):
@@ -96,9 +98,14 @@ def test_the_picture_shows_the_data():
     axes = Figure().subplots(3)
     _draw_sizes(axes[0], np.array([4, 2, 2]))
     _draw_mixes(axes[1], data, "y", np.array([0, 2, 1]))
+    _name_clients(axes[1], data, np.array([0, 2, 1]))
     _draw_histogram(axes[2], data.sizes.numpy())
     assert [bar.get_height() for bar in axes[0].patches] == [4, 2, 2]
-    (dots,) = axes[1].collections
+    dots, *legend = axes[1].collections
+    full = dots.get_sizes().max()  # the area of a client with one class
+    assert [part.get_sizes()[0] / full for part in legend] == [0.1, 0.5, 1.0]
+    named = [text.get_text() for text in axes[1].get_legend().get_texts()]
+    assert named == ["10 %", "50 %", "all of the client's examples"]
     areas = dots.get_sizes() / dots.get_sizes().max()
     found = {tuple(xy): a for xy, a in zip(dots.get_offsets().tolist(), areas, strict=True)}
     assert found == {(0, 0): 1, (1, 1): 1, (2, 0): 0.5, (2, 1): 0.5}
@@ -109,6 +116,46 @@ def test_the_picture_shows_the_data():
     assert [bar.get_height() for bar in axes[2].patches] == [2, 0, 1]
     assert axes[2].get_title() == "All 4 clients by size\n1 without examples"
     assert axes[2].get_legend_handles_labels()[1] == ["median 2"]
+
+
+def test_there_is_one_median(monkeypatch, tmp_path):
+    # Sizes 0, 1, 4, 9: the median is the lower of the middle two, 1, wherever it is said. With
+    # sizes 0, 0, 0, 9 it is 0, though all clients in the histogram have 9.
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
+    for sizes, median in (((0, 1, 4, 9), 1), ((0, 0, 0, 9), 0)):
+        data = dataset([[0] * k for k in sizes])
+        draw_partition(data, tmp_path / "a.png")
+        assert figures[-1].axes[1].get_legend_handles_labels()[1] == [f"median {median}"]
+        for text in (describe(data), repr(data), summary(data)):
+            assert re.search(rf"median {median}\b", text)
+
+
+def test_bubbles_of_few_classes_do_not_touch(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure))
+    draw_partition(dataset([[k % 2] for k in range(60)]), tmp_path / "a.png")
+    figures[0].draw_without_rendering()
+    axes = figures[0].axes[2]
+    left, right = axes.transData.transform([(0, 0), (1, 0)])[:, 0] * 72 / figures[0].dpi
+    diameter = axes.collections[0].get_sizes().max() ** 0.5
+    assert 0.6 * (right - left) < diameter <= right - left
+
+
+def test_without_labels_sizes_are_drawn(tmp_path):
+    windows = FederatedDataset({"y": torch.zeros(3, 80)}, torch.tensor([0, 1, 3]))
+    with pytest.raises(InputError, match="got shape .3, 80. of float32; label=None leaves labels"):
+        draw_partition(windows, tmp_path / "a.png")
+    draw_partition(windows, tmp_path / "a.png", label=None)
+    assert imread(tmp_path / "a.png").shape[:2] == (810, 1800)
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a.pdf", "a"])
+def test_a_picture_is_named_png(tmp_path, name):
+    path = tmp_path / name
+    with refused(f"{path}: a picture is written as PNG; expected a name that ends in .png"):
+        draw_partition(dataset(FOUR), path)
+    assert not path.exists()
 
 
 def test_of_many_clients_sixty_are_drawn(monkeypatch, tmp_path):

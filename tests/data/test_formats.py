@@ -138,6 +138,42 @@ def test_a_store_that_is_missing_in_a_pair_is_named(tmp_path: Path) -> None:
         read(path)
 
 
+def test_a_damaged_store_is_never_another_format(tmp_path: Path) -> None:
+    whole = tmp_path / "s"
+    command.convert(leaf(tmp_path / "leaf"), whole)
+    for lost in ("offsets.npy", "column_0.npy"):
+        path = shutil.copytree(whole, tmp_path / f"without {lost}")
+        (path / lost).unlink()
+        with pytest.raises(InputError, match=f"^{path / lost}: missing, expected .* bytes$"):
+            read(path)
+    (whole / "meta.json").rename(tmp_path / "meta.json")
+    with pytest.raises(InputError, match=f"^{whole}: no store: it has no meta.json$"):
+        read(whole)
+    whole.rename(tmp_path / "s.part")
+    for name in ("s", "s.part"):
+        with pytest.raises(InputError, match=f"^{tmp_path}/s.part: a half-written store: remove"):
+            read(tmp_path / name)
+    (tmp_path / "meta.json").rename(tmp_path / "s.part" / "meta.json")
+    (tmp_path / "pair" / "train").mkdir(parents=True)
+    (tmp_path / "s.part").rename(tmp_path / "pair" / "test")
+    with pytest.raises(InputError, match="pair/train: no store: it has no meta.json$"):
+        read(tmp_path / "pair")
+
+
+def test_json_that_only_looks_like_a_store_is_leaf(tmp_path: Path) -> None:
+    (tmp_path / "a.part").mkdir()
+    leaf(tmp_path / "a.part" / "meta.json")
+    leaf(tmp_path / "a.part" / "b.json").write_text(json.dumps(BLOB).replace('"u"', '"v"'))
+    assert list(read(tmp_path / "a.part")[0].client_ids) == ["v", "u"]
+
+
+def test_a_folder_of_tables_says_how_to_read_them(tmp_path: Path) -> None:
+    table(tmp_path / "a")
+    said = f"{tmp_path}: a folder of tables: read one file, or several with read_csv"
+    with pytest.raises(InputError, match=f"^{said}"):
+        read(tmp_path, client="who", label="label")
+
+
 def test_options_that_are_needed(tmp_path: Path) -> None:
     path = table(tmp_path / "a")
     with pytest.raises(InputError, match=f"^{path}: CSV needs the option 'label'$"):

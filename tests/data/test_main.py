@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from vecfl.data import FederatedDataset, open_dataset, save
+from tests.data.files import tff_file
+from vecfl.data import FederatedDataset, open_dataset, save, text
 from vecfl.data.__main__ import main
+from vecfl.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 SUMMARY = """\
@@ -79,8 +81,8 @@ def test_bad_sources_give_one_line(npz: Path, capsys: pytest.CaptureFixture[str]
     (folder / "array.npz").write_bytes((folder / "array.npy").read_bytes())
     cases = {
         "array.npz": "no data of a known format; understood are LEAF",
-        "bare.npz": "no array 'client' among ['y']; expected a NumPy archive",
-        "nan.npz": "client 0, column 'x', ",
+        "bare.npz": "NPZ needs the option 'client', the array with the client of each example: no",
+        "nan.npz": "client 0, array 'x', row 0: NaN is a missing value; clean it, or give missing=",
         "pickle.npz": "Object arrays cannot be loaded",
         "cut.npz": "File is not a zip file; expected a NumPy archive",
         "absent.npz": "no such file or directory; understood are LEAF",
@@ -129,6 +131,70 @@ def test_training_and_test_data_become_two_stores(
     ]
     train, test = (open_dataset(tmp_path / "stores" / part) for part in ("train", "test"))
     assert (train.columns["x"].tolist(), test.columns["x"].tolist()) == ([[1.0], [2.0]], [[3.0]])
+    main(["describe", str(tmp_path / "stores")])
+    assert capsys.readouterr().out.splitlines() == out
+    main(["verify", str(tmp_path / "stores")])
+    said = [f"{tmp_path}/stores/{part}: undamaged" for part in ("train", "test")]
+    assert capsys.readouterr().out.splitlines() == said
+    both = f"{tmp_path}/stores/train and {tmp_path}/stores/test"
+    with pytest.raises(
+        InputError, match=f"^{tmp_path}/stores: no store, but a folder of two: open {both}$"
+    ):
+        open_dataset(tmp_path / "stores")
+    column = tmp_path / "stores" / "test" / "column_0.npy"
+    column.write_bytes(column.read_bytes()[:-1] + b"\1")
+    with pytest.raises(SystemExit):
+        main(["verify", str(tmp_path / "stores")])
+    captured = capsys.readouterr()
+    assert captured.out == said[0] + "\n" and captured.err.startswith(f"error: {column}: damaged")
+    (tmp_path / "stores" / "test").rename(tmp_path / "stores" / "test.part")
+    (tmp_path / "stores" / "test.part" / "meta.json").unlink()
+    with pytest.raises(SystemExit):
+        main(["describe", str(tmp_path / "stores")])
+    assert "stores/test.part: a half-written store: remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["tff", "leaf"])
+def test_shakespeare_is_converted(tmp_path: Path, form: str) -> None:
+    if form == "tff":
+        source = tff_file(tmp_path / "plays.h5", {"HAMLET": {"snippets": ["aye"]}})
+    else:
+        source = tmp_path / "plays.json"
+        row = {"x": ["to be or no"], "y": ["t"]}
+        source.write_text(
+            json.dumps({"users": ["HAMLET"], "num_samples": [1], "user_data": {"HAMLET": row}})
+        )
+    main(["convert", str(source), str(tmp_path / "s"), "--text", form])
+    columns = open_dataset(tmp_path / "s").columns
+    if form == "leaf":
+        characters = text.leaf_characters()
+        assert characters.decode(columns["x"][0].tolist()) == list("to be or no")
+        assert characters.decode(columns["y"].tolist()) == ["t"]
+    else:
+        characters = text.tff_characters()
+        assert columns["x"].shape == (1, 80)
+        assert characters.decode(columns["y"][0, :4].tolist()) == ["a", "y", "e", "<eos>"]
+
+
+def test_missing_values_are_filled(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (npz.parent / "data.csv").write_text("who,a,y\nu,?,0\n")
+    np.savez(npz.parent / "nan.npz", x=np.array([np.nan]), y=np.array([1]), who=np.array([0]))
+    for k, name in enumerate(("data.csv", "nan.npz")):
+        source, flags = str(npz.parent / name), ["--client", "who", *["--label", "y"][2 * k :]]
+        main(["convert", source, str(npz.parent / f"{k}"), "--missing", "-2.5", *flags])
+        assert open_dataset(npz.parent / f"{k}").columns["x"].flatten().tolist() == [-2.5]
+        with pytest.raises(SystemExit):
+            main(["convert", source, str(npz.parent / "none"), "--missing", "nan", *flags])
+        assert capsys.readouterr().err == "error: missing: expected a finite number, got nan\n"
+
+
+def test_the_help_is_true(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "column of the client, in CSV, NPZ and parquet" in words
+    assert "column of the label, in CSV and parquet" in words
+    assert "write_store(DIR, csv_clients(...)) in Python" in words
 
 
 def test_columns_are_named_by_flags(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.data.files import packed
 from tests.data.files import parquet_file as written
 from tests.data.fuzz import fuzz
 from tests.data.real import DATA, real, same_images
-from vecfl.data import dirichlet, read, read_parquet
+from vecfl.data import dirichlet, read, read_parquet, read_parquet_pair
 from vecfl.errors import InputError
 
 pa = pytest.importorskip("pyarrow")
@@ -59,6 +59,35 @@ def test_a_partition_makes_the_clients(tmp_path: Path) -> None:
     assert list(data.client_ids) == [0, 1] and data.columns["v"].tolist() == [11, 13, 10, 12]
     with pytest.raises(InputError, match="client= gave 1 clients for 4 examples"):
         read_parquet(path, client=lambda labels: [1])
+
+
+def test_training_and_test_files_stay_apart(tmp_path: Path) -> None:
+    for k, name in enumerate(("train-0", "train-1", "test-0")):
+        written(tmp_path / f"{name}.parquet", v=[k], label=[k], who=["a"])
+    said = f"{tmp_path}: files of train and test, which must not mix: read_parquet_pair reads "
+    with pytest.raises(InputError, match=f"^{re.escape(said)}"):
+        read_parquet(tmp_path, "who")
+    for pair in (read_parquet_pair(tmp_path, "who"), read(tmp_path, client="who")):
+        assert [part.columns["v"].tolist() for part in pair if part] == [[0, 1], [2]]
+    some = read_parquet(sorted(tmp_path.glob("train*")), "who")
+    assert some.columns["v"].tolist() == [0, 1]
+    (tmp_path / "test-0.parquet").rename(tmp_path / "validation-0.parquet")
+    with pytest.raises(InputError, match="files of train and validation, which must not mix"):
+        read(tmp_path, client="who")
+    with pytest.raises(InputError, match=f"^{tmp_path}: no test.*.parquet; expected train.* and"):
+        read_parquet_pair(tmp_path, "who")
+
+
+def test_messages_name_files_and_columns_in_few_words(tmp_path: Path) -> None:
+    files = [written(tmp_path / f"{k}.parquet", who=["a"], label=["x"]) for k in range(5)]
+    named = f"{tmp_path}/0.parquet, {tmp_path}/1.parquet, {tmp_path}/2.parquet and 2 others"
+    with pytest.raises(InputError, match=f"^{named}, client 'a', column 'y': text; expected n"):
+        read_parquet(files, "who")
+    columns = {f"a{k}": [0] for k in range(800)} | {"writer_id": [1], "label": [1]}
+    path = written(tmp_path / "wide.parquet", **columns)
+    said = f"{path}: no column 'writer'; did you mean 'writer_id'? it has ['a0', 'a1', 'a2', 'a3',"
+    with pytest.raises(InputError, match=f"^{re.escape(said)} 'a4'. and 797 more$"):
+        read_parquet(path, "writer")
 
 
 DAMAGED: dict[str, tuple[dict[str, Any], str]] = {

@@ -11,7 +11,8 @@ from vecfl.data.formats import read
 from vecfl.data.idx import read_idx
 from vecfl.data.leaf import leaf_clients, read_leaf, read_leaf_pair
 from vecfl.data.mnist_writers import mnist_writers
-from vecfl.data.parquet import parquet_clients, read_parquet
+from vecfl.data.npz import npz_clients, read_npz
+from vecfl.data.parquet import parquet_clients, read_parquet, read_parquet_pair
 from vecfl.data.partition import dirichlet, iid, natural, shards
 from vecfl.data.shift import affine, draw_affine, draw_angles, rotate
 from vecfl.data.skew import classes_per_client, lognormal, power_law, sized_dirichlet
@@ -19,7 +20,7 @@ from vecfl.data.split import Split, hold_out
 from vecfl.data.store import open_dataset, verify
 from vecfl.data.store_writer import save, write_store
 from vecfl.data.stream import Clients, Encode, collect
-from vecfl.data.tables import csv_clients, npz_clients, read_csv, read_npz
+from vecfl.data.tables import csv_clients, read_csv, read_csv_pair
 from vecfl.data.tff import read_tff, read_tff_pair, tff_clients
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "read_cifar10",
     "read_cifar100",
     "read_csv",
+    "read_csv_pair",
     "read_examples",
     "read_flute",
     "read_idx",
@@ -61,6 +63,7 @@ __all__ = [
     "read_leaf_pair",
     "read_npz",
     "read_parquet",
+    "read_parquet_pair",
     "read_tff",
     "read_tff_pair",
     "rotate",

@@ -1,25 +1,35 @@
 """Stores from the command line.
 
-python -m vecfl.data convert SOURCE DIR     a new store from data of any format
+python -m vecfl.data convert SOURCE DIR     a new store from other data
 python -m vecfl.data describe DIR           clients, examples, sizes, labels
 python -m vecfl.data verify DIR             every byte against its checksum
+
+What needs a Python function (encode=, a partition) or an option without a flag here becomes a store
+in Python: write_store(DIR, csv_clients(...)).
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from vecfl.data import text
+from vecfl.data.columns import in_words
 from vecfl.data.dataset import FederatedDataset
 from vecfl.data.formats import read
-from vecfl.data.store import open_dataset, verify
+from vecfl.data.store import PAIR, is_store, open_dataset, verify
 from vecfl.data.store_writer import write_store
 from vecfl.errors import InputError
 
 MOST_CLASSES = 20  # that the summary lists
+TEXTS = {
+    "leaf": lambda: text.next_character(text.leaf_characters()),
+    "tff": lambda: text.characters(text.tff_characters(), length=80),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,8 +38,11 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     convert_ = commands.add_parser("convert", help="a new store from other data")
     convert_.add_argument("source", type=Path, help="data that vecfl.data.read understands")
-    for name in ("client", "label"):
-        convert_.add_argument(f"--{name}", help=f"column of the {name}, in CSV, NPZ and parquet")
+    convert_.add_argument("--client", help="column of the client, in CSV, NPZ and parquet")
+    convert_.add_argument("--label", help="column of the label, in CSV and parquet")
+    convert_.add_argument("--missing", type=float, help="number in place of NaN, in CSV and NPZ")
+    convert_.add_argument("--text", choices=TEXTS, help="Shakespeare's characters as ids")
+    convert_.epilog = "Data that need more: write_store(DIR, csv_clients(...)) in Python."
     for name, what in (("describe", "what is in a store"), ("verify", "is a store undamaged?")):
         commands.add_parser(name, help=what)
     for command in commands.choices.values():
@@ -37,15 +50,19 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         if args.command == "convert":
-            options = {"client": args.client, "label": args.label}
+            options = {name: getattr(args, name) for name in ("client", "label", "missing")}
+            options["encode"] = TEXTS[args.text]() if args.text else None
             given = {name: value for name, value in options.items() if value is not None}
             for folder in convert(args.source, args.dir, **given):
                 print(f"{folder}\n{summary(open_dataset(folder))}")
         elif args.command == "verify":
-            verify(args.dir)
-            print(f"{args.dir}: undamaged")
+            for folder in stores(args.dir):
+                verify(folder)
+                print(f"{folder}: undamaged")
         else:
-            print(summary(open_dataset(args.dir)))
+            for folder in stores(args.dir):
+                heading = "" if folder == args.dir else f"{folder}\n"
+                print(heading + summary(open_dataset(folder)))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -54,7 +71,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def convert(source: Path, folder: Path, **options: str) -> list[Path]:
+def stores(folder: Path) -> list[Path]:
+    """The store itself, or the stores train and test in the folder."""
+    both = [folder / half for half in PAIR]
+    return both if not is_store(folder) and any(map(is_store, both)) else [folder]
+
+
+def convert(source: Path, folder: Path, **options: Any) -> list[Path]:
     """Write what `read` gives to a new store, with a progress bar on a terminal; the stores.
 
     Where there are training and test data, they are the stores `train` and `test` in the folder.
@@ -63,8 +86,6 @@ def convert(source: Path, folder: Path, **options: str) -> list[Path]:
         from tqdm import tqdm
     except ImportError as error:
         raise InputError("convert needs tqdm, which is not installed: pip install tqdm") from error
-    if source.suffix == ".npz":
-        options = {"client": "client"} | options
     train, test = read(source, **options)
     parts = {folder: train} if test is None else {folder / "train": train, folder / "test": test}
     for path, data in parts.items():
@@ -76,8 +97,6 @@ def convert(source: Path, folder: Path, **options: str) -> list[Path]:
 
 def summary(data: FederatedDataset) -> str:
     """Clients, examples, columns, quantiles of sizes, and how often each label `y` occurs."""
-    points = np.percentile(data.sizes.numpy(), (0, 10, 50, 90, 100), method="inverted_cdf")
-    names = ("min", "10 %", "median", "90 %", "max")
     columns = ", ".join(
         f"{name} {str(c.dtype).removeprefix('torch.')} {list(c.shape[1:])}"
         for name, c in data.columns.items()
@@ -85,11 +104,11 @@ def summary(data: FederatedDataset) -> str:
     lines = {
         "clients": f"{data.num_clients:,}",
         "examples": f"{data.num_examples:,}, columns {columns}",
-        "examples a client": ", ".join(f"{a} {q:,}" for a, q in zip(names, points, strict=True)),
+        "examples a client": in_words(data.sizes.numpy()),
     }
     if histogram := _labels(data.columns):
         lines["label y"] = histogram
-    return "\n".join(f"{name:<19}{text}" for name, text in lines.items())
+    return "\n".join(f"{name:<19}{what}" for name, what in lines.items())
 
 
 def _labels(columns: Mapping[str, Tensor]) -> str:
@@ -100,9 +119,9 @@ def _labels(columns: Mapping[str, Tensor]) -> str:
     labels, counts = np.unique(y.numpy(), return_counts=True)
     order = np.argsort(-counts, kind="stable")[:MOST_CLASSES]
     listed = order if len(labels) > MOST_CLASSES else np.arange(len(labels))
-    text = ", ".join(f"{labels[c]}: {counts[c]:,}" for c in listed)
+    histogram = ", ".join(f"{labels[c]}: {counts[c]:,}" for c in listed)
     others = len(labels) - len(listed)
-    return text + (f", {others:,} others" if others else "")
+    return histogram + (f", {others:,} others" if others else "")
 
 
 def _clients(data: FederatedDataset) -> Iterator[tuple[object, dict[str, Tensor]]]:

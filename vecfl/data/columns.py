@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vecfl.errors import InputError
@@ -47,6 +48,18 @@ def tensor(array: Any, where: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{where}: expected an array of numbers: {reason}") from error
+
+
+def quantiles(values: NDArray[Any]) -> NDArray[Any]:
+    """Minimum, 10 %, median, 90 % and maximum, each a value that occurs: the lower of two."""
+    return np.percentile(values, (0, 10, 50, 90, 100), method="inverted_cdf")
+
+
+def in_words(values: NDArray[Any], form: str = "{:,}") -> str:
+    """The quantiles with their names."""
+    names = ("min", "10 %", "median", "90 %", "max")
+    points = zip(names, quantiles(values), strict=True)
+    return ", ".join(f"{name} {form.format(value)}" for name, value in points)
 
 
 def kind(value: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vecfl.data.columns import client_columns, kind, length, tensor
+from vecfl.data.columns import client_columns, kind, length, quantiles, tensor
 from vecfl.data.ids import StoredIds
 from vecfl.data.pages import read_ahead
 from vecfl.data.partition import categories, check_range, integer
@@ -173,10 +173,10 @@ class FederatedDataset:
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{name}: {kind(column[0])}" for name, column in self.columns.items())
-        sizes = self.sizes.numpy()
+        low, _, median, _, high = quantiles(self.sizes.numpy())
         return (
             f"FederatedDataset({self.num_clients} clients, {self.num_examples} examples, "
-            f"{columns}, sizes min {sizes.min()} median {np.median(sizes):.10g} max {sizes.max()})"
+            f"{columns}, sizes min {low} median {median} max {high})"
         )
 
     @cached_property

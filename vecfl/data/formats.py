@@ -15,9 +15,10 @@ from vecfl.data.flute import HDF5, flute_clients, read_flute
 from vecfl.data.hdf5 import names, opened
 from vecfl.data.leaf import ENDINGS, leaf_clients, read_leaf, read_leaf_pair
 from vecfl.data.mnist_writers import mnist_writers
-from vecfl.data.parquet import Partition, parquet_clients, read_parquet
-from vecfl.data.store import META, open_dataset
-from vecfl.data.tables import csv_clients, npz_clients, read_csv, read_npz
+from vecfl.data.npz import npz_clients, read_npz
+from vecfl.data.parquet import Partition, parquet_clients, read_parquet, read_parquet_pair
+from vecfl.data.store import PAIR, is_store, open_dataset
+from vecfl.data.tables import csv_clients, read_csv
 from vecfl.data.tff import read_tff, read_tff_pair, tff_clients
 from vecfl.errors import InputError
 
@@ -28,7 +29,6 @@ UNDERSTOOD = (
     "directory), CSV, NPZ, CIFAR's .bin batches, MNIST by writers, a store, or the stores train/ "
     "and test/"
 )
-PARTS = ("train", "test")
 Pair = tuple[FederatedDataset, FederatedDataset | None]
 
 
@@ -68,6 +68,8 @@ def recognise(path: Path | str) -> Format:
     """The format of a file or directory, by its content; InputError saying what is understood."""
     path = Path(path)
     found = None
+    if is_store(path):
+        return Format("store", open_dataset, open_dataset)
     if path.is_dir():
         found = _directory(path, {file.name for file in path.iterdir()})
     elif path.is_file():
@@ -83,11 +85,9 @@ def _directory(path: Path, inside: set[str]) -> Format | None:
     def some(ending: str | tuple[str, ...], start: str = "") -> bool:
         return any(name.endswith(ending) and name.startswith(start) for name in inside)
 
-    if {"meta.json", "offsets.npy"} <= inside:
-        return Format("store", open_dataset, open_dataset)
-    if set(PARTS) <= inside and any((path / part / META).exists() for part in PARTS):
+    if any(is_store(path / half) for half in PAIR):
         return Format("stores", _open_pair, open_dataset)
-    if set(PARTS) <= inside:
+    if set(PAIR) <= inside:
         return Format("LEAF", read_leaf_pair, leaf_clients)
     if some("_train.h5") and some("_test.h5"):
         return Format("TFF", read_tff_pair, tff_clients)
@@ -97,8 +97,15 @@ def _directory(path: Path, inside: set[str]) -> Format | None:
         return Format("CIFAR", _cifar, _cifar)
     if some(".parquet"):
         pair = some(".parquet", "train") and some(".parquet", "test")
-        return Format("parquet", _parquet_pair if pair else read_parquet, parquet_clients)
-    return Format("LEAF", read_leaf, leaf_clients) if some(ENDINGS) else None
+        return Format("parquet", read_parquet_pair if pair else read_parquet, parquet_clients)
+    if some(ENDINGS):
+        return Format("LEAF", read_leaf, leaf_clients)
+    if some((*TABLES, ".npz")):
+        raise InputError(
+            f"{path}: a folder of tables: read one file, or several with read_csv([...]), training "
+            "and test files with read_csv_pair"
+        )
+    return None
 
 
 def _file(path: Path) -> Format | None:
@@ -125,17 +132,8 @@ def _file(path: Path) -> Format | None:
 
 def _open_pair(folder: Path | str) -> Pair:
     """The stores train and test in a folder, as `python -m vecfl.data convert` leaves them."""
-    train, test = (open_dataset(Path(folder) / part) for part in PARTS)
+    train, test = (open_dataset(Path(folder) / half) for half in PAIR)
     return train, test
-
-
-def _parquet_pair(path: Path | str, client: str | Partition, **options: Any) -> Pair:
-    """The files whose names begin with train, and those that begin with test."""
-    parts = []
-    for start in PARTS:
-        files = sorted(Path(path).glob(f"{start}*.parquet"))
-        parts.append(read_parquet(files, client, **options))
-    return parts[0], parts[1]
 
 
 def _cifar(folder: Path | str, client: Partition) -> Pair:
@@ -143,7 +141,8 @@ def _cifar(folder: Path | str, client: Partition) -> Pair:
     train, test = (read_cifar10 if ten else read_cifar100)(folder)
     if not callable(client):
         raise InputError(
-            f"{folder}: client: expected a function from labels to clients: no writers"
+            f"{folder}: client: expected a function from labels to clients, in Python, for CIFAR "
+            "names no writers: lambda labels: dirichlet(labels, 100, 0.3, seed=0)"
         )
     pooled = np.zeros(len(test["y"]), np.int64)
     return (

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from vecfl.data.dataset import FederatedDataset
-from vecfl.data.files import listing, needs, understood
+from vecfl.data.files import among, listing, needs, several, understood
 from vecfl.data.images import NAMES, decoded, is_image
 from vecfl.data.stream import Clients, Encode, by_client, collect, encoded
 from vecfl.errors import InputError
 
 EXPECTED = "parquet files with the same columns"
+SPLITS = ("train", "validation", "test")  # how the names of their files begin on Hugging Face
 Partition = Callable[[Any], Any]  # labels [n] -> the client of each example [n]
 
 
@@ -25,6 +26,8 @@ def parquet_clients(
 ) -> Clients:
     """The clients of a parquet file, of several, or of those of a directory, ordered by id.
 
+    A directory with train* and test* files is refused: `read_parquet_pair` keeps them apart.
+
     `client` is a column, or a function that gives the client of each example from the labels:
     `lambda labels: dirichlet(labels, 100, 0.3, seed=0)`. `columns` are those to read, all unless
     given. Images {bytes, path} are decoded, one client at a time: image and img become x uint8
@@ -32,9 +35,8 @@ def parquet_clients(
     which gets the file's own columns. Raises InputError, naming file, client and column, for a
     damaged file, nulls, and where pyarrow or Pillow are missing.
     """
-    given = [path] if isinstance(path, Path | str) else path
-    files = [file for entry in given for file in listing(entry, ".parquet")]
-    source = str(path) if isinstance(path, Path | str) else ", ".join(map(str, files))
+    given, source = several(path)
+    files = [file for entry in given for file in _of_one_split(entry)]
     by_column = [client] if isinstance(client, str) else []
     wanted = None if columns is None else list(dict.fromkeys([*columns, label, *by_column]))
     pooled = _pooled(files, wanted, [label, *by_column], source)
@@ -58,7 +60,35 @@ def read_parquet(
     path: Path | str | Sequence[Path | str], client: str | Partition, **options: Any
 ) -> FederatedDataset:
     """The dataset of parquet files; see `parquet_clients`, which takes the same arguments."""
-    return collect(parquet_clients(path, client, **options), path)
+    return collect(parquet_clients(path, client, **options), several(path)[1])
+
+
+def read_parquet_pair(
+    folder: Path | str, client: str | Partition, **options: Any
+) -> tuple[FederatedDataset, FederatedDataset]:
+    """The datasets (train, test) of the train*.parquet and the test*.parquet of a directory.
+
+    Arguments are those of `parquet_clients`. Raises InputError where there are no such files.
+    """
+    pair = []
+    for split in ("train", "test"):
+        files = sorted(Path(folder).glob(f"{split}*.parquet"))
+        if not files:
+            raise InputError(f"{folder}: no {split}*.parquet; expected train* and test* in it")
+        pair.append(read_parquet(files, client, **options))
+    return pair[0], pair[1]
+
+
+def _of_one_split(path: Path) -> list[Path]:
+    """The files of a path; InputError for a directory that has more than one split."""
+    files = listing(path, ".parquet")
+    found = [split for split in SPLITS if any(file.name.startswith(split) for file in files)]
+    if len(found) > 1:
+        raise InputError(
+            f"{path}: files of {' and '.join(found)}, which must not mix: read_parquet_pair reads "
+            "train and test apart; or give the files of one of them as a list"
+        )
+    return files
 
 
 def _pooled(
@@ -77,7 +107,7 @@ def _pooled(
                 with file.open("rb") as handle:
                     tables.append(parquet.ParquetFile(handle).read(columns=wanted))
         if lost:
-            raise InputError(f"{file}: no column {lost[0]!r}; it has {there}")
+            raise InputError(f"{file}: no column {lost[0]!r}; {among(lost[0], there)}")
     with understood(source, EXPECTED):
         table = arrow.concat_tables(tables)
         names, nulls = table.column_names, [column.null_count for column in table.columns]

@@ -26,6 +26,7 @@ from vecfl.errors import InputError
 
 VERSION = 1
 META, PART = "meta.json", ".part"  # the folder NAME.part becomes NAME when it is complete
+PAIR = ("train", "test")  # two stores in one folder, as `python -m vecfl.data convert` leaves them
 OFFSETS = "offsets.npy"
 ID_FILES = ("ids.npy", "ids_order.npy", "ids_bounds.npy")  # the fields of StoredIds
 # What stands in a .npy file for a dtype of torch; it has no bfloat16, whose bits are kept as int16.
@@ -68,6 +69,22 @@ def open_dataset(folder: Path | str) -> FederatedDataset:
         files[name] = (folder.absolute() / column_file(i), len(pages) - values.nbytes)
     offsets = torch.from_numpy(_scattered(folder, OFFSETS, "<i8", (clients + 1,), meta))
     return FederatedDataset.from_checked(columns, offsets, _ids(folder, meta), files)
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder holds a store, be it damaged or half-written: `open_dataset` says more."""
+    if not folder.exists() and not folder.name.endswith(PART):
+        return is_store(folder.with_name(folder.name + PART))
+    if not folder.is_dir():
+        return False
+    inside = {file.name for file in folder.iterdir()}
+    own = all(name == META or name.endswith(".npy") for name in inside)
+    if {OFFSETS, column_file(0)} & inside or folder.name.endswith(PART) and own:
+        return True
+    try:
+        return b'"vecfl_store"' in (folder / META).read_bytes()
+    except OSError:
+        return False
 
 
 def verify(folder: Path | str) -> None:
@@ -135,6 +152,9 @@ def _no_meta(folder: Path) -> str:
     part = folder if folder.name.endswith(PART) else folder.with_name(folder.name + PART)
     if part.is_dir():
         return f"{part}: a half-written store: remove it, and write the store again"
+    if any(is_store(folder / half) for half in PAIR):
+        both = " and ".join(str(folder / half) for half in PAIR)
+        return f"{folder}: no store, but a folder of two: open {both}"
     if folder.exists():
         return f"{folder}: no store: it has no {META}"
     return f"{folder}: no such folder; expected a store, as `save` and `write_store` leave it"
