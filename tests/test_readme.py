@@ -57,7 +57,9 @@ def write_parquet() -> None:
 def write_tables() -> None:
     Path("cleveland.csv").write_text("age,chol,target\n63,233,1\n")
     Path("hungarian.csv").write_text("age,chol,target\n28,?,0\n")
-    np.savez("phones.npz", x=np.ones((2, 3)), y=[0, 1], user=[7, 8])
+    for name in ("a", "b"):
+        Path(f"{name}.csv").write_text("user,speed,activity\n7,1.5,walks\n8,0.5,sits\n")
+    np.savez("phones.npz", features=np.ones((2, 3)), activity=[0, 1], user=[7, 8])
 
 
 def write_cifar() -> None:

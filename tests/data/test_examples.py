@@ -62,6 +62,11 @@ def test_rows_of_named_columns() -> None:
 
 
 WRONG = {
+    "a function": (
+        [(1, 2), (1, 2)],
+        lambda labels: labels,
+        "list: client: expected the clients of the 2 examples, or the key that holds them, got a f",
+    ),
     "few": ([(1, 2), (1, 2)], [0], "list: 1 clients for 2 examples"),
     "no key": ([{"x": 1}], "who", "list, example 0: no key 'who' for the client: ['x']"),
     "no mapping": ([(1, 2)], "who", "list, example 0: no key 'who' for the client: tuple"),

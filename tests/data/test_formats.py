@@ -146,6 +146,13 @@ def test_a_damaged_store_is_never_another_format(tmp_path: Path) -> None:
         (path / lost).unlink()
         with pytest.raises(InputError, match=f"^{path / lost}: missing, expected .* bytes$"):
             read(path)
+    (tmp_path / "bare").mkdir()
+    shutil.copy(whole / "meta.json", tmp_path / "bare")
+    with pytest.raises(InputError, match="bare/column_0.npy: missing, expected .* bytes$"):
+        read(tmp_path / "bare")
+    (tmp_path / "killed.part").mkdir()
+    with pytest.raises(InputError, match="killed.part: a half-written store: remove it"):
+        read(tmp_path / "killed")
     (whole / "meta.json").rename(tmp_path / "meta.json")
     with pytest.raises(InputError, match=f"^{whole}: no store: it has no meta.json$"):
         read(whole)

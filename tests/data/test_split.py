@@ -127,6 +127,11 @@ def test_the_lines_that_refuse():
         "clients: expected a number or a fraction that holds out 1 to 2 of the 3 clients, got 3"
     ):
         hold_out(data, 0, clients=3)
+    with refused(
+        "clients: there is one client, which must train: get more clients, or hold out examples of "
+        "it (samples=)"
+    ):
+        hold_out(dataset([4]), 0, clients=0.2)
     for samples in (0, 1, 2, -0.5, float("nan")):
         with refused(f"samples: expected a fraction in (0, 1), got {samples}"):
             hold_out(data, 0, samples=samples)

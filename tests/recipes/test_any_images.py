@@ -265,7 +265,8 @@ BAD = {
     ),
     "one client": (
         archive_of(client=np.zeros(4, np.int64)),
-        "clients: expected a number or a fraction that holds out 1 to 0 of the 1 clients, got 0.2",
+        "clients: there is one client, which must train: get more clients, or hold out examples of "
+        "it (samples=)",
     ),
 }
 

@@ -27,6 +27,12 @@ def example_clients(dataset: Any, client: Any, encode: Encode | None = None) -> 
         owner = _column(dataset, client, n)
     else:
         owner = client
+        if not hasattr(owner, "__len__"):
+            raise InputError(
+                f"{source}: client: expected the clients of the {n} examples, or the key that "
+                f"holds them, got a {type(owner).__name__}; partitions take the labels: "
+                "client=dirichlet(labels, 100, 0.3, seed=0)"
+            )
         if len(owner) != n:
             raise InputError(f"{source}: {len(owner)} clients for {n} examples")
     for id_, rows in by_client({"row": np.arange(n)}, owner, f"{source}, client"):

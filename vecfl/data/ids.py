@@ -77,11 +77,10 @@ class StoredIds(Sequence[Hashable]):
         for rank, (a, b) in enumerate(pairwise(ranked)):
             if a >= b:
                 first, second = order[rank : rank + 2]
-                wrong = "have the same id" if a == b else f"are in wrong order: {b!r} after"
-                raise InputError(
-                    f"client_ids: clients {first} and {second} {wrong} {a!r}; "
-                    "ids must be distinct, and their order must rise"
-                )
+                wrong = f"are in wrong order: {b!r} after {a!r}; their order must rise"
+                if a == b:
+                    wrong = f"have the same id {a!r}; ids must be distinct"
+                raise InputError(f"client_ids: clients {first} and {second} {wrong}")
 
 
 def pack(ids: Sequence[Any]) -> range | StoredIds:

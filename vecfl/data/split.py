@@ -61,6 +61,11 @@ def hold_out(
 
 def _number(clients: float, of: int) -> int:
     """The number of clients to hold out."""
+    if of < 2:
+        raise InputError(
+            "clients: there is one client, which must train: get more clients, or hold out "
+            "examples of it (samples=)"
+        )
     fraction = isinstance(clients, float) and 0 < clients < 1
     held = round(clients * of) if fraction else integer(clients, "clients", 1)
     if not 0 < held < of:
