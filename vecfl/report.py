@@ -92,6 +92,7 @@ def draw_curves(run_dir: Path | str) -> Path:
     for axes in (accuracy, loss):
         axes.set_xlabel("communication round")
         axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlim(0, max(2, rows[-1]["round"]) * 1.02)  # whole rounds, even of one evaluation
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
