@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 LEARNED = {"train/loss": "train loss {:#.3g}", "eval/accuracy": "test acc {:.1%}"}
 SPEED = {"system/clients_per_s": "{:,.0f} clients/s"}
@@ -35,10 +35,12 @@ class Console:
             if key in self._latest:
                 value, when = self._latest[key]
                 shown.append(text.format(value) + ("" if when == rnd else f" (round {when})"))
-        self._progress.show(int(rnd), ", ".join(shown))
+        with suppress(OSError):  # the terminal may go before the run does
+            self._progress.show(int(rnd), ", ".join(shown))
 
     def close(self) -> None:
-        self._progress.close()
+        with suppress(OSError):
+            self._progress.close()
 
 
 class _Bar:
