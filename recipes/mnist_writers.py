@@ -10,7 +10,7 @@ arXiv:1909.06335 (fedavgm); Reddi et al. 2021, arXiv:2003.00295.
 """
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,7 @@ from vecfl.flags import (
 )
 from vecfl.models import emnist_cnn, logistic
 from vecfl.record import record_run
+from vecfl.resume import resume
 
 TEST_CLIENTS = 0.2
 MOST_CLASSES = 10_000  # more are no classes but, say, ids
@@ -59,17 +60,15 @@ def run(args: Args) -> None:
     args = settle(args)
     check_args(args)
     train, test, args = load(args)
+    args, before = resume(args, "mnist_writers")
     sim = make_simulation(args, train, classes(train, test))
     parts = unseen(train, test)
     record_run(
         sim,
-        args.rounds,
         lambda state: evaluate(sim, state, parts) | sim.evaluate_clients(state, test),
-        out=args.out,
+        args,
         recipe="mnist_writers",
-        track=args.track,
-        config=asdict(args),
-        eval_every=args.eval_every,
+        before=before,
     )
 
 

@@ -7,7 +7,7 @@ arXiv:1602.05629, Algorithm 1.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from vecfl.cli import check, main
 from vecfl.data import DIGITS_SCALE, FederatedDataset, digits, dirichlet
 from vecfl.flags import RunArgs, check_run, simulation
 from vecfl.record import record_run
+from vecfl.resume import resume
 
 
 @dataclass
@@ -39,16 +40,16 @@ def run(args: Args) -> None:
     check_args(args)
     data_seed = args.seed if args.data_seed is None else args.data_seed
     sample_seed = args.seed if args.sample_seed is None else args.sample_seed
+    args = replace(args, data_seed=data_seed, sample_seed=sample_seed)
     data, test = split_digits(args, data_seed)
+    args, before = resume(args, "quickstart")
     sim = make_simulation(args, data, sample_seed)
     record_run(
         sim,
-        args.rounds,
         lambda state: sim.evaluate(state, test) | sim.evaluate_clients(state),
-        out=args.out,
+        args,
         recipe="quickstart",
-        track=args.track,
-        config=asdict(args) | {"data_seed": data_seed, "sample_seed": sample_seed},
+        before=before,
     )
 
 

@@ -10,7 +10,7 @@ fedavg); Reddi et al. 2021, arXiv:2003.00295 (this version of it).
 
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from vecfl.flags import (
 )
 from vecfl.models import WindowLM
 from vecfl.record import record_run
+from vecfl.resume import resume
 
 LENGTH = 80  # characters of a window
 LR = {"sgd": 1.0, "momentum": 0.1, "adam": 0.003, "adamw": 0.003}  # of the clients' optimizer
@@ -64,16 +65,14 @@ def run(args: Args) -> None:
         "always %r is right for %.1f %% of the test characters",
         *(vocabulary.tokens[character], 100 * share),
     )
+    args, before = resume(args, "shakespeare")
     sim = make_simulation(args, train, len(vocabulary))
     record_run(
         sim,
-        args.rounds,
         lambda state: sim.evaluate(state, test.columns) | sim.evaluate_clients(state, test),
-        out=args.out,
+        args,
         recipe="shakespeare",
-        track=args.track,
-        config=asdict(args),
-        eval_every=args.eval_every,
+        before=before,
     )
 
 

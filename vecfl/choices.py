@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vecfl.track import atomic_file
+from vecfl.files import atomic_file
 
 Facts = Mapping[str, object]  # what a choice depends on
 log = logging.getLogger("vecfl")

@@ -4,7 +4,7 @@
         main(run, Args)
 
 Defaults come from the dataclass, then from the files of --config in their order, then from flags.
-Exit codes: 2 for bad input or a file that cannot be written, 130 for Ctrl-C.
+Exit codes: 2 for bad input or a file that cannot be written, 130 for Ctrl-C, 143 for SIGTERM.
 """
 
 import inspect
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 
 from vecfl.errors import InputError
+from vecfl.signals import Stopped
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -37,8 +38,8 @@ def main(run: Callable[[Args], None], args_type: type[Args]) -> None:
     """Parse the flags into `args_type`, a dataclass whose fields have defaults, and call `run`.
 
     `InputError`, an `OSError` about a file and Ctrl-C become one line on stderr and an exit code;
-    every other exception is a bug and keeps its traceback. A recipe says where an interrupted
-    run stands by raising `KeyboardInterrupt` with that line.
+    every other exception is a bug and keeps its traceback. A recipe says where a stopped run
+    stands by raising `vecfl.signals.Stopped` with that line and its exit code.
     """
     try:
         args = _parse(args_type)
@@ -52,7 +53,8 @@ def main(run: Callable[[Args], None], args_type: type[Args]) -> None:
             raise
         _exit(f"error: {error.filename}: {error.strerror}", 2)
     except KeyboardInterrupt as interrupt:
-        _exit(str(interrupt) or "interrupted; the run is not finished", 130)
+        code = interrupt.code if isinstance(interrupt, Stopped) else 130
+        _exit(str(interrupt) or "interrupted; the run is not finished", code)
 
 
 def check(args: object, names: Iterable[str], right: Callable[[Any], bool], wanted: str) -> None:

@@ -15,12 +15,14 @@ from vecfl.algorithms import Algorithm
 from vecfl.cli import check, flag, has_device
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
+from vecfl.model_file import check_safetensors, warm_start
 from vecfl.report import check_matplotlib
 from vecfl.sampling import uniform
 from vecfl.schedule import Batches
 from vecfl.simulation import Simulation
 from vecfl.task import Task
 from vecfl.track import check_out, check_wandb
+from vecfl.watch import Watch
 
 Settled = TypeVar("Settled", bound="AlgorithmArgs")
 
@@ -55,6 +57,25 @@ class RunArgs:
     """operator threads of each worker; measured with --workers auto, else torch's shared out"""
     slots: int | Literal["auto"] = "auto"
     """clients that train at the same time on each worker"""
+    eval_every: int = 1
+    """rounds from one evaluation to the next; the last round is always evaluated"""
+    init: str | None = None
+    """first model: a state dict, .safetensors or of torch.save"""
+    resume: str = "none"
+    """the run to go on with: its directory, or a checkpoint in it; auto: that of --out, started
+    if there is none; none: a new run"""
+    resume_changed: bool = False
+    """go on although settings that change the result are others"""
+    checkpoint_every: int = 10
+    """rounds from one checkpoint to the next; the last round has one, and the round of a signal"""
+    keep: int = 2
+    """checkpoints that are kept, the last ones; with --watch the best one, too"""
+    watch: str | None = None
+    """metric of the best round, and which values are better: eval/loss:min, eval/accuracy:max"""
+    fall_back: bool = False
+    """after a value that is worse than the best, go on from the best model (with --watch)"""
+    safetensors: bool = False
+    """write the final model as model.safetensors, too"""
 
 
 @dataclass
@@ -131,7 +152,16 @@ def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
 
 def check_run(args: RunArgs) -> None:
     """Raise InputError, with the name of the flag, before anything is made."""
-    check(args, ("rounds", "cohort", "batch", "threads"), lambda n: n >= 1, "at least 1")
+    at_least_one = (
+        "rounds",
+        "cohort",
+        "batch",
+        "threads",
+        "eval_every",
+        "checkpoint_every",
+        "keep",
+    )
+    check(args, at_least_one, lambda n: n >= 1, "at least 1")
     check(args, ("seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
     some = ("workers", "slots")
     check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
@@ -139,13 +169,26 @@ def check_run(args: RunArgs) -> None:
     check(args, some, lambda n: n == "auto" or n <= args.cohort, right)
     check(args, ("device",), has_device, "a device of this machine, such as cpu")
     check_matplotlib()
-    check_out(args.out)
+    check_saving(args)
     check_wandb(args.track)
+
+
+def check_saving(args: RunArgs) -> None:
+    """Raise InputError, with the name of the flag, where the run cannot go where it should."""
+    if args.resume == "none":
+        check_out(args.out)
+    if args.resume == "auto" and args.out is None:
+        raise InputError("--resume auto: needs --out, the directory of the run")
+    if args.watch is not None:
+        Watch(args.watch)
+    check(args, ("fall_back",), lambda on: not on or args.watch is not None, "--watch beside it")
+    if args.safetensors:
+        check_safetensors("--safetensors")
 
 
 def check_algorithm(args: AlgorithmArgs) -> None:
     """Raise InputError, with the name of the flag, for a value that no algorithm could take."""
-    check(args, ("epochs", "eval_every"), lambda n: n >= 1, "at least 1")
+    check(args, ("epochs",), lambda n: n >= 1, "at least 1")
     positive = ("lr", "server_lr", "clip", "tau")
     check(args, positive, lambda x: 0 < x < math.inf, "a positive number")
     check(args, ("mu", "start"), lambda x: 0 <= x < math.inf, "a number of at least 0")
@@ -175,6 +218,9 @@ def simulation(
     """
     n = data.num_clients
     check(args, ("cohort",), lambda size: size <= n, f"at most {n} (training clients)")
+    if args.init is not None:
+        task = task.to("cpu", getattr(torch, args.dtype))
+        warm_start(task.module, args.init)
     return Simulation(
         task,
         data,

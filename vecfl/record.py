@@ -1,108 +1,181 @@
 """A run with a directory of its own: what the recipes do between the first round and the last."""
 
+import logging
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from threading import current_thread, main_thread
-from typing import Literal
+from typing import Any
 
+import torch
+
+from vecfl.checkpoint import path_of, prune, save
 from vecfl.errors import InputError
+from vecfl.files import reached
+from vecfl.flags import RunArgs
+from vecfl.model_file import SAFE, save_model
 from vecfl.report import draw_curves, summary
+from vecfl.resume import CHECKPOINTS, Before, go_on, settings
+from vecfl.signals import Signals, Stopped
 from vecfl.simulation import Metrics, Simulation, State
-from vecfl.track import Console, Jsonl, Wandb, create_run_dir, save_model
+from vecfl.track import Console, Jsonl, Wandb, create_run_dir, new_id
+from vecfl.watch import Watch
+
+log = logging.getLogger("vecfl")
+Evaluate = Callable[[State], Metrics]
 
 
 def record_run(
-    sim: Simulation,
-    rounds: int,
-    evaluate: Callable[[State], Metrics],
-    *,
-    out: str | None,
-    recipe: str,
-    config: Mapping[str, object],
-    eval_every: int = 1,
-    track: Literal["auto", "wandb", "none"] = "auto",
+    sim: Simulation, evaluate: Evaluate, args: RunArgs, *, recipe: str, before: Before | None
 ) -> None:
-    """`rounds` rounds into the run directory `out`, or a dated one: metrics, model, curves.
+    """The rounds of `args` into a run directory: metrics, checkpoints, model, curves.
 
-    `evaluate` is called every `eval_every` rounds and after the last; `config` are the settings
-    for config.yaml, where the arrangement that was chosen stands for "auto". Progress goes to
-    stderr, the summary to stdout; `track` is that of `vecfl.track.Wandb`. A run that is
-    interrupted, or whose disk is full, keeps its metrics and its model: the KeyboardInterrupt or
-    InputError says where.
+    `before` is the run to go on with (`vecfl.resume.resume`), None for a new one in `args.out` or
+    a dated directory. `evaluate` is called every `args.eval_every` rounds and after the last.
+    Progress goes to stderr, the summary to stdout. Raises Stopped after SIGINT or SIGTERM, and
+    InputError for a full disk: their line says how to go on.
     """
-    settings = {**config, **asdict(sim.arrangement)}
-    run_dir = create_run_dir(out, recipe, settings)
-    with Wandb(run_dir, settings, group=recipe, track=track) as board:
-        run_rounds(sim, rounds, evaluate, run_dir, board, eval_every)
+    config = settings(args, sim.arrangement)
+    if before is None:
+        run_dir, state = create_run_dir(args.out, recipe, config), sim.start()
+        (run_dir / CHECKPOINTS).mkdir()
+        keeper = Keeper(sim, args, run_dir, {"config": config, "recipe": recipe, "id": new_id()})
+        keeper.save(state)
+    else:
+        run_dir, content = before.run_dir, before.content
+        state = sim.load(content["run"], changed=args.resume_changed)
+        if state.round == args.rounds and (run_dir / "model.pt").exists():
+            log.info("%s is finished: nothing to do", run_dir)
+            print(summary(run_dir))
+            return
+        about = {"config": config, "recipe": recipe, "id": content["id"]}
+        keeper = Keeper(sim, args, run_dir, about, state.round)
+        keeper.go_on(content, state)
+        go_on(before, config)
+    with Wandb(run_dir, config, group=recipe, track=args.track, id=keeper.about["id"]) as board:
+        state = run_rounds(sim, state, evaluate, args, keeper, board)
+        finish(sim, state, run_dir, args.safetensors)
         board.log_image("curves", run_dir / "curves.png")
+
+
+class Keeper:
+    """Saves the checkpoints of a run: `about` is what they hold beside its state.
+
+    saved  the round of the last one that the disk has, -1 for none
+    """
+
+    def __init__(
+        self, sim: Simulation, args: RunArgs, run_dir: Path, about: dict[str, Any], saved: int = -1
+    ) -> None:
+        self.sim, self.args, self.run_dir, self.saved = sim, args, run_dir, saved
+        self.about = about | {"torch": str(torch.__version__)}
+        self.watch = Watch(args.watch, args.fall_back) if args.watch else None
+
+    def go_on(self, content: dict[str, Any], state: State) -> None:
+        """Know the best round again."""
+        if self.watch is not None:
+            self.watch.load(content["watch"], state.server)
+        if content["torch"] != self.about["torch"]:
+            log.warning("begun with torch %s: other bits may come", content["torch"])
+
+    def look(self, state: State, metrics: Metrics, evaluated: bool) -> tuple[State, bool]:
+        """The state to go on from, and whether it is to be saved: see `Watch.look`."""
+        due, best = state.round % self.args.checkpoint_every == 0, False
+        if self.watch is not None:
+            state, best = self.watch.look(state, metrics, evaluated)
+        return state, due or best
+
+    def save(self, state: State) -> None:
+        """Save a checkpoint; where that fails the last one stays, and a warning says so."""
+        folder, watch = self.run_dir / CHECKPOINTS, self.watch
+        content = self.about | {
+            "run": self.sim.save(state),
+            "watch": watch.save() if watch else None,
+        }
+        try:
+            save(path_of(folder, state.round), content)
+            self.saved = state.round
+            prune(folder, self.args.keep, watch.round if watch else None)
+            reached("checkpoint pruned")
+        except OSError as error:
+            log.warning("round %d is not saved: %s; the run goes on", state.round, reason(error))
+
+    def where(self, state: State) -> str:
+        """How far the run is, and how to go on with it."""
+        so_far = f"after round {state.round} of {self.args.rounds}, not finished; to go on"
+        if self.saved < 0:
+            return f"{so_far}, start again: no checkpoint could be saved in {self.run_dir}"
+        if self.saved < state.round:
+            so_far += f" after round {self.saved}"
+        return f"{so_far}: the same command with --resume {self.run_dir}"
 
 
 def run_rounds(
     sim: Simulation,
-    rounds: int,
-    evaluate: Callable[[State], Metrics],
-    run_dir: Path,
+    state: State,
+    evaluate: Evaluate,
+    args: RunArgs,
+    keeper: Keeper,
     board: Wandb,
-    eval_every: int,
-) -> None:
-    """The rounds of `record_run` and their end, whichever it is."""
-    state = sim.start()
+) -> State:
+    """The rounds that are missing, tracked and saved; Stopped or InputError ends them early."""
+    signals, metrics_file = Signals(), keeper.run_dir / "metrics.jsonl"
     try:
-        with closing(Jsonl(run_dir / "metrics.jsonl")) as log, closing(Console(rounds)) as bar:
-            while state.round < rounds:
+        with (
+            signals,
+            closing(Jsonl(metrics_file)) as rows,
+            closing(Console(args.rounds)) as bar,
+        ):
+            while state.round < args.rounds and not signals.came:
                 state, metrics = sim.round(state)
-                if state.round % eval_every == 0 or state.round == rounds:
+                reached("round trained")
+                evaluated = state.round % args.eval_every == 0 or state.round == args.rounds
+                if evaluated:
                     metrics |= evaluate(state)
-                log.log(metrics)
-                bar.log(metrics)
-                board.log(metrics)
-    except (KeyboardInterrupt, OSError) as stop:
-        with no_ctrl_c():  # pressed again, it would lose the model
-            kept = keep_model(sim, state, run_dir / f"model-round-{state.round}.pt")
-        so_far = f"after round {state.round} of {rounds}, not finished; metrics so far: {run_dir}"
-        if isinstance(stop, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"interrupted {so_far}; model so far: {kept}") from None
-        raise InputError(f"{_reason(stop)}; stopped {so_far}; model so far: {kept}") from stop
-    finish(sim, state, run_dir)
+                    reached("round evaluated")
+                for tracker in (rows, bar, board):
+                    tracker.log(metrics)
+                reached("round logged")
+                state, to_save = keeper.look(state, metrics, evaluated)
+                if to_save:
+                    rows.sync()
+                    keeper.save(state)
+            if keeper.saved < state.round:  # the last round, or a signal came
+                rows.sync()
+                keeper.save(state)
+    except KeyboardInterrupt:
+        number = signals.came or signal.SIGINT
+        raise Stopped(f"stopped at once {keeper.where(state)}", number) from None
+    except OSError as error:
+        raise InputError(f"{reason(error)}; stopped {keeper.where(state)}") from error
+    if state.round < args.rounds:
+        raise Stopped(f"stopped {keeper.where(state)}", signals.came)
+    return state
 
 
-@contextmanager
-def no_ctrl_c() -> Iterator[None]:
-    """Ctrl-C does nothing inside; other threads than the main one never get it."""
-    if current_thread() is not main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def finish(sim: Simulation, state: State, run_dir: Path) -> None:
+def finish(sim: Simulation, state: State, run_dir: Path, safetensors: bool) -> None:
     """Save the model, print the summary and draw the curves of a run that is complete."""
-    kept = keep_model(sim, state, run_dir / "model.pt")
+    model = sim.state_dict(state)
+    if safetensors:
+        save_model(run_dir / f"model{SAFE}", model)
+    kept = keep_model(model, run_dir / "model.pt", state.round)
     try:
         draw_curves(run_dir)
     except KeyboardInterrupt:
         done = f"interrupted; training finished and {kept} is complete, curves.png was not drawn"
-        raise KeyboardInterrupt(done) from None
+        raise Stopped(done, signal.SIGINT) from None
     except OSError as error:
-        raise InputError(f"{_reason(error)}; training finished, model: {kept}") from error
+        raise InputError(f"{reason(error)}; training finished, model: {kept}") from error
     finally:
         print(summary(run_dir))
 
 
-def keep_model(sim: Simulation, state: State, path: Path) -> Path:
+def keep_model(model: dict[str, torch.Tensor], path: Path, rounds: int) -> Path:
     """Save the model at `path`, or in a temporary directory if that cannot be written.
 
     Raises InputError where neither can.
     """
-    model = sim.state_dict(state)
     try:
         save_model(path, model)
         return path
@@ -113,10 +186,10 @@ def keep_model(sim: Simulation, state: State, path: Path) -> Path:
             return other
         except OSError:
             raise InputError(
-                f"{_reason(error)}; the model of {state.round} rounds fits nowhere: metrics are in "
+                f"{reason(error)}; the model of {rounds} rounds fits nowhere: metrics are in "
                 f"{path.parent}, free some space and run again"
             ) from error
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vecfl.errors import InputError
-from vecfl.track import atomic_file
+from vecfl.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,8 +2,9 @@
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from vecfl.participation import Trace
 from vecfl.probe import Probe
 from vecfl.random import check_seed
 from vecfl.sampling import Sampler
+from vecfl.state import pack, unpack
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
 from vecfl.track import Tracker
@@ -180,6 +182,30 @@ class Simulation:
             parent, _, leaf = name.rpartition(".")
             getattr(module.get_submodule(parent), leaf).data.copy_(value)
         return {name: t.detach().clone() for name, t in module.state_dict().items()}
+
+    def save(self, state: State) -> dict[str, Any]:
+        """All that `load` needs to give `state` back: tensors on the CPU, and plain values."""
+        return pack(state.round, state.server, self.task.layout, self._facts())
+
+    def load(self, content: Mapping[str, Any], *, changed: bool = False) -> State:
+        """The state that `save` gave, for rounds that have the bits of a run that never stopped.
+
+        Raises InputError where its tensors do not fit this model and algorithm; and where seeds,
+        population or arrangement are others, unless `changed` allows another result.
+        """
+        server = unpack(content, self.start().server, self._facts(), changed)
+        return State(content["round"], server)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the bits of a round depend on, as far as values tell: functions cannot."""
+        return {
+            "algorithm": self.algorithm.name,
+            "seed": self.seed,
+            "sample_seed": self.sample_seed,
+            "clients": self.data.num_clients,
+            "examples": int(self.data.offsets[-1]),
+            "parameters": [f"{e.name} {list(e.shape)}" for e in self.task.layout.params],
+        } | asdict(self.arrangement)
 
 
 def run(

@@ -32,6 +32,7 @@ from vecfl.data.store import (
     seal,
 )
 from vecfl.errors import InputError
+from vecfl.files import sync_folder
 
 CHUNK = 1 << 22  # bytes that are written at a time
 
@@ -147,9 +148,9 @@ def _new(folder: Path) -> Iterator[Path]:
         raise InputError(f"{folder}: cannot be written: {error}") from error
     try:
         yield part
-        _sync_folder(part)
+        sync_folder(part)
         part.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
         if isinstance(error, OSError):
@@ -199,13 +200,3 @@ def _sync(file: BinaryIO) -> None:
     """Wait until the disk has what was written."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder; not every system has a way to say so."""
-    if os.name == "posix":
-        names = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(names)
-        finally:
-            os.close(names)

@@ -5,19 +5,19 @@ from typing import Protocol
 
 from vecfl.track.console import Console
 from vecfl.track.jsonl import Jsonl
-from vecfl.track.run_dir import atomic_file, check_out, create_run_dir, save_model
-from vecfl.track.wandb import Wandb, check_wandb
+from vecfl.track.run_dir import as_yaml, check_out, create_run_dir
+from vecfl.track.wandb import Wandb, check_wandb, new_id
 
 __all__ = [
     "Console",
     "Jsonl",
     "Tracker",
     "Wandb",
-    "atomic_file",
+    "as_yaml",
     "check_out",
     "check_wandb",
     "create_run_dir",
-    "save_model",
+    "new_id",
 ]
 
 

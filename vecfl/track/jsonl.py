@@ -2,10 +2,11 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vecfl.track.run_dir import naming
+from vecfl.files import naming
 
 
 class Jsonl:
@@ -23,6 +24,11 @@ class Jsonl:
         with naming(self._path):
             self._file.write(line + "\n")
             self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until the disk has all lines."""
+        with naming(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         with naming(self._path):

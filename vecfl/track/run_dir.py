@@ -1,17 +1,13 @@
-"""The directory of a run, and files that appear in it whole or not at all."""
+"""The directory of a run, and its settings."""
 
-import io
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
-
-import torch
 
 from vecfl.errors import InputError
+from vecfl.files import atomic_file
 
 
 def create_run_dir(out: str | None, recipe: str, config: Mapping[str, object]) -> Path:
@@ -21,9 +17,7 @@ def create_run_dir(out: str | None, recipe: str, config: Mapping[str, object]) -
     `metrics.jsonl` marks it as taken. Raises `InputError` when it holds anything or cannot be
     written.
     """
-    import yaml
-
-    text = yaml.safe_dump(dict(config), sort_keys=False).encode()
+    text = as_yaml(config)
     try:
         path = _dated_dir(recipe) if out is None else _empty_dir(Path(os.path.expanduser(out)))
         with atomic_file(path / "config.yaml") as file:
@@ -34,6 +28,14 @@ def create_run_dir(out: str | None, recipe: str, config: Mapping[str, object]) -
         reason = f"cannot write {error.filename}: {error.strerror}"
         raise InputError(f"{reason}; choose another run directory with --out") from error
     return path
+
+
+def as_yaml(config: Mapping[str, object]) -> bytes:
+    """The settings as `config.yaml` has them."""
+    import yaml
+
+    text: str = yaml.safe_dump(dict(config), sort_keys=False)
+    return text.encode()
 
 
 def _dated_dir(recipe: str) -> Path:
@@ -65,45 +67,9 @@ def refuse_taken(path: Path) -> None:
     """InputError for a directory that is not empty."""
     names = sorted(entry.name for entry in path.iterdir())
     if "metrics.jsonl" in names or "config.yaml" in names:
-        raise InputError(f"{path} already holds a run; remove it or choose another --out")
+        raise InputError(
+            f"{path} already holds a run; go on with it (--resume auto), remove it or choose "
+            "another --out"
+        )
     if names:
         raise InputError(f"{path} is not empty (it holds {names[0]}); choose another --out")
-
-
-def save_model(path: Path, state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Write a state dict on the CPU, whole or not at all; `torch.load(path)` reads it.
-
-    Raises `OSError` with the path.
-    """
-    buffer = io.BytesIO()  # torch.save hides the OSError of a full disk in a RuntimeError
-    torch.save({name: value.cpu() for name, value in state_dict.items()}, buffer)
-    with atomic_file(path) as file:
-        file.write(buffer.getbuffer())
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` when the block ends well, and never half-written.
-
-    Raises `OSError` with the path.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with naming(path):
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name the file in an `OSError`: a write to a full disk carries no path."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = str(path)
-        raise

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +33,7 @@ class Wandb:
     It asks nothing, and of W&B it raises nothing: what goes wrong is one line, and the run goes on
     without. As a context manager it tells W&B whether the run finished. `track` is "auto",
     "wandb", which raises InputError where wandb is not installed, or "none", which does nothing.
+    A run that is gone on with has the `id` of before (see `new_id`); W&B drops rows that it has.
     The variables of W&B (WANDB_MODE, WANDB_PROJECT, WANDB_DIR, ...) overrule what is set here.
     """
 
@@ -42,6 +44,7 @@ class Wandb:
         *,
         group: str,
         track: Literal["auto", "wandb", "none"] = "auto",
+        id: str | None = None,
     ) -> None:
         self._run: Any = None
         self._groups = set(GROUPS)
@@ -52,7 +55,7 @@ class Wandb:
             _say("not installed, no dashboard: pip install wandb (or run with --track none)")
             return
         try:
-            self._run = _start(run_dir, config, group)
+            self._run = _start(run_dir, config, group, id)
         except Exception as error:
             _say(f"no dashboard: {_first_line(error)}")
 
@@ -107,13 +110,18 @@ class Wandb:
             _abandon()
 
 
+def new_id() -> str:
+    """An id for a run of W&B: WANDB_RUN_ID, or one of its own."""
+    return os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+
+
 def check_wandb(track: str) -> None:
     """Raise `InputError` where `track` asks for W&B and it is missing: before a run."""
     if track == "wandb" and not _installed():
         raise InputError("--track wandb needs wandb: pip install wandb")
 
 
-def _start(run_dir: Path, config: Mapping[str, object], group: str) -> Any:
+def _start(run_dir: Path, config: Mapping[str, object], group: str, id: str | None) -> Any:
     """The run that W&B has begun, online or offline, told in a line; None where it is disabled."""
     import wandb
 
@@ -129,6 +137,8 @@ def _start(run_dir: Path, config: Mapping[str, object], group: str) -> Any:
         "group": known.run_group or group,
         "dir": os.environ.get("WANDB_DIR") or run_dir,
         "config": dict(config),
+        "id": id,
+        "resume": "allow" if id else None,
         "reinit": "create_new",  # a run of the caller's own stays apart
     }
     run = _open(known.mode, options)

@@ -1,0 +1,153 @@
+"""Which run a command goes on with, and how its directory is made ready for that."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vecfl.checkpoint import load, newest_good, rewind, rounds_in
+from vecfl.errors import InputError
+from vecfl.files import atomic_file
+from vecfl.flags import RunArgs
+from vecfl.track import as_yaml
+from vecfl.trainer import Arrangement
+
+log = logging.getLogger("vecfl")
+Args = TypeVar("Args", bound=RunArgs)
+
+CHECKPOINTS = "checkpoints"  # the folder in the directory of a run
+RESULTS = ("model.pt", "model.safetensors", "curves.png")  # what a finished run has
+
+# What a run may be resumed with although it was begun otherwise: the rounds stay what they are.
+OF_THIS_START = {"resume", "resume_changed"}
+FREE = OF_THIS_START | {"out", "track", "checkpoint_every", "keep", "safetensors"}
+FREE_WITHOUT_FALL_BACK = {"rounds", "eval_every", "watch"}  # they say when it may fall back
+ARRANGEMENT = {field.name for field in fields(Arrangement)}  # taken from the checkpoint
+
+
+@dataclass(frozen=True)
+class Before:
+    """A run that is gone on with: its directory, and the content of a checkpoint."""
+
+    run_dir: Path
+    content: dict[str, Any]
+
+
+def resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
+    """The run that `--resume` means, None to start one, and `args` with its arrangement.
+
+    Call it with the values that decide the result filled in. Raises InputError where there is no
+    whole checkpoint, and with the keys where settings that change the result are others than the
+    run's, unless `--resume-changed` is there; then the arrangement is that of `args`, too.
+    """
+    before = _find(args)
+    if before is None:
+        return args, None
+    if before.content["recipe"] != recipe:
+        raise InputError(f"--resume: {before.run_dir} is a run of {before.content['recipe']}")
+    config, done = before.content["config"], before.content["run"]["round"]
+    if args.rounds < done:
+        raise InputError(f"--rounds: expected at least {done}, which are done, got {args.rounds}")
+    different = changes(config, asdict(args))
+    if args.resume_changed:
+        log.warning("going on with other settings: %s", "; ".join(different) or "none")
+        return args, before
+    if different:
+        raise InputError(
+            f"--resume: {before.run_dir} was begun with other settings: {'; '.join(different)}; "
+            "give the same, or --resume-changed True for another result"
+        )
+    log.info("going on with %s after round %d, arranged as before", before.run_dir, done)
+    return replace(args, **{name: config[name] for name in ARRANGEMENT}), before
+
+
+def changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The settings that differ and change the result, as "lr 0.1 there, 0.2 here"."""
+    falls_back = there.get("fall_back") or here.get("fall_back")
+    free = FREE | ARRANGEMENT | (set() if falls_back else FREE_WITHOUT_FALL_BACK)
+    return [
+        f"{name} {there.get(name)} there, {here.get(name)} here"
+        for name in {**there, **here}
+        if name not in free and there.get(name) != here.get(name)
+    ]
+
+
+def settings(args: RunArgs, arrangement: Arrangement) -> dict[str, Any]:
+    """What config.yaml and the checkpoints of a run hold: what "auto" came to, too."""
+    of_the_run = {k: value for k, value in asdict(args).items() if k not in OF_THIS_START}
+    return of_the_run | asdict(arrangement)
+
+
+def go_on(before: Before, config: Mapping[str, Any]) -> None:
+    """Make the directory what it was after the checkpoint; a kill on the way does no harm.
+
+    The results of a finished run, rows of `metrics.jsonl` and checkpoints of later rounds go.
+    """
+    run_dir, done = before.run_dir, before.content["run"]["round"]
+    for name in RESULTS:
+        (run_dir / name).unlink(missing_ok=True)
+    cut_metrics(run_dir / "metrics.jsonl", done)
+    rewind(run_dir / CHECKPOINTS, done)
+    with atomic_file(run_dir / "config.yaml") as file:
+        file.write(as_yaml(config))
+
+
+def cut_metrics(path: Path, done: int) -> None:
+    """Remove the rows of rounds after `done`, and a last one that was cut off.
+
+    Raises InputError for a row that is none, and where rows are missing.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole, kept = text[: text.rfind("\n") + 1], []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            if json.loads(line)["round"] <= done:
+                kept.append(line + "\n")
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}, line {number}: not the row of a round") from error
+    if len(kept) != done:
+        raise InputError(f"{path}: {len(kept)} rows of {done} rounds; it is not the run's own")
+    if "".join(kept) != text:
+        with atomic_file(path) as file:
+            file.write("".join(kept).encode())
+
+
+def _find(args: RunArgs) -> Before | None:
+    out = None if args.out is None else Path(os.path.expanduser(args.out))
+    if args.resume == "none":
+        return None
+    if args.resume == "auto":
+        assert out is not None  # check_run says so
+        if rounds_in(out / CHECKPOINTS):
+            return Before(out, newest_good(out / CHECKPOINTS)[1])
+        _forget_start(out)
+        return None
+    path = Path(args.resume).expanduser()
+    if path.is_file():
+        if path.absolute().parent.name != CHECKPOINTS:
+            raise InputError(f"--resume: {path} is not in the folder {CHECKPOINTS} of a run")
+        run_dir, content = path.absolute().parents[1], load(path)
+    else:
+        run_dir, content = path, newest_good(path / CHECKPOINTS)[1]
+    if out is not None and out.resolve() != run_dir.resolve():
+        raise InputError(f"--out: a run goes on where it is, in {run_dir}; got {out}")
+    return Before(run_dir, content)
+
+
+def _forget_start(run_dir: Path) -> None:
+    """Remove what a run left that ended before its first checkpoint; one with rounds is refused."""
+    metrics = run_dir / "metrics.jsonl"
+    if metrics.exists():
+        if metrics.stat().st_size:
+            raise InputError(
+                f"--resume auto: {run_dir} has rounds and no checkpoint; choose another --out"
+            )
+        (run_dir / "config.yaml").unlink(missing_ok=True)
+        metrics.unlink()
+        shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)
+    for left in run_dir.glob(".config.yaml.*"):
+        left.unlink()

@@ -1,0 +1,52 @@
+"""SIGINT and SIGTERM: the first asks a run to stop after its round, the second stops it at once."""
+
+import os
+import signal
+from contextlib import suppress
+from threading import current_thread, main_thread
+from types import FrameType
+from typing import Any
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that a signal has stopped; the text says how to go on, `code` is the exit code."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.code = 128 + number
+
+
+class Signals:
+    """Inside `with`, `came` is the last SIGINT or SIGTERM that came, 0 before.
+
+    The first is told in a line and no more; the second raises KeyboardInterrupt wherever the main
+    thread is. Other threads than the main one never get a signal, and change nothing here.
+    """
+
+    def __init__(self) -> None:
+        self.came = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if current_thread() is main_thread():
+            self._before = {number: signal.signal(number, self._take) for number in NUMBERS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def ignore(self) -> None:
+        """From here to the end, no signal interrupts anything."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        again, self.came = self.came, number
+        if again:
+            raise KeyboardInterrupt
+        line = f"{signal.Signals(number).name}: finishing this round; again to stop at once\n"
+        with suppress(OSError):
+            os.write(2, line.encode())  # sys.stderr may be in the middle of a line of its own

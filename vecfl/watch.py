@@ -1,0 +1,71 @@
+"""The best model of a run by a metric, and the fall back to it after a failed validation."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any
+
+from vecfl.algorithms.base import Server
+from vecfl.errors import InputError
+from vecfl.simulation import Metrics, State
+
+log = logging.getLogger("vecfl")
+SIGN = {"max": 1, "min": -1}
+
+
+class Watch:
+    """Which round has the best value of a metric.
+
+    rule       "eval/loss:min" or "eval/accuracy:max": the metric, and which values are better
+    fall_back  where a round's value is worse than the best one, or NaN, the next round starts from
+               the server's tensors of the best round, the model and the optimizer's; as many
+               rounds have passed as before, so that other clients train with other draws. An equal
+               value is no reason for it.
+    """
+
+    def __init__(self, rule: str, fall_back: bool = False) -> None:
+        self.metric, _, direction = rule.rpartition(":")
+        if not self.metric or direction not in SIGN:
+            raise InputError(f"--watch: expected METRIC:min or METRIC:max, got {rule}")
+        self.rule, self.fall_back, self.sign = rule, fall_back, SIGN[direction]
+        self.round: int | None = None
+        self.value = math.nan
+        self.server: Server | None = None
+
+    def look(self, state: State, metrics: Metrics, evaluated: bool) -> tuple[State, bool]:
+        """The state that the next round starts from, and whether this round's is the best so far.
+
+        Rounds without the metric change nothing. Raises InputError where an evaluation lacks it.
+        """
+        if self.metric not in metrics:
+            if evaluated:
+                near = ", ".join(get_close_matches(self.metric, metrics, 1, cutoff=0))
+                raise InputError(f"--watch: no metric {self.metric} in this run; is it {near}?")
+            return state, False
+        value = self.sign * float(metrics[self.metric])
+        if value > self.sign * self.value or (self.round is None and value == value):
+            self.round, self.value = state.round, float(metrics[self.metric])
+            self.server = state.server if self.fall_back else None
+            return state, True
+        if self.server is not None and not value >= self.sign * self.value:
+            said = "round %d: %s %g is worse than %g: going on from the model of round %d"
+            log.info(said, state.round, self.metric, self.sign * value, self.value, self.round)
+            state = replace(state, server=self.server)
+        return state, False
+
+    def save(self) -> dict[str, Any]:
+        """What `load` needs; the best round's tensors where it may be fallen back to."""
+        kept = {"rule": self.rule, "round": self.round, "value": self.value}
+        if self.server is None:
+            return kept
+        return kept | {"server": {name: value.cpu() for name, value in self.server.items()}}
+
+    def load(self, kept: Mapping[str, Any] | None, now: Server) -> None:
+        """Go on from what was saved, unless the rule is another; `now` says on which device."""
+        if kept is None or kept["rule"] != self.rule or (self.fall_back and "server" not in kept):
+            return
+        self.round, self.value = kept["round"], kept["value"]
+        if self.fall_back:
+            self.server = {name: t.to(now[name].device) for name, t in kept["server"].items()}
