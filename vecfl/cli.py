@@ -10,17 +10,21 @@ Exit codes: 2 for bad input or a file that cannot be written, 130 for Ctrl-C, 14
 import inspect
 import json
 import logging
+import os
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from vecfl.errors import InputError
+from vecfl.mesh import Mesh, RankError, join
 from vecfl.signals import Stopped
 
 if TYPE_CHECKING:
@@ -39,22 +43,25 @@ def main(run: Callable[[Args], None], args_type: type[Args]) -> None:
 
     `InputError`, an `OSError` about a file and Ctrl-C become one line on stderr and an exit code;
     every other exception is a bug and keeps its traceback. A recipe says where a stopped run
-    stands by raising `vecfl.signals.Stopped` with that line and its exit code.
+    stands by raising `vecfl.signals.Stopped` with that line and its exit code. Several ranks print
+    a line once, and exit with 1 where another has ended; torchrun's summary names the cause.
     """
+    mesh = Mesh()
     try:
-        args = _parse(args_type)
+        mesh = join()
+        args = _parse(args_type, quiet=mesh.rank > 0)
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-        logging.getLogger("vecfl").setLevel(logging.INFO)
-        run(args)
-    except InputError as error:
-        _exit(f"error: {error}", 2)
+        logging.getLogger("vecfl").setLevel(logging.ERROR if mesh.rank else logging.INFO)
+        (run if mesh.size == 1 else record(run))(args)
+    except (InputError, RankError) as error:
+        _exit(f"error: {error}", 2 if isinstance(error, InputError) else 1, mesh)
     except OSError as error:
         if error.filename is None:
             raise
-        _exit(f"error: {error.filename}: {error.strerror}", 2)
+        _exit(f"error: {error.filename}: {error.strerror}", 2, mesh)
     except KeyboardInterrupt as interrupt:
         code = interrupt.code if isinstance(interrupt, Stopped) else 130
-        _exit(str(interrupt) or "interrupted; the run is not finished", code)
+        _exit(str(interrupt) or "interrupted; the run is not finished", code, mesh)
 
 
 def check(args: object, names: Iterable[str], right: Callable[[Any], bool], wanted: str) -> None:
@@ -79,7 +86,16 @@ def has_device(name: str) -> bool:
     return True
 
 
-def _parse(args_type: type[Args]) -> Args:
+def _parse(args_type: type[Args], quiet: bool) -> Args:
+    """The flags; `quiet` prints neither help nor errors: another rank does."""
+    with open(os.devnull, "w") as nowhere, ExitStack() as silence:
+        if quiet:
+            silence.enter_context(redirect_stdout(nowhere))
+            silence.enter_context(redirect_stderr(nowhere))
+        return _from_flags(args_type)
+
+
+def _from_flags(args_type: type[Args]) -> Args:
     try:
         import pydantic  # noqa: F401
         import tyro
@@ -191,6 +207,7 @@ def _reason(error: Mapping[str, Any], known: Any) -> str:
     return f"{path}: no option has this name; the nearest is {nearest}"
 
 
-def _exit(line: str, code: int) -> NoReturn:
-    print(line, file=sys.stderr)
+def _exit(line: str, code: int, mesh: Mesh) -> NoReturn:
+    if mesh.is_first(line):
+        print(line, file=sys.stderr)
     sys.exit(code)

@@ -76,12 +76,15 @@ class Mesh:
             raise made[0]
         return made[0]  # type: ignore[return-value]
 
+    def place(self, value: int) -> Tensor:
+        """[size] float64 with `value` at this rank: added up, that of every rank."""
+        values = torch.zeros(self.size, dtype=torch.float64)
+        values[self.rank] = value
+        return values
+
     def mark(self, *values: object) -> Tensor:
-        """A fingerprint of `values` at this rank's place of [size], to be added up; float64."""
-        marks = torch.zeros(self.size, dtype=torch.float64)
-        if self.size > 1:
-            marks[self.rank] = fingerprint(*values)
-        return marks
+        """The fingerprint of `values` at this rank, as `place`; alone 0, for nobody compares."""
+        return self.place(fingerprint(*values) if self.size > 1 else 0)
 
     def check(self, what: str, marks: Tensor, error: type[Exception] = RankError) -> None:
         """An error where the fingerprints [size] of `what`, added up, are not all the same."""

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -105,9 +105,9 @@ class Simulation:
         self.arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
         self.trainer = Trainer(self.task, self.data, algorithm, self.arrangement, self.seed)
         self.feed = make_feed(self.source)
-        compare(
-            self.mesh, self.task, self.data, algorithm, (self.seed, self.sample_seed, exact_sums)
-        )
+        self.signal: Callable[[], int] = lambda: 0  # that came to this rank; asked in each round
+        self.stopped = 0  # what came to any rank, by the end of the last round
+        compare(self.mesh, self.task, self.data, self._facts())
 
     def start(self) -> State:
         """The state before round 1, with the model as the task's module has it."""
@@ -131,7 +131,9 @@ class Simulation:
             grid = exact_grid(int(cohort.plan.n.sum())) if self.exact_sums else None
             clients, columns = examples.clients, examples.columns
             fold = self.trainer.train(state.server, state.round, clients, plan, columns, grid)
-        found = tally(self.mesh, fold, cohort, state.round, state.server)
+        signal = self.signal()
+        found = tally(self.mesh, fold, cohort, state.round, state.server, signal)
+        self.stopped = found.signal
         if self.mesh.rank == 0:
             warn(state.round, cohort, found, self.data.client_ids)
         server = self.algorithm.server(state.server, found.aggregate, self.task.layout.trainable)
@@ -204,6 +206,7 @@ class Simulation:
             "sample_seed": self.sample_seed,
             "clients": self.data.num_clients,
             "examples": int(self.data.offsets[-1]),
+            "exact_sums": self.exact_sums,
             "parameters": [f"{e.name} {list(e.shape)}" for e in self.task.layout.params],
         } | asdict(self.arrangement)
 

@@ -1,13 +1,12 @@
 """What a round comes to over all ranks, in one all-reduce."""
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from vecfl.aggregate import Aggregate, left_grid, on_grid
-from vecfl.algorithms import Algorithm
 from vecfl.algorithms.base import Server
 from vecfl.cohorts import Cohort
 from vecfl.data import FederatedDataset
@@ -30,6 +29,7 @@ class Tally:
     loss      mean over all examples in the steps of the others
     clients   how many of the others have a positive weight
     executed  slot-steps, idle ones included
+    signal    the greatest that came to a rank, 0 for none
     """
 
     aggregate: Aggregate
@@ -37,9 +37,10 @@ class Tally:
     loss: float
     clients: int
     executed: int
+    signal: int
 
 
-def tally(mesh: Mesh, fold: Fold, cohort: Cohort, round: int, server: Server) -> Tally:
+def tally(mesh: Mesh, fold: Fold, cohort: Cohort, round: int, server: Server, signal: int) -> Tally:
     """Add up what the ranks gathered for a cohort that began from the server's state.
 
     Raises RankError where the ranks drew different cohorts or, every COMPARE rounds, have different
@@ -52,18 +53,20 @@ def tally(mesh: Mesh, fold: Fold, cohort: Cohort, round: int, server: Server) ->
     bad = torch.searchsorted(distinct, torch.cat(fold.clients)[~ok]).bincount(
         minlength=len(distinct)
     )
-    marks = torch.stack(
-        (mesh.mark(cohort.clients), mesh.mark(*(() if round % COMPARE else server.values())))
-    )
+    state = server.values() if round % COMPARE == 0 else ()
+    marks = torch.stack((mesh.mark(cohort.clients), mesh.mark(*state), mesh.place(signal)))
     parts = (sums.total, sums.weight, sums.bound, losses, counts, bad, marks)
     total, weight, bound, losses, counts, bad, marks = mesh.sum(*parts)
-    for what, found in zip(("cohort", "model"), marks.cpu(), strict=True):
-        mesh.check(what, found)
+    drawn, models, signals = marks.cpu()
+    mesh.check("cohort", drawn)
+    mesh.check("model", models)
     return Tally(
         replace(sums, total=total, weight=weight, bound=bound),
         distinct.repeat_interleave(bad.cpu().long()).tolist(),
         float(losses[0] / losses[1]),
-        *map(int, counts.tolist()),
+        int(counts[0]),
+        int(counts[1]),
+        int(signals.max()),
     )
 
 
@@ -81,19 +84,13 @@ def warn(round: int, cohort: Cohort, found: Tally, client_ids: Sequence[Hashable
         log.warning("round %d: %s", round + 1, what)
 
 
-def compare(
-    mesh: Mesh, task: Task, data: FederatedDataset, algorithm: Algorithm, numbers: tuple[int, ...]
-) -> None:
-    """InputError where the ranks were given different parts, or `numbers`: seeds and settings."""
+def compare(mesh: Mesh, task: Task, data: FederatedDataset, facts: Mapping[str, object]) -> None:
+    """InputError where the ranks were given different models, populations or `facts`."""
     if mesh.size == 1:
         return
     columns = [(name, c.dtype, c.shape) for name, c in data.columns.items()]
-    facts = {
-        "model": task.module.state_dict().values(),
-        "population": (data.offsets, columns),
-        "algorithm": (algorithm.name, algorithm.rule.batches),
-        "seed or setting": numbers,
-    }
-    (marks,) = mesh.sum(torch.stack([mesh.mark(*values) for values in facts.values()]))
-    for what, found in zip(facts, marks, strict=True):
+    parts = {"model": task.module.state_dict().values(), "population": (data.offsets, columns)}
+    known = parts | {name.replace("_", " "): (value,) for name, value in facts.items()}
+    (marks,) = mesh.sum(torch.stack([mesh.mark(*values) for values in known.values()]))
+    for what, found in zip(known, marks, strict=True):
         mesh.check(what, found, InputError)
