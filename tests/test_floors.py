@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl_kernels"}),
     frozenset({"vecfl.errors"}),
-    frozenset({"vecfl.layout", "vecfl.random"}),
+    frozenset({"vecfl.layout", "vecfl.random", "vecfl.files", "vecfl.signals"}),
     frozenset(
         {"vecfl.schedule", "vecfl.tape", "vecfl.launch", "vecfl.mesh", "vecfl.optim"}
         | {"vecfl.checkpoint"}
@@ -27,18 +27,21 @@ FLOORS: tuple[frozenset[str], ...] = (
             "vecfl.models",
             "vecfl.data",
         }
-        | {"vecfl.server_optim", "vecfl.track"}
+        | {"vecfl.server_optim", "vecfl.track", "vecfl.model_file"}
     ),
     frozenset({"vecfl.engine"}),
     frozenset(
         {"vecfl.algorithms", "vecfl.transforms", "vecfl.aggregate", "vecfl.sampling"}
-        | {"vecfl.evaluate", "vecfl.participation"}
+        | {"vecfl.evaluate", "vecfl.participation", "vecfl.state"}
     ),
     frozenset(
         {"vecfl.worker", "vecfl.trainer", "vecfl.choices", "vecfl.probe", "vecfl.arrange"}
         | {"vecfl.feed", "vecfl.cohorts", "vecfl.tally", "vecfl.simulation"}
     ),
-    frozenset({"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags"}),
+    frozenset(
+        {"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags"}
+        | {"vecfl.watch", "vecfl.resume", "vecfl.load"}
+    ),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
     frozenset({"benchmarks.common"}),
     frozenset({"recipes", "benchmarks"}),
@@ -55,6 +58,7 @@ SAME_FLOOR = {
     ("vecfl.models", "vecfl.task"),
     ("vecfl.algorithms", "vecfl.aggregate"),
     ("vecfl.participation", "vecfl.sampling"),
+    ("vecfl.state", "vecfl.algorithms"),
     ("vecfl.trainer", "vecfl.worker"),
     ("vecfl.feed", "vecfl.trainer"),
     ("vecfl.probe", "vecfl.choices"),
@@ -71,9 +75,16 @@ SAME_FLOOR = {
     ("vecfl.tally", "vecfl.cohorts"),
     ("vecfl.tally", "vecfl.worker"),
     ("vecfl.simulation", "vecfl.trainer"),
-    ("vecfl.record", "vecfl.report"),
     ("vecfl.flags", "vecfl.cli"),
     ("vecfl.flags", "vecfl.report"),
+    ("vecfl.flags", "vecfl.watch"),
+    ("vecfl.resume", "vecfl.flags"),
+    ("vecfl.load", "vecfl.report"),
+    ("vecfl.load", "vecfl.resume"),
+    ("vecfl.record", "vecfl.flags"),
+    ("vecfl.record", "vecfl.report"),
+    ("vecfl.record", "vecfl.resume"),
+    ("vecfl.record", "vecfl.watch"),
 }
 SCRIPTS = FLOORS[-1]  # nobody imports one, not even another script
 COMMON = "benchmarks.common"  # what the benchmarks share; it serves them alone

@@ -25,6 +25,8 @@ RECIPE = ROOT / "recipes" / "quickstart.py"
 KEYS = {
     "round",
     "train/loss",
+    "train/cohort",
+    "train/lost_clients",
     "train/clients",
     "train/dropped_clients",
     "eval/loss",
@@ -33,6 +35,7 @@ KEYS = {
     *(f"client/accuracy_{name}" for name in ("mean", "p10", "p50", "p90", "worst")),
     *(f"system/{name}" for name in ("clients_per_s", "round_s", "slots", "slot_efficiency")),
     *(f"system/{name}" for name in ("client_steps", "backend", "workers", "threads")),
+    *("system/wait_s", "system/data"),
 }
 
 
@@ -162,7 +165,9 @@ def test_each_seed_has_its_own_job() -> None:
 
     sim = recipe["make_simulation"](args, data, 8)
     assert (sim.seed, sim.sample_seed) == (9, 8)
-    assert sim.cohort(0).tolist() == vecfl.uniform(3)(100, 8, 0).tolist()
+    assert (
+        sim.cohort(0).tolist() == vecfl.uniform(3)(torch.ones(100, dtype=torch.bool), 8, 0).tolist()
+    )
     torch.manual_seed(9)
     first = nn.Linear(64, 200).weight
     assert torch.equal(sim.state_dict(sim.start())["1.weight"], first)

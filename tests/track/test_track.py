@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from vecfl.errors import InputError
-from vecfl.track import Console, Jsonl, Tracker, atomic_file, console, create_run_dir, save_model
+from vecfl.track import Console, Jsonl, Tracker, console, create_run_dir
 from vecfl.track import run_dir as run_dir_module
 
 
@@ -183,24 +182,3 @@ def test_of_two_runs_at_once_one_gets_the_directory(
         create_run_dir(str(tmp_path), "quickstart", {"run": "second"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl"]
     assert (tmp_path / "config.yaml").read_text() == "run: first\n"
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    with atomic_file(path) as file:
-        file.write(b"old")
-        assert not path.exists()
-    with pytest.raises(KeyboardInterrupt), atomic_file(path) as file:
-        file.write(b"new")
-        raise KeyboardInterrupt
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"old")]
-    with pytest.raises(OSError) as caught, atomic_file(path / "b"):
-        pass
-    assert caught.value.filename == str(path / "b")
-
-
-def test_a_saved_model_loads_as_a_state_dict(tmp_path: Path) -> None:
-    module, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    save_model(tmp_path / "model.pt", module.state_dict())
-    other.load_state_dict(torch.load(tmp_path / "model.pt"))
-    assert torch.equal(other.weight, module.weight) and torch.equal(other.bias, module.bias)

@@ -1,0 +1,152 @@
+"""SIGKILL at any moment: what is gone on with ends as if nothing had happened, and repeats nothing.
+
+The rounds of a run are compared bit for bit, times aside; a resumed process may train only those
+that no checkpoint has.
+"""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLED = -9
+TIMES = ("system/round_s", "system/clients_per_s", "system/wait_s")
+
+# Checkpoints at rounds 0, 3, 6, 8 and at the best ones; the loss falls back now and then.
+PLAN = {"checkpoint_every": 3, "eval_every": 2, "watch": "eval/loss:min", "fall_back": True}
+
+
+class Server:
+    """Answers cases, see `server.py`."""
+
+    def __init__(self, folder: Path) -> None:
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "tests.persist.server"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self, out: str, kill_at: str | None = None, after: float | None = None, **args: Any
+    ) -> dict[str, Any]:
+        case = {"args": {"out": str(self.folder / out), "resume": "auto", **PLAN, **args}}
+        assert self.process.stdin and self.process.stdout
+        print(
+            json.dumps({**case, "kill_at": kill_at, "after": after}),
+            file=self.process.stdin,
+            flush=True,
+        )
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def said(self, out: str) -> str:
+        return (self.folder / f"{out}.log").read_text()
+
+    def result(self, out: str) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+        """Rows without times, and the bits of the model."""
+        run_dir = self.folder / out
+        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        rows = [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+        model = torch.load(run_dir / "model.pt", weights_only=True)
+        return rows, {k: [x.hex() for x in t.flatten().tolist()] for k, t in model.items()}
+
+    def saved(self, out: str) -> int:
+        """Rounds that need not be run again: those of the last checkpoint that has its name."""
+        names = [path.name for path in (self.folder / out).glob("checkpoints/round-*.ckpt")]
+        return max((int(re.findall(r"\d+", name)[0]) for name in names), default=0)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("kills"))
+    yield server
+    assert server.process.stdin and server.process.stdout
+    server.process.stdin.close()
+    assert server.process.wait(timeout=60) == 0
+    server.process.stdout.close()
+
+
+def points(steps: dict[str, int]) -> list[str]:
+    return [f"{step}:{n}" for step, times in steps.items() for n in range(1, times + 1)]
+
+
+def test_a_kill_at_every_step_of_a_run(server: Server) -> None:
+    whole = server.run("whole")
+    assert (whole["code"], whole["rounds"]) == (0, 8), server.said("whole")
+    assert "going on from the model of round" in server.said("whole")
+    expected = server.result("whole")
+    assert [row["round"] for row in expected[0]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    kinds = {"ckpt written", "ckpt synced", "ckpt renamed", "checkpoint pruned", "pt renamed"}
+    assert kinds | {"round trained", "round evaluated", "round logged"} <= set(whole["steps"])
+    for point in points(whole["steps"]):
+        out = point.replace(" ", "-")
+        assert server.run(out, kill_at=point)["code"] == KILLED, point
+        saved, finished = server.saved(out), (server.folder / out / "model.pt").exists()
+        assert finished == (point in ("pt renamed:1",)), point
+        again = server.run(out)
+        assert (again["code"], again["rounds"]) == (0, 8 - saved), (point, server.said(out))
+        assert server.result(out) == expected, point
+        assert not [p.name for p in (server.folder / out / "checkpoints").iterdir() if p.name[0] == "."]
+
+
+def test_a_kill_at_every_step_of_going_on(server: Server) -> None:
+    expected = None
+    steps = {"": 1}
+    for point in ["", *()]:
+        del point
+    server.run("base")
+    expected = server.result("base")
+    server.run("first", kill_at="round logged:8")
+    steps = server.run("first")["steps"]
+    assert {"jsonl renamed", "yaml renamed"} <= set(steps)
+    for step in steps:
+        out = f"on-{step}".replace(" ", "-")
+        assert server.run(out, kill_at="round logged:8")["code"] == KILLED
+        assert server.run(out, kill_at=f"{step}:1")["code"] == KILLED, step
+        saved = server.saved(out)
+        again = server.run(out)
+        assert (again["code"], again["rounds"]) == (0, 8 - saved), (step, server.said(out))
+        assert server.result(out) == expected, step
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"backend": "loop", "workers": 1, "slots": 1},
+        {"backend": "stacked", "workers": 1, "slots": 3},
+        {"backend": "vmap", "workers": 2, "slots": 2},
+    ],
+    ids=["loop", "stacked", "vmap, 2 workers"],
+)
+def test_kills_at_random_moments(server: Server, how: dict[str, Any]) -> None:
+    name, how = f"random-{how['backend']}", {**how, "rounds": 40, "checkpoint_every": 4}
+    whole = server.run(name, **how)
+    assert (whole["code"], whole["rounds"]) == (0, 40), server.said(name)
+    expected, draw, killed = server.result(name), random.Random(0), 0
+    for i in range(4):
+        out, codes = f"{name}-{i}", [KILLED]
+        for _ in range(3):  # one run is killed up to three times
+            saved = server.saved(out)
+            answer = server.run(out, after=draw.uniform(0.3, 1) * whole["seconds"], **how)
+            assert answer["rounds"] <= 40 - saved
+            codes.append(answer["code"])
+        killed += codes.count(KILLED) - 1
+        saved = server.saved(out)
+        again = server.run(out, **how)
+        assert (again["code"], again["rounds"]) == (0, 40 - saved), server.said(out)
+        assert server.result(out) == expected
+    assert killed >= 4  # or nothing was tried
