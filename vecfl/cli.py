@@ -10,13 +10,13 @@ Exit codes: 2 for bad input or a file that cannot be written, 130 for Ctrl-C, 14
 import inspect
 import json
 import logging
-import os
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from difflib import get_close_matches
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -49,7 +49,7 @@ def main(run: Callable[[Args], None], args_type: type[Args]) -> None:
     mesh = Mesh()
     try:
         mesh = join()
-        args = _parse(args_type, quiet=mesh.rank > 0)
+        args = _parse(args_type) if mesh.size == 1 else _parse_once(args_type, mesh)
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("vecfl").setLevel(logging.ERROR if mesh.rank else logging.INFO)
         (run if mesh.size == 1 else record(run))(args)
@@ -60,8 +60,13 @@ def main(run: Callable[[Args], None], args_type: type[Args]) -> None:
             raise
         _exit(f"error: {error.filename}: {error.strerror}", 2, mesh)
     except KeyboardInterrupt as interrupt:
-        code = interrupt.code if isinstance(interrupt, Stopped) else 130
-        _exit(str(interrupt) or "interrupted; the run is not finished", code, mesh)
+        line = str(interrupt) or "interrupted; the run is not finished"
+        if not isinstance(interrupt, Stopped):
+            _exit(line, 130, mesh)
+        if mesh.rank == 0:
+            print(line, file=sys.stderr, flush=True)
+        mesh.let_first_end()
+        sys.exit(interrupt.code)
 
 
 def check(args: object, names: Iterable[str], right: Callable[[Any], bool], wanted: str) -> None:
@@ -86,16 +91,20 @@ def has_device(name: str) -> bool:
     return True
 
 
-def _parse(args_type: type[Args], quiet: bool) -> Args:
-    """The flags; `quiet` prints neither help nor errors: another rank does."""
-    with open(os.devnull, "w") as nowhere, ExitStack() as silence:
-        if quiet:
-            silence.enter_context(redirect_stdout(nowhere))
-            silence.enter_context(redirect_stderr(nowhere))
-        return _from_flags(args_type)
+def _parse_once(args_type: type[Args], mesh: Mesh) -> Args:
+    """`_parse`, of whose help and errors the first rank to come prints all."""
+    out, err = StringIO(), StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            return _parse(args_type)
+    finally:
+        text = out.getvalue() + err.getvalue()
+        if text and mesh.is_first(text):
+            print(out.getvalue(), end="", flush=True)
+            print(err.getvalue(), end="", file=sys.stderr)
 
 
-def _from_flags(args_type: type[Args]) -> Args:
+def _parse(args_type: type[Args]) -> Args:
     try:
         import pydantic  # noqa: F401
         import tyro

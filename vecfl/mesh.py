@@ -7,9 +7,10 @@ process group, and nothing here costs it anything.
 import atexit
 import hashlib
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -25,6 +26,7 @@ from vecfl.launch import Launch, launched, threads_given
 # A rank that ends is noticed at once, by its closed connections. These are for one that hangs or
 # whose machine is gone; as long may the others wait for the slowest client of a round.
 MEET, ANSWER = timedelta(minutes=5), timedelta(minutes=30)
+LAST = timedelta(seconds=25)  # torchrun kills 30 s after SIGTERM
 T = TypeVar("T")
 
 
@@ -119,6 +121,16 @@ class Mesh:
         except RuntimeError:  # the store has ended with the rank that kept it
             return True
 
+    def let_first_end(self) -> None:
+        """Wait until rank 0 is here, too: a launcher ends all ranks once one has failed."""
+        if self.size == 1 or _store is None:
+            return
+        with suppress(RuntimeError):
+            if self.rank == 0:
+                _store.set("vecfl/end", "")
+            else:
+                _store.wait(["vecfl/end"], LAST)
+
 
 _mesh: Mesh | None = None
 _store: dist.Store | None = None
@@ -187,7 +199,7 @@ def answering() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankError(f"another rank has ended, or hangs: {_reason(error)}") from error
+        raise RankError(f"another rank has ended or hangs: {_reason(error)}") from error
 
 
 def fingerprint(*values: object) -> int:
@@ -201,4 +213,6 @@ def fingerprint(*values: object) -> int:
 
 
 def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """The first sentence of an error of torch, without the place in its source."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return re.sub(r"^\[\S+:\d+\] ", "", line).split(". ")[0]

@@ -4,11 +4,11 @@ import logging
 import signal
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from traceback import format_exc
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from vecfl.checkpoint import path_of, prune, save
 from vecfl.errors import InputError
 from vecfl.files import reached
 from vecfl.flags import RunArgs
+from vecfl.mesh import RankError
 from vecfl.model_file import SAFE, save_model
 from vecfl.report import draw_curves, summary
 from vecfl.resume import CHECKPOINTS, Before, go_on, settings
@@ -78,8 +79,9 @@ def failures(run_dir: Path, rank: int) -> Iterator[None]:
     """An exception that ends a rank is written to `error.log`, if the directory is in reach."""
     try:
         yield
-    except Exception:
-        text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}, rank {rank}:\n{traceback.format_exc()}\n"
+    except Exception as error:
+        what = f"{error}\n" if isinstance(error, (RankError, InputError)) else format_exc()
+        text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}, rank {rank}: {what}"
         with suppress(OSError), (run_dir / "error.log").open("a") as file:
             file.write(text)
         raise

@@ -34,7 +34,12 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "tests.persist.server"],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env={
+                **os.environ,
+                "PYTHONPATH": paths,
+                "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -100,7 +105,9 @@ def test_a_kill_at_every_step_of_a_run(server: Server) -> None:
         again = server.run(out)
         assert (again["code"], again["rounds"]) == (0, 8 - saved), (point, server.said(out))
         assert server.result(out) == expected, point
-        assert not [p.name for p in (server.folder / out / "checkpoints").iterdir() if p.name[0] == "."]
+        assert not [
+            p.name for p in (server.folder / out / "checkpoints").iterdir() if p.name[0] == "."
+        ]
 
 
 def test_a_kill_at_every_step_of_going_on(server: Server) -> None:
