@@ -18,12 +18,16 @@ Environment = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Launch:
-    """Rank `rank` of `size`, which meet at `address`; `local` on its machine (None: not said)."""
+    """Rank `rank` of `size`, which meet at `address`; `local` on its machine (None: not said).
+
+    restarts  of the ranks by torchrun; on several machines each of them counts its own
+    """
 
     rank: int
     size: int
     local: int | None
     address: str
+    restarts: int
 
 
 def launched(env: Environment) -> Launch | None:
@@ -47,7 +51,10 @@ def launched(env: Environment) -> Launch | None:
         if int(size) == 1:
             return None
         address = meeting(env, launcher, size, names[1])
-        return Launch(int(rank), int(size), None if local is None else int(local), address)
+        restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
+        return Launch(
+            int(rank), int(size), None if local is None else int(local), address, restarts
+        )
     return None
 
 

@@ -117,7 +117,7 @@ class Mesh:
         if self.size == 1 or _store is None:
             return self.rank == 0
         try:
-            return bool(_store.add(f"vecfl/line/{line}", 1) == 1)
+            return bool(_store.add(f"line/{line}", 1) == 1)
         except RuntimeError:  # the store has ended with the rank that kept it
             return True
 
@@ -127,9 +127,9 @@ class Mesh:
             return
         with suppress(RuntimeError):
             if self.rank == 0:
-                _store.set("vecfl/end", "")
+                _store.set("end", "")
             else:
-                _store.wait(["vecfl/end"], LAST)
+                _store.wait(["end"], LAST)
 
 
 _mesh: Mesh | None = None
@@ -160,13 +160,19 @@ def meet(launch: Launch) -> None:
     """Make the process group: gloo for tensors on the CPU, NCCL for those on a GPU."""
     global _store
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # torchrun may keep its store for the next attempt, with the addresses of ranks that have ended.
+    one = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    prefix = f"vecfl/{launch.restarts if one else 0}"
     rank, size = launch.rank, launch.size
     try:
-        _store, *_ = next(iter(dist.rendezvous("env://", rank, size, timeout=MEET)))
+        store, *_ = next(iter(dist.rendezvous("env://", rank, size, timeout=MEET)))
+        _store = dist.PrefixStore(prefix, store)
         dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=ANSWER)
     except (RuntimeError, ValueError) as error:
+        again = "; restarts on several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         raise InputError(
             f"rank {rank} of {size} cannot meet the others at {launch.address}: {_reason(error)}"
+            f"{again if launch.restarts and not one else ''}"
         ) from error
 
 
@@ -215,4 +221,4 @@ def fingerprint(*values: object) -> int:
 def _reason(error: Exception) -> str:
     """The first sentence of an error of torch, without the place in its source."""
     line = next(iter(str(error).splitlines()), type(error).__name__)
-    return re.sub(r"^\[\S+:\d+\] ", "", line).split(". ")[0]
+    return re.sub(r"\[\S+:\d+\] ", "", line).split(". ")[0]
