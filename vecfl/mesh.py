@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -212,9 +211,10 @@ def fingerprint(*values: object) -> int:
     """48 bits of BLAKE2b: of the bytes of tensors, of the text of other values."""
     digest = hashlib.blake2b(digest_size=6)
     for value in values:
-        if isinstance(value, Tensor):
-            value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+        if not isinstance(value, Tensor):
+            digest.update(repr(value).encode())
+        elif value.numel():
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return int.from_bytes(digest.digest(), "big")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from threading import current_thread, main_thread
 from traceback import format_exc
 from typing import Any
 
@@ -65,7 +66,7 @@ def record_run(
             go_on(before, config)
     track, id = args.track if first else "none", keeper.about["id"]
     with (
-        failures(run_dir, sim.mesh.rank),
+        failures(run_dir, sim.mesh.rank, sim.mesh.size),
         Wandb(run_dir, config, group=recipe, track=track, id=id) as board,
     ):
         state = run_rounds(sim, state, evaluate, args, keeper, board)
@@ -75,11 +76,14 @@ def record_run(
 
 
 @contextmanager
-def failures(run_dir: Path, rank: int) -> Iterator[None]:
+def failures(run_dir: Path, rank: int, ranks: int) -> Iterator[None]:
     """An exception that ends a rank is written to `error.log`, if the directory is in reach."""
     try:
         yield
     except Exception as error:
+        if ranks > 1 and current_thread() is main_thread():
+            # A launcher sends it to all when one has ended; what is left to do is to say why.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         what = f"{error}\n" if isinstance(error, (RankError, InputError)) else format_exc()
         text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}, rank {rank}: {what}"
         with suppress(OSError), (run_dir / "error.log").open("a") as file:
