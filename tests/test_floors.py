@@ -16,7 +16,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl.errors"}),
     frozenset({"vecfl.layout", "vecfl.random", "vecfl.files", "vecfl.signals"}),
     frozenset(
-        {"vecfl.schedule", "vecfl.tape", "vecfl.mesh", "vecfl.optim", "vecfl.checkpoint"}
+        {"vecfl.schedule", "vecfl.tape", "vecfl.launch", "vecfl.mesh", "vecfl.optim"}
+        | {"vecfl.checkpoint"}
         | {
             "vecfl.augment",
             "vecfl.losses",
@@ -35,7 +36,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset(
         {"vecfl.worker", "vecfl.trainer", "vecfl.choices", "vecfl.probe", "vecfl.arrange"}
-        | {"vecfl.feed", "vecfl.simulation"}
+        | {"vecfl.feed", "vecfl.cohorts", "vecfl.tally", "vecfl.simulation"}
     ),
     frozenset(
         {"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags"}
@@ -46,6 +47,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"recipes", "benchmarks"}),
 )
 SAME_FLOOR = {
+    ("vecfl.mesh", "vecfl.launch"),
     ("vecfl.tape", "vecfl.schedule"),
     ("vecfl.task", "vecfl.augment"),
     ("vecfl.task", "vecfl.losses"),
@@ -68,6 +70,10 @@ SAME_FLOOR = {
     ("vecfl.simulation", "vecfl.arrange"),
     ("vecfl.simulation", "vecfl.feed"),
     ("vecfl.simulation", "vecfl.probe"),
+    ("vecfl.simulation", "vecfl.cohorts"),
+    ("vecfl.simulation", "vecfl.tally"),
+    ("vecfl.tally", "vecfl.cohorts"),
+    ("vecfl.tally", "vecfl.worker"),
     ("vecfl.simulation", "vecfl.trainer"),
     ("vecfl.flags", "vecfl.cli"),
     ("vecfl.flags", "vecfl.report"),

@@ -91,6 +91,7 @@ ROUND_KEYS = [
     "train/clients",
     "train/dropped_clients",
     "system/clients_per_s",
+    "system/ranks",
     "system/round_s",
     "system/wait_s",
     "system/data",

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vecfl_kernels import weighted_sum_
+from vecfl.errors import InputError
+from vecfl_kernels import exact_weighted_sum_, weighted_sum_
+
+HEADROOM = 8  # bits between the examples of a cohort and its grid: see `exact_grid`
+COARSE = 2.0**-24  # a mean that is rounded more than float32 rounds 1 is refused
 
 
 @dataclass
@@ -14,29 +18,72 @@ class Aggregate:
 
     total   [M] float64, the weighted sum of what clients sent
     weight  [] float64, the sum of weights
+    grid    what every addend is rounded by, so that sums are exact (`exact_grid`); None: by nothing
+    bound   [] float64, with a grid: no sum of these addends, in any order, is greater
     """
 
     total: Tensor
     weight: Tensor
+    grid: float | None
+    bound: Tensor
 
     def mean(self) -> Tensor | None:
         """The weighted mean [M], float64; None if no client had a positive weight."""
         return self.total / self.weight if self.weight > 0 else None
 
 
-def empty(length: int, device: torch.device) -> Aggregate:
+def empty(length: int, device: torch.device, grid: float | None = None) -> Aggregate:
     """An empty aggregate of messages of `length` numbers."""
     total = torch.zeros(length, dtype=torch.float64, device=device)
-    return Aggregate(total, total.new_zeros(()))
+    return Aggregate(total, total.new_zeros(()), grid, total.new_zeros(()))
 
 
 def add_(aggregate: Aggregate, update: Tensor, weight: Tensor) -> None:
-    """Fold in the messages `update` [K, M] with `weight` [K] float64."""
-    weighted_sum_(aggregate.total, update, weight)
-    aggregate.weight += weight.sum()
+    """Fold in the messages `update` [K, M] with `weight` [K] float64, at least 0."""
+    if aggregate.grid is None:
+        weighted_sum_(aggregate.total, update, weight)
+    else:
+        exact_weighted_sum_(aggregate.total, update, weight, aggregate.grid)
+        largest = torch.maximum(update.amax(1), -update.amin(1)).double()
+        aggregate.bound += weight @ largest.clamp(min=1)
+    aggregate.weight += on_grid(weight, aggregate.grid).sum()
 
 
 def merge_(aggregate: Aggregate, other: Aggregate) -> None:
     """Fold in another aggregate."""
     aggregate.total += other.total
     aggregate.weight += other.weight
+    aggregate.bound += other.bound
+
+
+def exact_grid(examples: int) -> float:
+    """The grid of a cohort with at most 2^e examples in all: 1.5 * 2^(8 + e).
+
+    Addends become multiples of 2^(e - 44). Their sums are exact, so they have the same bits in any
+    order and in any parts, while the clients' weights, each times the largest number that the
+    client sends (or 1), add up to at most 2^(e + 7): with weights by examples, while the largest
+    |w - w_k| of the clients is at most 128 in the weighted mean.
+    """
+    return 1.5 * 2.0 ** (HEADROOM + (max(1, examples) - 1).bit_length())
+
+
+def on_grid(values: Tensor, grid: float | None) -> Tensor:
+    """float64 `values` on the grid, or as they are."""
+    return values if grid is None else (values + grid) - grid
+
+
+def left_grid(aggregate: Aggregate, clients: int) -> bool:
+    """Whether sums over so many clients may have left the range in which their grid is exact.
+
+    They are right there as float64 sums are, but their last bits may depend on the order. Raises
+    InputError where the weights are so small that the grid is too coarse for the mean.
+    """
+    if aggregate.grid is None or not aggregate.weight > 0:
+        return False
+    step = aggregate.grid / 1.5 * 2.0**-52
+    if clients**0.5 * step / 2 > COARSE * aggregate.weight:
+        raise InputError(
+            f"exact_sums: weights add up to {float(aggregate.weight):.2g}, too little for sums "
+            f"of multiples of {step:.1g}; make them larger, all by the same factor"
+        )
+    return bool(aggregate.bound > aggregate.grid / 3)

@@ -13,14 +13,18 @@ import logging
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from difflib import get_close_matches
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from vecfl.errors import InputError
+from vecfl.mesh import Mesh, RankError, join
 from vecfl.signals import Stopped
 
 if TYPE_CHECKING:
@@ -39,22 +43,30 @@ def main(run: Callable[[Args], None], args_type: type[Args]) -> None:
 
     `InputError`, an `OSError` about a file and Ctrl-C become one line on stderr and an exit code;
     every other exception is a bug and keeps its traceback. A recipe says where a stopped run
-    stands by raising `vecfl.signals.Stopped` with that line and its exit code.
+    stands by raising `vecfl.signals.Stopped` with that line and its exit code. Several ranks print
+    a line once, and exit with 1 where another has ended; torchrun's summary names the cause.
     """
+    mesh = Mesh()
     try:
-        args = _parse(args_type)
+        mesh = join()
+        args = _parse(args_type) if mesh.size == 1 else _parse_once(args_type, mesh)
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-        logging.getLogger("vecfl").setLevel(logging.INFO)
-        run(args)
-    except InputError as error:
-        _exit(f"error: {error}", 2)
+        logging.getLogger("vecfl").setLevel(logging.ERROR if mesh.rank else logging.INFO)
+        (run if mesh.size == 1 else record(run))(args)
+    except (InputError, RankError) as error:
+        _exit(f"error: {error}", 2 if isinstance(error, InputError) else 1, mesh)
     except OSError as error:
         if error.filename is None:
             raise
-        _exit(f"error: {error.filename}: {error.strerror}", 2)
+        _exit(f"error: {error.filename}: {error.strerror}", 2, mesh)
     except KeyboardInterrupt as interrupt:
-        code = interrupt.code if isinstance(interrupt, Stopped) else 130
-        _exit(str(interrupt) or "interrupted; the run is not finished", code)
+        line = str(interrupt) or "interrupted; the run is not finished"
+        if not isinstance(interrupt, Stopped):
+            _exit(line, 130, mesh)
+        if mesh.rank == 0:
+            print(line, file=sys.stderr, flush=True)
+        mesh.let_first_end()
+        sys.exit(interrupt.code)
 
 
 def check(args: object, names: Iterable[str], right: Callable[[Any], bool], wanted: str) -> None:
@@ -77,6 +89,19 @@ def has_device(name: str) -> bool:
     except (RuntimeError, AssertionError, ImportError):  # asserts without CUDA
         return False
     return True
+
+
+def _parse_once(args_type: type[Args], mesh: Mesh) -> Args:
+    """`_parse`, of whose help and errors the first rank to come prints all."""
+    out, err = StringIO(), StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            return _parse(args_type)
+    finally:
+        text = out.getvalue() + err.getvalue()
+        if text and mesh.is_first(text):
+            print(out.getvalue(), end="", flush=True)
+            print(err.getvalue(), end="", file=sys.stderr)
 
 
 def _parse(args_type: type[Args]) -> Args:
@@ -191,6 +216,7 @@ def _reason(error: Mapping[str, Any], known: Any) -> str:
     return f"{path}: no option has this name; the nearest is {nearest}"
 
 
-def _exit(line: str, code: int) -> NoReturn:
-    print(line, file=sys.stderr)
+def _exit(line: str, code: int, mesh: Mesh) -> NoReturn:
+    if mesh.is_first(line):
+        print(line, file=sys.stderr)
     sys.exit(code)

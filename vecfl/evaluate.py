@@ -9,20 +9,23 @@ from torch.func import functional_call
 
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
-from vecfl.losses import Batch
+from vecfl.losses import Batch, Score
+from vecfl.mesh import Mesh
 from vecfl.task import Task
 
 BATCH = 1024
+ALONE = Mesh()
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
 
-def scores(task: Task, w: Tensor, columns: Batch) -> Iterator[tuple[slice, Pairs]]:
-    """For slices of the examples, loss and metrics as (sum [b], weight [b]) of the model w [P]."""
+def scores(task: Task, w: Tensor, columns: Batch, mesh: Mesh) -> Iterator[tuple[slice, Pairs]]:
+    """Loss and metrics as (sum [b], weight [b]) of the model w [P], for this rank's batches."""
     was_training = task.module.training
     task.module.eval()
     n = len(columns[task.inputs[0]])
     try:
-        for start in range(0, n, BATCH):
+        mine = range(0, n, BATCH)[mesh.rank :: mesh.size]
+        for start in mine:
             part = slice(start, min(start + BATCH, n))
             batch = task.prepare(
                 {name: c[part].clone().to(w.device) for name, c in columns.items()}
@@ -31,10 +34,12 @@ def scores(task: Task, w: Tensor, columns: Batch) -> Iterator[tuple[slice, Pairs
             with torch.no_grad():
                 tensors = task.layout.unflatten(w.clone())  # a module may change its buffers
                 output = functional_call(task.module, tensors, inputs)
-                if start == 0:
+                if start == mine[0]:
                     task.check_labels(output, columns)
-                functions = {"loss": task.loss} | dict(task.metrics)
-                yield part, {name: in_full(*f(output, batch)) for name, f in functions.items()}
+                yield (
+                    part,
+                    {name: in_full(*f(output, batch)) for name, f in functions(task).items()},
+                )
     finally:
         task.module.train(was_training)
 
@@ -44,39 +49,61 @@ def in_full(value: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     return value.double(), torch.ones_like(value).double() if weight is None else weight.double()
 
 
-def evaluate(task: Task, w: Tensor, columns: Batch) -> dict[str, float]:
+def functions(task: Task) -> dict[str, Score]:
+    """The loss and the metrics."""
+    return {"loss": task.loss} | dict(task.metrics)
+
+
+def evaluate(task: Task, w: Tensor, columns: Batch, mesh: Mesh = ALONE) -> dict[str, float]:
     """Loss and metrics of the model w [P] on pooled examples: (sum of sums) / (sum of weights).
 
-    columns [n, ...]; raises InputError if there is no example.
+    columns [n, ...], the same on each rank of `mesh`, which share the work; the result has the same
+    bits for any number of ranks. Raises InputError if there is no example.
     """
-    totals: dict[str, list[float]] = {}
-    for _, pairs in scores(task, w, columns):
-        for name, (value, weight) in pairs.items():
-            total = totals.setdefault(name, [0.0, 0.0])
-            total[0] += float(value.sum())
-            total[1] += float(weight.sum())
-    if not totals:
+    batches = -(-len(columns[task.inputs[0]]) // BATCH)
+    if batches == 0:
         raise InputError("nothing to evaluate: the evaluation data have no example")
-    return {name: v / w if w else float("nan") for name, (v, w) in totals.items()}
+    sums = torch.zeros(len(functions(task)), 2, batches, dtype=torch.float64)
+    for part, pairs in scores(task, w, columns, mesh):
+        sums[:, :, part.start // BATCH] = torch.stack(
+            [torch.stack(p).sum(1) for p in pairs.values()]
+        )
+    (sums,) = mesh.sum(sums)
+    values, weights = sums.sum(2).unbind(1)
+    means = torch.where(weights != 0, values / weights, torch.nan)
+    return dict(zip(functions(task), means.tolist(), strict=True))
 
 
-def evaluate_clients(task: Task, w: Tensor, data: FederatedDataset) -> dict[str, np.ndarray]:
+def evaluate_clients(
+    task: Task, w: Tensor, data: FederatedDataset, mesh: Mesh = ALONE
+) -> dict[str, np.ndarray]:
     """Loss and metrics of the model w [P] on each client's examples: arrays [N].
 
     Beside them "weight", the loss weight of each client: its examples, or its tokens. Where that
-    is 0 there is nothing to measure, and the others are NaN.
+    is 0 there is nothing to measure, and the others are NaN. `mesh` as in `evaluate`.
     """
-    totals: dict[str, tuple[Tensor, Tensor]] = {}
-    for part, pairs in scores(task, w, data.columns):
-        examples = torch.arange(part.start, part.stop)
-        owner = torch.searchsorted(data.offsets, examples, right=True) - 1
-        for name, pair in pairs.items():
-            zeros = torch.zeros(data.num_clients, dtype=torch.float64)
-            sums = totals.setdefault(name, (zeros, zeros.clone()))
-            for total, values in zip(sums, pair, strict=True):
-                total.index_add_(0, owner, values.cpu())
-    means = {name: (value / weight).numpy() for name, (value, weight) in totals.items()}
-    return means | {"weight": totals["loss"][1].numpy()}
+
+    def owner(examples: Tensor) -> Tensor:
+        return torch.searchsorted(data.offsets, examples, right=True) - 1
+
+    # A client has a sum in each batch that it reaches into; these are added up in their order.
+    starts = torch.arange(0, int(data.offsets[-1]), BATCH)
+    first, last = owner(starts), owner((starts + BATCH).clamp(max=data.offsets[-1]) - 1)
+    reached = last - first + 1
+    shift = reached.cumsum(0) - reached - first  # from the client to its place in the batch's part
+    whose = torch.arange(int(reached.sum())) - shift.repeat_interleave(reached)
+    sums = torch.zeros(len(functions(task)), 2, len(whose), dtype=torch.float64)
+    for part, pairs in scores(task, w, data.columns, mesh):
+        place = owner(torch.arange(part.start, part.stop)) + shift[part.start // BATCH]
+        for into, pair in zip(sums, pairs.values(), strict=True):
+            for row, values in zip(into, pair, strict=True):
+                row.index_add_(0, place, values.cpu())
+    (sums,) = mesh.sum(sums)
+    totals = torch.zeros(len(sums), 2, data.num_clients, dtype=torch.float64)
+    for into, rows in zip(totals.flatten(0, 1), sums.flatten(0, 1), strict=True):
+        into.index_add_(0, whose, rows)
+    means = (totals[:, 0] / totals[:, 1]).numpy()
+    return dict(zip(functions(task), means, strict=True)) | {"weight": totals[0, 1].numpy()}
 
 
 def spread(per_client: Mapping[str, np.ndarray], name: str = "client") -> dict[str, float]:

@@ -59,6 +59,8 @@ class RunArgs:
     """clients that train at the same time on each worker"""
     eval_every: int = 1
     """rounds from one evaluation to the next; the last round is always evaluated"""
+    exact_sums: bool = False
+    """add up clients on a grid: the same bits for any slots, workers and ranks"""
     init: str | None = None
     """first model: a state dict, .safetensors or of torch.save"""
     resume: str = "none"
@@ -234,4 +236,5 @@ def simulation(
         workers=args.workers,
         threads=args.threads,
         slots=args.slots,
+        exact_sums=args.exact_sums,
     )

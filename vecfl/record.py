@@ -3,9 +3,13 @@
 import logging
 import signal
 import tempfile
-from collections.abc import Callable
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from threading import current_thread, main_thread
+from traceback import format_exc
 from typing import Any
 
 import torch
@@ -14,12 +18,13 @@ from vecfl.checkpoint import path_of, prune, save
 from vecfl.errors import InputError
 from vecfl.files import reached
 from vecfl.flags import RunArgs
+from vecfl.mesh import RankError
 from vecfl.model_file import SAFE, save_model
 from vecfl.report import draw_curves, summary
 from vecfl.resume import CHECKPOINTS, Before, go_on, settings
 from vecfl.signals import Signals, Stopped
 from vecfl.simulation import Metrics, Simulation, State
-from vecfl.track import Console, Jsonl, Wandb, create_run_dir, new_id
+from vecfl.track import Console, Jsonl, Tracker, Wandb, create_run_dir, new_id
 from vecfl.watch import Watch
 
 log = logging.getLogger("vecfl")
@@ -34,33 +39,60 @@ def record_run(
     `before` is the run to go on with (`vecfl.resume.resume`), None for a new one in `args.out` or
     a dated directory. `evaluate` is called every `args.eval_every` rounds and after the last.
     Progress goes to stderr, the summary to stdout. Raises Stopped after SIGINT or SIGTERM, and
-    InputError for a full disk: their line says how to go on.
+    InputError for a full disk: their line says how to go on. Of several ranks the first writes and
+    prints; what any of them raises is in `error.log`.
     """
-    config = settings(args, sim.arrangement)
+    config, first = settings(args, sim.arrangement), sim.mesh.rank == 0
     if before is None:
-        run_dir, state = create_run_dir(args.out, recipe, config), sim.start()
-        (run_dir / CHECKPOINTS).mkdir()
+        create = partial(create_run_dir, args.out, recipe, config)
+        run_dir, state = sim.mesh.from_first(create), sim.start()
         keeper = Keeper(sim, args, run_dir, {"config": config, "recipe": recipe, "id": new_id()})
+        if first:
+            (run_dir / CHECKPOINTS).mkdir()
         keeper.save(state)
     else:
         run_dir, content = before.run_dir, before.content
         state = sim.load(content["run"], changed=args.resume_changed)
-        if state.round == args.rounds and (run_dir / "model.pt").exists():
+        done = state.round == args.rounds
+        if done and sim.mesh.from_first((run_dir / "model.pt").exists):
             log.info("%s is finished: nothing to do", run_dir)
-            print(summary(run_dir))
+            if first:
+                print(summary(run_dir))
             return
         about = {"config": config, "recipe": recipe, "id": content["id"]}
         keeper = Keeper(sim, args, run_dir, about, state.round)
         keeper.go_on(content, state)
-        go_on(before, config)
-    with Wandb(run_dir, config, group=recipe, track=args.track, id=keeper.about["id"]) as board:
+        if first:
+            go_on(before, config)
+    track, id = args.track if first else "none", keeper.about["id"]
+    with (
+        failures(run_dir, sim.mesh.rank, sim.mesh.size),
+        Wandb(run_dir, config, group=recipe, track=track, id=id) as board,
+    ):
         state = run_rounds(sim, state, evaluate, args, keeper, board)
-        finish(sim, state, run_dir, args.safetensors)
-        board.log_image("curves", run_dir / "curves.png")
+        if first:
+            finish(sim, state, run_dir, args.safetensors)
+            board.log_image("curves", run_dir / "curves.png")
+
+
+@contextmanager
+def failures(run_dir: Path, rank: int, ranks: int) -> Iterator[None]:
+    """An exception that ends a rank is written to `error.log`, if the directory is in reach."""
+    try:
+        yield
+    except Exception as error:
+        if ranks > 1 and current_thread() is main_thread():
+            # A launcher sends it to all when one has ended; what is left to do is to say why.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        what = f"{error}\n" if isinstance(error, (RankError, InputError)) else format_exc()
+        text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}, rank {rank}: {what}"
+        with suppress(OSError), (run_dir / "error.log").open("a") as file:
+            file.write(text)
+        raise
 
 
 class Keeper:
-    """Saves the checkpoints of a run: `about` is what they hold beside its state.
+    """Saves the checkpoints of a run, on rank 0: `about` is what they hold beside its state.
 
     saved  the round of the last one that the disk has, -1 for none
     """
@@ -69,7 +101,8 @@ class Keeper:
         self, sim: Simulation, args: RunArgs, run_dir: Path, about: dict[str, Any], saved: int = -1
     ) -> None:
         self.sim, self.args, self.run_dir, self.saved = sim, args, run_dir, saved
-        self.about = about | {"torch": str(torch.__version__)}
+        self.about = about | {"torch": str(torch.__version__), "ranks": sim.mesh.size}
+        self.rows: Jsonl | None = None  # of the rounds; on the disk before a checkpoint is
         self.watch = Watch(args.watch, args.fall_back) if args.watch else None
 
     def go_on(self, content: dict[str, Any], state: State) -> None:
@@ -78,6 +111,8 @@ class Keeper:
             self.watch.load(content["watch"], state.server)
         if content["torch"] != self.about["torch"]:
             log.warning("begun with torch %s: other bits may come", content["torch"])
+        if content["ranks"] != self.about["ranks"] and not self.args.exact_sums:
+            log.warning("begun with %d ranks: other last bits may come", content["ranks"])
 
     def look(self, state: State, metrics: Metrics, evaluated: bool) -> tuple[State, bool]:
         """The state to go on from, and whether it is to be saved: see `Watch.look`."""
@@ -88,6 +123,11 @@ class Keeper:
 
     def save(self, state: State) -> None:
         """Save a checkpoint; where that fails the last one stays, and a warning says so."""
+        if self.sim.mesh.rank:
+            self.saved = state.round
+            return
+        if self.rows is not None:
+            self.rows.sync()
         folder, watch = self.run_dir / CHECKPOINTS, self.watch
         content = self.about | {
             "run": self.sim.save(state),
@@ -119,38 +159,45 @@ def run_rounds(
     keeper: Keeper,
     board: Wandb,
 ) -> State:
-    """The rounds that are missing, tracked and saved; Stopped or InputError ends them early."""
-    signals, metrics_file = Signals(), keeper.run_dir / "metrics.jsonl"
+    """The rounds that are missing, tracked and saved; Stopped or InputError ends them early.
+
+    A signal to one rank ends the round, and the run, of all.
+    """
+    signals, trackers = Signals(), list[Tracker]()
+    sim.signal = lambda: signals.came
+
+    def came() -> int:
+        return signals.came if sim.mesh.size == 1 else sim.stopped
+
     try:
-        with (
-            signals,
-            closing(Jsonl(metrics_file)) as rows,
-            closing(Console(args.rounds)) as bar,
-        ):
-            while state.round < args.rounds and not signals.came:
+        with signals, ExitStack() as files:
+            if sim.mesh.rank == 0:
+                keeper.rows = files.enter_context(closing(Jsonl(keeper.run_dir / "metrics.jsonl")))
+                trackers = [keeper.rows, files.enter_context(closing(Console(args.rounds))), board]
+            while state.round < args.rounds and not came():
                 state, metrics = sim.round(state)
                 reached("round trained")
                 evaluated = state.round % args.eval_every == 0 or state.round == args.rounds
                 if evaluated:
                     metrics |= evaluate(state)
                     reached("round evaluated")
-                for tracker in (rows, bar, board):
+                for tracker in trackers:
                     tracker.log(metrics)
                 reached("round logged")
                 state, to_save = keeper.look(state, metrics, evaluated)
                 if to_save:
-                    rows.sync()
                     keeper.save(state)
             if keeper.saved < state.round:  # the last round, or a signal came
-                rows.sync()
                 keeper.save(state)
     except KeyboardInterrupt:
         number = signals.came or signal.SIGINT
         raise Stopped(f"stopped at once {keeper.where(state)}", number) from None
     except OSError as error:
         raise InputError(f"{reason(error)}; stopped {keeper.where(state)}") from error
+    finally:
+        keeper.rows = None
     if state.round < args.rounds:
-        raise Stopped(f"stopped {keeper.where(state)}", signals.came)
+        raise Stopped(f"stopped {keeper.where(state)}", came())
     return state
 
 

@@ -13,6 +13,7 @@ from vecfl.checkpoint import load, newest_good, rewind, rounds_in
 from vecfl.errors import InputError
 from vecfl.files import atomic_file
 from vecfl.flags import RunArgs
+from vecfl.mesh import join
 from vecfl.track import as_yaml
 from vecfl.trainer import Arrangement
 
@@ -40,10 +41,15 @@ class Before:
 def resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
     """The run that `--resume` means, None to start one, and `args` with its arrangement.
 
-    Call it with the values that decide the result filled in. Raises InputError where there is no
-    whole checkpoint, and with the keys where settings that change the result are others than the
-    run's, unless `--resume-changed` is there; then the arrangement is that of `args`, too.
+    Call it with the values that decide the result filled in; of several ranks the first looks, and
+    tells the others. Raises InputError where there is no whole checkpoint, and with the keys where
+    settings that change the result are others than the run's, unless `--resume-changed` is there;
+    then the arrangement is that of `args`, too.
     """
+    return join().from_first(lambda: _resume(args, recipe))
+
+
+def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
     before = _find(args)
     if before is None:
         return args, None

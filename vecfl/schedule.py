@@ -111,3 +111,13 @@ def assign(steps: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
         begin[c], slot[c] = heapq.heappop(free)
         heapq.heappush(free, (int(begin[c] + steps[c]), int(slot[c])))
     return slot, begin
+
+
+def share(steps: np.ndarray, parts: int, together: int = 1) -> list[np.ndarray]:
+    """Which entries of `steps` [C] each of `parts` takes, longest first.
+
+    The sum of steps counts, or the longest slot where `together` slots of a part step at a time;
+    entries without steps go to the last part.
+    """
+    lane, _ = assign(steps, parts * together)
+    return [np.flatnonzero(lane % parts == i) for i in range(parts)]

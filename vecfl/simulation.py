@@ -1,33 +1,34 @@
 """The round and the run: the only file that knows everybody."""
 
 import copy
-import logging
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vecfl.aggregate import exact_grid
 from vecfl.algorithms import Algorithm
 from vecfl.arrange import Wanted, arrange
+from vecfl.cohorts import Cohorts
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.evaluate import check_name, evaluate, evaluate_clients, spread
 from vecfl.feed import make_feed, place
 from vecfl.losses import Batch
-from vecfl.participation import Trace, checked, checked_dropout, lost
+from vecfl.mesh import join
+from vecfl.participation import Trace
 from vecfl.probe import Probe
 from vecfl.random import check_seed
 from vecfl.sampling import Sampler
 from vecfl.state import pack, unpack
+from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
 from vecfl.track import Tracker
 from vecfl.trainer import Trainer, operator_threads
 
-log = logging.getLogger("vecfl")
 Metrics = dict[str, float | int | str]
 
 
@@ -55,11 +56,15 @@ class Simulation:
     resident  whether all data are copied to the device, or the examples of each cohort, while the
               one before it trains (None: the former on a CPU, and where they fit: `vecfl.feed`)
 
+    exact_sums  add clients up on a grid, so that the sums have the same bits for any slots, workers
+              and ranks (`vecfl.aggregate.exact_grid` tells the range)
+
     "auto" for backend, workers or slots measures the fastest here (see `vecfl.probe`); what was
-    taken is `arrangement`, and stands in the metrics of each round.
+    taken is `arrangement`, and stands in the metrics of each round. Several ranks (`vecfl.mesh`)
+    make the same simulation and call the same methods: they share the work and all get the result.
 
     Raises InputError if the parts do not fit: labels out of range, a cohort larger than the
-    population, a module that the backend cannot train.
+    population, a module that the backend cannot train, ranks with different parts.
     """
 
     def __init__(
@@ -79,24 +84,30 @@ class Simulation:
         threads: int | None = None,
         slots: int | str | None = None,
         resident: bool | None = None,
+        exact_sums: bool = False,
     ) -> None:
+        self.mesh, self.exact_sums = join(), exact_sums
         self.seed = check_seed("seed", seed)
         self.sample_seed = check_seed("sample_seed", seed if sample_seed is None else sample_seed)
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = self.mesh.device(torch.device(device)), dtype
         task.check(data.columns)
         self.source = place(data, self.device, resident)
         self.task, self.data = task.to(self.device, dtype), self.source.data
         self.task.draws.seed = self.seed
-        self.algorithm, self._sampler = algorithm, sampler
-        self.client_dropout = checked_dropout(client_dropout)
+        self.algorithm = algorithm
+        batches, seed = algorithm.rule.batches, self.sample_seed
+        self.cohorts = Cohorts(sampler, self.data, batches, seed, client_dropout, self.mesh)
         wanted = Wanted(backend, workers, threads, slots)
         fetch = self.source.fetch
-        probe = Probe(self.task, self.data, algorithm, self._large_cohort(), self.seed, fetch)
-        self.arrangement = arrange(wanted, probe)
+        probe = Probe(self.task, self.data, algorithm, self.cohorts.large(), self.seed, fetch)
+        self.arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
         self.trainer = Trainer(self.task, self.data, algorithm, self.arrangement, self.seed)
         self.feed = make_feed(self.source)
+        self.signal: Callable[[], int] = lambda: 0  # that came to this rank; asked in each round
+        self.stopped = 0  # what came to any rank, by the end of the last round
+        compare(self.mesh, self.task, self.data, self._facts())
 
     def start(self) -> State:
         """The state before round 1, with the model as the task's module has it."""
@@ -106,69 +117,45 @@ class Simulation:
     @property
     def sampler(self) -> Sampler:
         """Who takes part; another sampler is another simulation."""
-        return self._sampler
+        return self.cohorts.sampler
 
     def cohort(self, round: int) -> Tensor:
         """Positions [C] of the clients that are drawn for a round (from 0), lost ones too.
 
         Raises InputError if they are no positions of clients.
         """
-        n = self.data.num_clients
-        return checked(
-            self.sampler(torch.ones(n, dtype=torch.bool), self.sample_seed, round), n, round
-        )
-
-    def _lost(self, cohort: Tensor, round: int) -> Tensor:
-        """Which of the clients [C] that were drawn drop out, bool [C]."""
-        population = self.data.num_clients
-        return lost(self.client_dropout, cohort, population, self.sample_seed, round)
-
-    def _large_cohort(self) -> Tensor:
-        """A large cohort among the first, which slots and choices go by; never an empty one.
-
-        The first where three have the same size, else the largest of ten.
-        """
-        cohorts = [self.cohort(0)]
-        with suppress(Exception):  # a sampler may end with the run
-            while len(cohorts) < 3 or (len({*map(len, cohorts)}) > 1 and len(cohorts) < 10):
-                cohorts.append(self.cohort(len(cohorts)))
-        largest = max(cohorts, key=len)
-        return largest if len(largest) else self.data.sizes.nonzero().flatten()[:100]
+        return self.cohorts.draw(round)
 
     @torch.no_grad()
     def round(self, state: State) -> tuple[State, Metrics]:
         """One round: the next state, and `train/...` and `system/...` metrics."""
         began = time.perf_counter()
-        with self.feed(self.cohort, state.round) as examples:
-            waited, stay = time.perf_counter() - began, ~self._lost(examples.clients, state.round)
-            cohort, first = examples.clients[stay], examples.first[stay.numpy()]
-            plan = replace(self.trainer.plan(cohort), first=first)
-            fold = self.trainer.train(state.server, state.round, cohort, plan, examples.columns)
-        ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
-        if not ok.all():
-            bad = [str(self.data.client_ids[k]) for k in torch.cat(fold.clients)[~ok].tolist()]
-            log.warning("round %d: client %s dropped: not finite", state.round + 1, ", ".join(bad))
-        if not weight.any():
-            level, who = logging.WARNING, "usable client"
-            if not len(cohort):  # legal, as Poisson sampling has it
-                level, who = logging.INFO, "client takes part"
-            log.log(level, "round %d: no %s; the model stays as it is", state.round + 1, who)
-        loss, count = torch.cat(fold.sums).cpu()[ok].sum(0)
-        server = self.algorithm.server(state.server, fold.aggregate, self.task.layout.trainable)
+        with self.feed(self.cohorts.ask, state.round) as examples:
+            waited, cohort = time.perf_counter() - began, self.cohorts.take(state.round)
+            plan = replace(cohort.plan.of(cohort.mine), first=examples.first)
+            grid = exact_grid(int(cohort.plan.n.sum())) if self.exact_sums else None
+            clients, columns = examples.clients, examples.columns
+            fold = self.trainer.train(state.server, state.round, clients, plan, columns, grid)
+        signal = self.signal()
+        found = tally(self.mesh, fold, cohort, state.round, state.server, signal)
+        self.stopped = found.signal
+        if self.mesh.rank == 0:
+            warn(state.round, cohort, found, self.data.client_ids)
+        server = self.algorithm.server(state.server, found.aggregate, self.task.layout.trainable)
         self.task.layout.round_integers_(server["w"])
-        how = {"data": self.source.name, **asdict(self.arrangement)}
-        seconds, steps = time.perf_counter() - began, int(plan.steps.sum())
+        how = {"data": self.source.name, "ranks": self.mesh.size, **asdict(self.arrangement)}
+        seconds, steps = time.perf_counter() - began, int(cohort.plan.steps.sum())
         return State(state.round + 1, server), {
             "round": state.round + 1,
-            "train/loss": float(loss / count),
-            "train/cohort": len(stay),
-            "train/lost_clients": len(stay) - len(cohort),
-            "train/clients": int((weight > 0).sum()),
-            "train/dropped_clients": int((~ok).sum()),
-            "system/clients_per_s": len(cohort) / seconds,
+            "train/loss": found.loss,
+            "train/cohort": cohort.drawn,
+            "train/lost_clients": cohort.drawn - len(cohort.clients),
+            "train/clients": found.clients,
+            "train/dropped_clients": len(found.dropped),
+            "system/clients_per_s": len(cohort.clients) / seconds,
             "system/round_s": seconds,
             "system/wait_s": waited,
-            "system/slot_efficiency": steps / max(fold.executed, 1),
+            "system/slot_efficiency": steps / max(found.executed, 1),
             "system/client_steps": steps,
         } | {f"system/{name}": value for name, value in how.items()}
 
@@ -182,7 +169,7 @@ class Simulation:
         check_name(name)
         self.task.check(columns)
         with operator_threads(self.cores):
-            values = evaluate(self.task, state.server["w"], columns)
+            values = evaluate(self.task, state.server["w"], columns, self.mesh)
         return {f"{name}/{metric}": value for metric, value in values.items()}
 
     def evaluate_clients(
@@ -191,7 +178,8 @@ class Simulation:
         """`name/...`: the spread over clients, those of `data` or those that train."""
         check_name(name)
         with operator_threads(self.cores):
-            per_client = evaluate_clients(self.task, state.server["w"], data or self.data)
+            w, data = state.server["w"], data or self.data
+            per_client = evaluate_clients(self.task, w, data, self.mesh)
         return dict(spread(per_client, name))
 
     def state_dict(self, state: State) -> dict[str, Tensor]:
@@ -224,6 +212,7 @@ class Simulation:
             "sample_seed": self.sample_seed,
             "clients": self.data.num_clients,
             "examples": int(self.data.offsets[-1]),
+            "exact_sums": self.exact_sums,
             "parameters": [f"{e.name} {list(e.shape)}" for e in self.task.layout.params],
         } | asdict(self.arrangement)
 

@@ -16,7 +16,7 @@ from vecfl.algorithms.base import Server
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.losses import Batch
-from vecfl.schedule import Plan, assign, make_plan
+from vecfl.schedule import Plan, make_plan, share
 from vecfl.task import Task
 from vecfl.worker import Fold, Worker
 
@@ -88,16 +88,27 @@ class Trainer:
         """What the clients of `cohort` [C] do in a round."""
         return make_plan(self.batches, self.data.offsets, cohort)
 
-    def train(self, server: Server, round: int, cohort: Tensor, plan: Plan, columns: Batch) -> Fold:
+    def train(
+        self,
+        server: Server,
+        round: int,
+        cohort: Tensor,
+        plan: Plan,
+        columns: Batch,
+        grid: float | None = None,
+    ) -> Fold:
         """Train `cohort` [C] (positions in the dataset) by its plan, from the server's state.
 
-        columns [n, ...] are on the device; `plan.first` says where those of a client begin.
+        columns [n, ...] are on the device; `plan.first` says where those of a client begin. `grid`
+        makes sums exact (`vecfl.aggregate.exact_grid`).
 
         Each worker's clients, and the order in which the workers' sums are added, depend on the
         plan alone: a round that is repeated has the same bits.
         """
         jobs = [
-            partial(worker.train, server, round, cohort[mine], plan.of(mine), columns, self.stop)
+            partial(
+                worker.train, server, round, cohort[mine], plan.of(mine), columns, grid, self.stop
+            )
             for worker, mine in zip(self.workers, self.share(plan), strict=True)
         ]
         with operator_threads(self.arrangement.threads):
@@ -111,10 +122,8 @@ class Trainer:
 
         Where slots take their steps together, the longest slot counts, else the sum of steps.
         """
-        count = len(self.workers)
         together = 1 if self.arrangement.backend == "loop" else self.arrangement.slots
-        lane, _ = assign(plan.steps, count * together)
-        return [np.flatnonzero(lane % count == i) for i in range(count)]
+        return share(plan.steps, len(self.workers), together)
 
     def _do(self, jobs: Sequence[Callable[[], Fold]]) -> list[Fold]:
         """What the jobs return, each run by a thread; where one fails, the others stop too."""

@@ -80,18 +80,20 @@ class Worker:
         cohort: Tensor,
         plan: Plan,
         columns: Batch,
+        grid: float | None = None,
         stop: Event | None = None,
     ) -> Fold:
         """Train `cohort` [C] (positions in the dataset) from the server's state.
 
-        columns [n, ...] are on the device; `plan.first` says where those of a client begin.
+        columns [n, ...] are on the device; `plan.first` says where those of a client begin. `grid`
+        makes sums exact.
 
         Ends between two blocks when `stop` is set.
         """
         rule, slots = self.algorithm.rule, self.slots
         tape = Tape(plan, rule.batches, slots.number, seed=self.seed, round=round, draws=self.draws)
         update = make_update(rule, self.layout.param_views(server["w"]), round)
-        fold = Fold(empty(self.layout.size, self.device))
+        fold = Fold(empty(self.layout.size, self.device, grid))
         examples = torch.from_numpy(plan.n)
         for idle in torch.from_numpy(tape.idle).split(slots.number):
             seats = torch.arange(len(idle))

@@ -1,5 +1,5 @@
 """Fused operations on the cohort matrix; kernels/README.md tells how one earns its place."""
 
-from vecfl_kernels.weighted_sum import weighted_sum_
+from vecfl_kernels.weighted_sum import exact_weighted_sum_, weighted_sum_
 
-__all__ = ["weighted_sum_"]
+__all__ = ["exact_weighted_sum_", "weighted_sum_"]

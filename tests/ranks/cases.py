@@ -1,0 +1,145 @@
+"""Runs that any number of ranks must make alike: `torchrun -m tests.ranks.cases FILE` on several.
+
+Each case gives the models and metrics of its rounds, what was evaluated and warned of, and the
+client steps of every rank. Rank 0 saves them all.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vecfl
+from vecfl.algorithms import Algorithm
+from vecfl.mesh import join
+from vecfl.worker import Fold
+
+from ..oracles.bridge import dataset
+from ..oracles.tasks import PROBLEMS
+
+SIZES = (5, 0, 1, 23, 3, 4, 8)
+MANY = tuple(7 + (i * i) % 31 for i in range(40))  # 7 to 36 examples, 13 clients for three ranks
+B = vecfl.Batches(4, epochs=2)
+Sampler = vecfl.sampling.Sampler
+
+
+@dataclass(frozen=True)
+class Case:
+    """exact: sums on a grid; bits: of one client's row the same in any company of clients."""
+
+    algorithm: Algorithm
+    problem: str = "mlp"
+    sampler: Sampler = field(default_factory=vecfl.everyone)
+    sizes: tuple[int, ...] = SIZES
+    rounds: int = 2
+    how: dict[str, Any] = field(default_factory=lambda: {"backend": "loop"})
+    bad: tuple[int, ...] = ()  # clients with a NaN
+
+
+def drawn(*cohorts: list[int]) -> Sampler:
+    return lambda eligible, seed, round: torch.tensor(cohorts[round], dtype=torch.int64)
+
+
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+    "fedavg": lambda **kw: vecfl.fedavg(lr=0.1, batches=B, **kw),
+    "fedsgd": lambda **kw: vecfl.fedsgd(lr=0.3, size=4, **kw),
+    "fedprox": lambda **kw: vecfl.fedprox(lr=0.1, mu=0.3, batches=B, **kw),
+    "fedavgm": lambda **kw: vecfl.fedavgm(lr=0.1, batches=B, **kw),
+    "fedadagrad": lambda **kw: vecfl.fedadagrad(lr=0.1, server_lr=0.1, batches=B, **kw),
+    "fedadam": lambda **kw: vecfl.fedadam(lr=0.1, server_lr=0.1, batches=B, **kw),
+    "fedyogi": lambda **kw: vecfl.fedyogi(lr=0.1, server_lr=0.1, batches=B, **kw),
+}
+FEDAVG = ALGORITHMS["fedavg"]
+CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
+    "cohort of 2": Case(FEDAVG(), sampler=vecfl.uniform(2)),
+    "repeats, nobody": Case(FEDAVG(), sampler=drawn([3, 3, 1, 3], [], [6, 0, 0]), rounds=3),
+    "lost clients": Case(FEDAVG(), how={"backend": "loop", "client_dropout": 0.4}),
+    "uniform weights": Case(FEDAVG(weights=vecfl.uniform_weights)),
+    "capped weights": Case(FEDAVG(weights=vecfl.capped(6))),
+    "weights by tokens": Case(FEDAVG(weights=vecfl.by_tokens), "tokens"),
+    "buffers": Case(FEDAVG(), "buffers"),
+    "not finite": Case(FEDAVG(), sampler=drawn([6, 3, 0, 6], [2, 3]), bad=(3, 6)),
+    "vmap": Case(FEDAVG(), how={"backend": "vmap", "slots": 3}),
+    "stacked": Case(FEDAVG(), "linear", how={"backend": "stacked", "slots": 3}),
+    "workers": Case(FEDAVG(), "cnn", how={"backend": "loop", "workers": 2, "threads": 1}),
+    "streamed": Case(FEDAVG(), how={"backend": "loop", "resident": False}),
+    "float32": Case(FEDAVG(), how={"backend": "loop", "dtype": torch.float32}),
+    "many": Case(FEDAVG(), "linear", sampler=vecfl.uniform(30), sizes=MANY),
+}
+
+
+class Heard(logging.Handler):
+    """The warnings of vecfl."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def run(case: Case, exact: bool) -> dict[str, Any]:
+    """What a case gives on this rank."""
+    problem, heard = PROBLEMS[case.problem], Heard()
+    clients = problem.clients(case.sizes)
+    for k in case.bad:
+        clients[k]["x"][0] = torch.nan
+    data = dataset(clients)
+    task = vecfl.Task(problem.build(), problem.loss, example=data.examples(2))
+    how = {"dtype": torch.float64, "seed": 3, **case.how}
+    sim = vecfl.Simulation(task, data, case.algorithm, case.sampler, exact_sums=exact, **how)
+    steps = count_steps(sim)
+    logging.getLogger("vecfl").addHandler(heard)
+    state, models, metrics = sim.start(), list[Tensor](), list[dict[str, Any]]()
+    for _ in range(case.rounds):
+        state, found = sim.round(state)
+        models.append(state.server["w"])
+        metrics.append({k: v for k, v in found.items() if not k.startswith("system/")})
+    logging.getLogger("vecfl").removeHandler(heard)
+    (everyone,) = sim.mesh.sum(sim.mesh.place(sum(steps)))
+    return {
+        "models": torch.stack(models),
+        "metrics": metrics,
+        "evaluated": evaluated(sim, state, problem),
+        "warned": heard.lines,
+        "steps": everyone.tolist(),
+        "planned": sum(int(sim.cohorts.take(r).plan.steps.sum()) for r in sim.cohorts.asked),
+    }
+
+
+def count_steps(sim: vecfl.Simulation) -> list[int]:
+    """The client steps of each round on this rank, as they are trained."""
+    train, steps = sim.trainer.train, list[int]()
+
+    def counted(*args: Any) -> Fold:
+        fold = train(*args)
+        steps.append(int(args[3].steps.sum()))
+        if sim.arrangement.backend == "loop":
+            assert fold.executed == steps[-1]
+        return fold
+
+    sim.trainer.train = counted  # type: ignore[method-assign]
+    return steps
+
+
+def evaluated(sim: vecfl.Simulation, state: vecfl.State, problem: Any) -> dict[str, Any]:
+    """Examples of several batches; a client may reach into two of them."""
+    data = dataset(problem.clients((700, 900, 0, 30, 1500, 1200)))
+    return sim.evaluate(state, data.columns) | sim.evaluate_clients(state, data)
+
+
+def all_cases() -> dict[str, Any]:
+    """Plain and exact sums of every case."""
+    return {(name, e): run(case, e) for name, case in CASES.items() for e in (False, True)}
+
+
+if __name__ == "__main__":
+    mesh = join()
+    found = all_cases()
+    if mesh.rank == 0:
+        torch.save(found, sys.argv[1])

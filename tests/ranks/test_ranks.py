@@ -1,0 +1,202 @@
+"""1, 2 and 3 ranks make the same run, and end together.
+
+One start of torchrun serves all cases of a number of ranks.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from .cases import CASES, all_cases
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+MINUTE = 60
+# vmap and stacked add up over the slots of a rank in another order, so that rows differ in bits
+BITS = sorted(CASES.keys() - {"vmap", "stacked"})
+LOOP = ("--backend", "loop", "--workers", "1", "--threads", "1", "--slots", "1")
+HOW = (*LOOP, "--cohort", "4", "--batch", "3", "--track", "none")
+
+
+def start(ranks: int, *module: str, options: tuple[str, ...] = (), **env: str) -> subprocess.Popen:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", **env}
+    command = [*LAUNCH, f"--nproc-per-node={ranks}", *options, "-m", *module]
+    kind: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own}, **kind)
+
+
+def end(process: subprocess.Popen) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr, within a minute."""
+    try:
+        out, err = process.communicate(timeout=MINUTE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[Any, dict[str, Any]]]:
+    """What all cases give on 1, 2 and 3 ranks."""
+    folder, found = tmp_path_factory.mktemp("ranks"), {1: all_cases()}
+    for ranks in (2, 3):
+        code, _, err = end(start(ranks, "tests.ranks.cases", str(folder / f"{ranks}")))
+        assert code == 0, err
+        found[ranks] = torch.load(folder / f"{ranks}", weights_only=True)
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("exact", [False, True], ids=["plain", "exact"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_run(worlds: Any, name: str, exact: bool, ranks: int) -> None:
+    one, some = worlds[1][name, exact], worlds[ranks][name, exact]
+    rtol = 1e-5 if name == "float32" else 1e-9
+    torch.testing.assert_close(some["models"], one["models"], rtol=rtol, atol=rtol / 1e3)
+    assert some["warned"] == one["warned"]
+    for kind in ("metrics", "evaluated"):
+        left, right = flat(some[kind]), flat(one[kind])
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            assert value == pytest.approx(right[key], rel=rtol, nan_ok=True), key
+    if exact and name in BITS:
+        assert torch.equal(some["models"], one["models"])
+        assert repr(some["metrics"]) == repr(one["metrics"])
+        assert repr(some["evaluated"]) == repr(one["evaluated"])
+
+
+def flat(found: Any) -> dict[str, float]:
+    rounds = found if isinstance(found, list) else [found]
+    return {f"{i} {key}": value for i, row in enumerate(rounds) for key, value in row.items()}
+
+
+def test_the_cases_are_what_they_say(worlds: Any) -> None:
+    """Every algorithm ends elsewhere, the plain sum is not already exact, a cohort may be empty."""
+    last = {
+        name: found["models"][-1].double() for (name, exact), found in worlds[1].items() if exact
+    }
+    ends = [tuple(model.tolist()) for model in last.values()]
+    assert len(set(ends)) >= len(ends) - 3  # lists of clients that come to the same
+    differ = [n for n in BITS if not torch.equal(*(worlds[w][n, False]["models"] for w in (1, 3)))]
+    assert len(differ) > len(BITS) // 2
+    for name in CASES:
+        plain, exact = (worlds[1][name, e]["models"].double() for e in (False, True))
+        torch.testing.assert_close(
+            exact, plain, rtol=1e-5 if name == "float32" else 1e-9, atol=1e-9
+        )
+    metrics = worlds[3]["repeats, nobody", False]["metrics"]
+    assert [m["train/clients"] for m in metrics] == [3, 0, 3]  # client 1 has no examples
+    # Clients of the second cohort: 2 has one example, 3 has a NaN; of the first, 6 comes twice.
+    assert worlds[3]["not finite", True]["warned"] == [
+        "round 1: client 3, 6, 6 dropped: not finite",
+        "round 2: client 3 dropped: not finite",
+    ]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_steps_are_shared_out(worlds: Any, name: str, ranks: int) -> None:
+    """Nothing is trained twice or by nobody; where it can be, it is even to a tenth.
+
+    Two epochs of batches of 4: clients 5 0 1 23 3 4 8 take 4 0 2 12 2 2 4 steps, 26 a round. Of two
+    ranks one takes 12 and 2, the other 4 4 2 2; of three ranks one has the 12 alone, so that the
+    others have 8 and 6.
+    """
+    steps = worlds[ranks][name, False]["steps"]
+    assert len(steps) == ranks and sum(steps) == worlds[1][name, False]["steps"][0]
+    if name == "many":
+        assert max(steps) <= 1.1 * min(steps)
+    if name in ("fedavg", "fedprox", "buffers"):
+        assert sorted(steps) == {2: [24, 28], 3: [12, 16, 24]}[ranks]
+    if name == "cohort of 2":
+        assert ranks == 2 or 0 in steps
+
+
+def recipe(tmp_path: Path, *options: str, launch: tuple[str, ...] = (), **env: str) -> Any:
+    out = str(tmp_path / "run")
+    flags = [*HOW, "--out", out, *options]
+    diary = str(tmp_path / "diary")
+    return start(2, "tests.ranks.recipe", *flags, options=launch, DIARY=diary, **env)
+
+
+def diary(tmp_path: Path, rank: int) -> list[int]:
+    return [int(line) for line in (tmp_path / f"diary{rank}").read_text().split()]
+
+
+def rows(tmp_path: Path) -> list[dict[str, Any]]:
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    times = ("system/round_s", "system/clients_per_s", "system/wait_s", "system/ranks")
+    return [{k: v for k, v in json.loads(x).items() if k not in times} for x in lines]
+
+
+def test_a_rank_that_is_killed_ends_all_and_a_restart_trains_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    """Checkpoints at 5 and 10; rank 1 dies after 8, so that 6 to 12 are trained by the second."""
+    long = ("--rounds", "12", "--checkpoint-every", "5", "--resume", "auto", "--exact-sums", "True")
+    began = time.monotonic()
+    code, _, err = end(recipe(tmp_path, *long, PLANT="kill:8"))
+    assert code == 1 and time.monotonic() - began < MINUTE
+    assert "Signal 9 (SIGKILL)" in err
+    assert re.search(r"^error: another rank has ended or hangs: .*Connection", err, re.M), err
+    assert diary(tmp_path, 0) == diary(tmp_path, 1) == list(range(1, 9))  # rank 0 evaluates then
+    log = (tmp_path / "run/error.log").read_text()
+    assert re.fullmatch(r"[-\d]+ [:\d]+, rank 0: another rank has ended or hangs: .*\n", log)
+
+    (tmp_path / "diary0").unlink(), (tmp_path / "diary1").unlink()
+    again = tmp_path / "again"
+    again.mkdir()
+    code, _, err = end(recipe(again, *long, launch=("--max-restarts=1",), PLANT="kill:8"))
+    assert code == 0, err
+    assert diary(again, 1) == [*range(1, 9), *range(6, 13)]
+    code, out, err = end(recipe(tmp_path, *long))
+    assert code == 0, err
+    assert diary(tmp_path, 0) == diary(tmp_path, 1) == list(range(6, 13))
+    assert rows(tmp_path) == rows(again) and [r["round"] for r in rows(again)] == [*range(1, 13)]
+    models = [torch.load(folder / "run/model.pt") for folder in (tmp_path, again)]
+    assert all(torch.equal(t, models[1][name]) for name, t in models[0].items())
+    assert out.count("test accuracy") == 1 and err.count("round 12/12") == 1  # by rank 0 alone
+
+
+def test_an_error_on_one_rank_is_the_cause_in_the_summary_and_in_the_log(tmp_path: Path) -> None:
+    code, _, err = end(recipe(tmp_path, "--rounds", "20", PLANT="error:3"))
+    assert code == 1
+    cause = err[err.index("Root Cause") :]
+    assert "rank      : 1" in cause and "ZeroDivisionError: planted" in cause
+    log = (tmp_path / "run/error.log").read_text()
+    assert "rank 1: Traceback" in log and "ZeroDivisionError: planted" in log
+
+
+def test_models_that_differ_end_the_run_in_one_line(tmp_path: Path) -> None:
+    """Models are compared as round 11 begins, then 21, ...: the difference of round 3 comes out."""
+    code, _, err = end(recipe(tmp_path, "--rounds", "40", PLANT="other:3"))
+    line = "error: rank 1 of 2 has another model than rank 0; all need the same\n"
+    assert code == 1 and err.count(line) == 1
+    assert diary(tmp_path, 0) == list(range(1, 12))
+
+
+def test_a_signal_to_one_rank_stops_all_after_their_round(tmp_path: Path) -> None:
+    """It comes after round 3 was added up, and rides along with round 4."""
+    code, _, err = end(recipe(tmp_path, "--rounds", "2000", PLANT="signal:3"))
+    assert code == 1 and err.count("stopped after round 4 of 2000") == 1
+    assert "exitcode  : 143" in err[err.index("Root Cause") :]
+    assert not (tmp_path / "run/error.log").exists()
+    assert (tmp_path / "run/checkpoints/round-000004.ckpt").exists()
+    assert diary(tmp_path, 0) == diary(tmp_path, 1) == [1, 2, 3, 4]
+
+
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    code, _, err = end(recipe(tmp_path, "--rounds", "3"))
+    assert code == 1 and "exitcode  : 2" in err
+    assert len(re.findall(r"^error: .*run already holds a run", err, re.M)) == 1

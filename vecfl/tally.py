@@ -1,0 +1,98 @@
+"""What a round comes to over all ranks, in one all-reduce."""
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from vecfl.aggregate import Aggregate, left_grid, on_grid
+from vecfl.algorithms.base import Server
+from vecfl.cohorts import Cohort
+from vecfl.data import FederatedDataset
+from vecfl.errors import InputError
+from vecfl.mesh import Mesh
+from vecfl.task import Task
+from vecfl.worker import Fold
+
+log = logging.getLogger("vecfl")
+
+
+COMPARE = 10  # rounds from one comparison of the ranks' models to the next
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums of all ranks, the same bits on each.
+
+    dropped   positions of the clients that were not finite, rising
+    loss      mean over all examples in the steps of the others
+    clients   how many of the others have a positive weight
+    executed  slot-steps, idle ones included
+    signal    the greatest that came to a rank, 0 for none
+    """
+
+    aggregate: Aggregate
+    dropped: list[int]
+    loss: float
+    clients: int
+    executed: int
+    signal: int
+
+
+def tally(mesh: Mesh, fold: Fold, cohort: Cohort, round: int, server: Server, signal: int) -> Tally:
+    """Add up what the ranks gathered for a cohort that began from the server's state.
+
+    Raises RankError where the ranks drew different cohorts or, every COMPARE rounds, have different
+    states: then their rounds were not one.
+    """
+    sums, distinct = fold.aggregate, cohort.clients.unique()
+    ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
+    losses = on_grid(torch.cat(fold.sums).cpu().double()[ok], sums.grid).sum(0)
+    counts = torch.tensor([int((weight > 0).sum()), fold.executed])
+    bad = torch.searchsorted(distinct, torch.cat(fold.clients)[~ok]).bincount(
+        minlength=len(distinct)
+    )
+    state = server.values() if round % COMPARE == 0 else ()
+    marks = torch.stack((mesh.mark(cohort.clients), mesh.mark(*state), mesh.place(signal)))
+    parts = (sums.total, sums.weight, sums.bound, losses, counts, bad, marks)
+    total, weight, bound, losses, counts, bad, marks = mesh.sum(*parts)
+    drawn, models, signals = marks.cpu()
+    mesh.check("cohort", drawn)
+    mesh.check("model", models)
+    return Tally(
+        replace(sums, total=total, weight=weight, bound=bound),
+        distinct.repeat_interleave(bad.cpu().long()).tolist(),
+        float(losses[0] / losses[1]),
+        int(counts[0]),
+        int(counts[1]),
+        int(signals.max()),
+    )
+
+
+def warn(round: int, cohort: Cohort, found: Tally, client_ids: Sequence[Hashable]) -> None:
+    """Say what is unusual about a round."""
+    clients = len(cohort.clients)
+    if found.dropped:
+        bad = ", ".join(str(client_ids[k]) for k in found.dropped)
+        log.warning("round %d: client %s dropped: not finite", round + 1, bad)
+    if not found.clients:
+        level, who = logging.WARNING, "usable client"
+        if not clients:  # legal, as Poisson sampling has it
+            level, who = logging.INFO, "client takes part"
+        log.log(level, "round %d: no %s; the model stays as it is", round + 1, who)
+    if left_grid(found.aggregate, clients):
+        what = "updates are too large for exact sums, whose last bits may depend on the order"
+        log.warning("round %d: %s", round + 1, what)
+
+
+def compare(mesh: Mesh, task: Task, data: FederatedDataset, facts: Mapping[str, object]) -> None:
+    """InputError where the ranks were given different models, populations or `facts`."""
+    if mesh.size == 1:
+        return
+    columns = [(name, c.dtype, c.shape) for name, c in data.columns.items()]
+    parts = {"model": task.module.state_dict().values(), "population": (data.offsets, columns)}
+    known = parts | {name.replace("_", " "): (value,) for name, value in facts.items()}
+    (marks,) = mesh.sum(torch.stack([mesh.mark(*values) for values in known.values()]))
+    for what, found in zip(known, marks, strict=True):
+        mesh.check(what, found, InputError)
