@@ -45,7 +45,8 @@ def record_run(
     else:
         run_dir, content = before.run_dir, before.content
         state = sim.load(content["run"], changed=args.resume_changed)
-        if state.round == args.rounds and (run_dir / "model.pt").exists():
+        results = ["model.pt", "curves.png", *([f"model{SAFE}"] if args.safetensors else [])]
+        if state.round == args.rounds and all((run_dir / name).exists() for name in results):
             log.info("%s is finished: nothing to do", run_dir)
             print(summary(run_dir))
             return
