@@ -1,6 +1,7 @@
 """Checkpoint files: whole, or refused by name; folders of them."""
 
 import hashlib
+import io
 import logging
 import os
 import struct
@@ -72,11 +73,12 @@ def test_every_damage_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "round-000003.ckpt"
     save(path, {"round": 3})
     good = path.read_bytes()
-    for size in range(len(good)):
+    some = (*range(64), *range(64, len(good), 19))  # each byte of the header and of the version
+    for size in some:
         path.write_bytes(good[:size])
         with pytest.raises(Damaged, match=r"^\S+round-000003.ckpt: damaged: it ends after \d+"):
             load(path)
-    for at in range(len(good)):
+    for at in some:
         path.write_bytes(good)
         flip(path, at)
         with pytest.raises(Damaged, match=r"round-000003.ckpt: (damaged|not a checkpoint)"):
@@ -96,15 +98,28 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "none")
 
 
-def newer(path: Path) -> None:
-    """A whole file of version 2, whose content nobody here can know."""
-    body = struct.pack("<I", 2) + b"the future"
+def write(path: Path, version: int, content: bytes) -> None:
+    """A whole file with this content, after the description of the format."""
+    body = struct.pack("<I", version) + content
     digest = hashlib.blake2b(body, digest_size=32).digest()
     path.write_bytes(struct.pack("<8s32sQ", b"vecflckp", digest, len(body)) + body)
 
 
+class Planted:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return pytest.fail, ("a pickle was executed",)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    torch.save({"round": Planted()}, content)
+    write(tmp_path / "a", 1, content.getvalue())
+    with pytest.raises(InputError, match="a: holds more than tensors and plain values$"):
+        load(tmp_path / "a")
+
+
 def test_a_newer_version_is_refused_by_name_and_not_passed_over(tmp_path: Path) -> None:
-    newer(path_of(folder_of(tmp_path, 1), 2))
+    write(path_of(folder_of(tmp_path, 1), 2), 2, b"the future")
     said = r"round-000002.ckpt: written by a newer vecfl: version 2 of checkpoints, .* up to 1; "
     for read in (lambda: load(path_of(tmp_path, 2)), lambda: newest_good(tmp_path)):
         with pytest.raises(InputError, match=said) as caught:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import vecfl
 import vecfl.record
 from tests.persist.tiny import run
 from vecfl.checkpoint import rounds_in
@@ -85,6 +86,20 @@ def test_a_signal_finishes_the_round_and_saves(
     assert rows(part) == rows(whole)
     a, b = torch.load("part/model.pt"), torch.load("whole/model.pt")
     assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+def test_a_finished_run_that_goes_on_looks_unfinished_again(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tiny(rounds=2)
+    assert vecfl.load_run(run_dir).finished
+    call_before(monkeypatch, Simulation, "round", send(signal.SIGTERM, 2))
+    with pytest.raises(Stopped):
+        tiny(resume="auto")
+    run = vecfl.load_run(run_dir)
+    assert (run.finished, run.round, run.config["rounds"]) == (False, 4, 8)
+    names = ["checkpoints", "config.yaml", "metrics.jsonl"]
+    assert sorted(path.name for path in run_dir.iterdir()) == names
 
 
 def test_a_signal_in_the_last_round_changes_nothing(
