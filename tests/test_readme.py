@@ -13,6 +13,7 @@ from tests.data.files import hdf5_file, packed, parquet_file, tff_file
 from tests.data.test_examples import batch
 from tests.data.test_flute import GOOD
 from tests.data.test_leaf import document
+from tests.persist.tiny import arguments, make_simulation, run
 from vecfl.data import FederatedDataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +22,10 @@ README = (ROOT / "README.md").read_text("utf-8")
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SNIPPETS = PYTHON.findall(SECTION.findall(README)[0])
 OTHERS = PYTHON.findall(SECTION.sub("", README))
-AUGMENTATION = OTHERS.pop(next(k for k, text in enumerate(OTHERS) if "vecfl.crop" in text))
+AUGMENTATION, LOADING = (
+    OTHERS.pop(next(k for k, text in enumerate(OTHERS) if word in text))
+    for word in ("vecfl.crop", "load_run")
+)
 
 
 def write_leaf() -> None:
@@ -87,6 +91,19 @@ def test_the_snippet_on_augmentation_runs() -> None:
     assert names["task"].augment == names["augment"] and len(names["augment"]) == 4
 
 
+def test_the_snippet_on_a_run_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(arguments("runs/a", rounds=2))
+    module = make_simulation(arguments("other", seed=1)).task.module
+    capsys.readouterr()
+    exec(compile(LOADING, "README.md, runs", "exec"), {"vecfl": vecfl, "module": module})
+    assert capsys.readouterr().out.startswith("True 2 0 0.")
+    expected = torch.load("runs/a/model.pt")
+    assert all(torch.equal(t, expected[name]) for name, t in module.state_dict().items())
+
+
 def test_every_snippet_has_its_files() -> None:
     assert len(SNIPPETS) == len(CASES) == 8
     assert all(len(snippet.strip().splitlines()) <= 6 for snippet in SNIPPETS)
@@ -109,10 +126,11 @@ def test_the_other_snippets_run_in_their_order(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     one = {"x": np.zeros((3, 20), np.float32), "y": np.arange(3) % 2}
     names: dict[str, object] = {"clients": iter([("a", one), ("b", one)])}
-    assert len(OTHERS) == 4
+    assert len(OTHERS) == 5
     for k, snippet in enumerate(OTHERS):
         exec(compile(snippet, f"README.md, snippet {k} outside of formats", "exec"), names)
         if k == 0:
             assert 0 <= names["metrics"]["client/accuracy_worst"] <= 1
     assert names["data"].num_clients == 100 and (tmp_path / "partition.png").exists()
     assert names["metrics"]["train/lost_clients"] <= names["metrics"]["train/cohort"]
+    assert names["state"].round == 1 and (tmp_path / "half.ckpt").exists()

@@ -9,6 +9,7 @@ holds `round-NNNNNN.ckpt`, named after the rounds that are finished.
 import hashlib
 import io
 import logging
+import pickle
 import re
 import struct
 from collections.abc import Mapping
@@ -51,8 +52,8 @@ def save(path: Path | str, content: Mapping[str, Any]) -> None:
 def load(path: Path | str) -> dict[str, Any]:
     """The content of a checkpoint, tensors on the CPU; nothing in it is executed.
 
-    Raises InputError where the file cannot be read or is of a newer version, and `Damaged` where
-    it is cut off, changed or no checkpoint.
+    Raises InputError where the file cannot be read, is of a newer version or holds what `save`
+    never wrote, and `Damaged` where it is cut off, changed or no checkpoint.
     """
     try:
         data = memoryview(Path(path).read_bytes())
@@ -74,7 +75,10 @@ def load(path: Path | str) -> dict[str, Any]:
             f"up to {VERSION}; update vecfl"
         )
     payload = io.BytesIO(body[SCHEMA.size :])
-    content: dict[str, Any] = torch.load(payload, map_location="cpu", weights_only=True)
+    try:
+        content: dict[str, Any] = torch.load(payload, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: holds more than tensors and plain values") from error
     return content
 
 

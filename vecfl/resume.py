@@ -68,7 +68,8 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
             "give the same, or --resume-changed True for another result"
         )
     log.info("going on with %s after round %d, arranged as before", before.run_dir, done)
-    return replace(args, **{name: config[name] for name in ARRANGEMENT}), before
+    facts = before.content["run"]["facts"]
+    return replace(args, **{name: facts[name] for name in ARRANGEMENT}), before
 
 
 def changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -38,11 +38,6 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def ignore(self) -> None:
-        """From here to the end, no signal interrupts anything."""
-        for number in self._before:
-            signal.signal(number, signal.SIG_IGN)
-
     def _take(self, number: int, frame: FrameType | None) -> None:
         again, self.came = self.came, number
         if again:

@@ -195,8 +195,9 @@ class Simulation:
         Raises InputError where its tensors do not fit this model and algorithm; and where seeds,
         population or arrangement are others, unless `changed` allows another result.
         """
-        server = unpack(content, self.start().server, self._facts(), changed)
-        return State(content["round"], server)
+        w = self.task.layout.flatten(self.task.module)
+        fresh = self.algorithm.init(w, self.task.layout.trainable)
+        return State(content["round"], unpack(content, fresh, self._facts(), changed))
 
     def _facts(self) -> dict[str, Any]:
         """What the bits of a round depend on, as far as values tell: functions cannot."""

@@ -91,6 +91,15 @@ def test_feed(tmp_path: Path) -> None:
         assert (row["workload"], row["cohort"], row["device"]) == ("logistic", 3, "cpu")
 
 
+def test_checkpoint(tmp_path: Path) -> None:
+    flags = ("--sizes", "8000", "--repeats", "2", "--folder", str(tmp_path))
+    plain, adam = rows_of("checkpoint", tmp_path / "rows.jsonl", *flags)
+    for row, server, size in ((plain, "plain", 4), (adam, "adam", 4 + 2 * 8)):
+        assert (row["parameters"], row["server"]) == (8000, server)
+        assert 8000 * size < row["bytes"] < 8000 * size + 4_000
+        assert all(row[name]["p50_ms"] > 0 for name in ("take", "save", "bare", "load"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc/self/io")
 def test_data_store(tmp_path: Path) -> None:
     flags = ("--clients", "3", "--folder", str(tmp_path))

@@ -46,11 +46,14 @@ def answer(case: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     pid = os.fork()
     if not pid:
-        sys.stdout = sys.stderr = Path(case["args"]["out"] + ".log").open("a", buffering=1)
-        sys.argv = ["tiny"]
-        code = 1
+        sys.argv, code = ["tiny"], 1
         try:
-            child(case, write)
+            with (
+                Path(case["args"]["out"] + ".log").open("a", buffering=1) as said,
+                redirect_stdout(said),
+                redirect_stderr(said),
+            ):
+                child(case, write)
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)

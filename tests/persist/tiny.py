@@ -40,6 +40,6 @@ def run(args: RunArgs) -> None:
 
 def arguments(out: str, **changed: object) -> RunArgs:
     """Eight rounds with an arrangement, so that nothing is measured."""
-    how = {"backend": "vmap", "workers": 2, "threads": 1, "slots": 2}
+    how = {"backend": "loop", "workers": 2, "threads": 1, "slots": 2}
     values = {"rounds": 8, "cohort": 4, "batch": 3, "track": "none", "out": out, **how, **changed}
     return RunArgs(**values)  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def test_every_algorithm_by_name(command: Any, algorithm: str) -> None:
     assert {row["train/clients"] for row in rows} == {2}
     assert ["eval/accuracy" in row for row in rows] == [False, True]  # each fifth, and the last
     assert sorted(path.name for path in Path("run").iterdir()) == [
-        *("config.yaml", "curves.png", "metrics.jsonl", "model.pt")
+        *("checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "model.pt")
     ]
     assert settings("run")["algorithm"] == algorithm
     # The settings of a run, given back, repeat it.

@@ -90,7 +90,7 @@ def test_the_main_job_learns_the_digits(tmp_path: Path, seed: int) -> None:
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"quickstart-\d{8}-\d{6}", run_dir.name)
     assert sorted(path.name for path in run_dir.iterdir()) == [
-        *("config.yaml", "curves.png", "metrics.jsonl", "model.pt")
+        *("checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "model.pt")
     ]
     rows = rows_of(run_dir)
     assert [row["round"] for row in rows] == list(range(1, 101))
@@ -98,7 +98,9 @@ def test_the_main_job_learns_the_digits(tmp_path: Path, seed: int) -> None:
     assert rows[-1]["eval/accuracy"] >= 0.95
     assert {row["train/clients"] for row in rows} == {20}
     assert f"test accuracy   final {rows[-1]['eval/accuracy']:.1%}" in out
-    assert f"runs/{run_dir.name}: config.yaml, curves.png, metrics.jsonl, model.pt" in out
+    assert (
+        f"runs/{run_dir.name}: checkpoints, config.yaml, curves.png, metrics.jsonl, model.pt" in out
+    )
     assert len(re.findall(r"^round \d+/100  train loss", err, re.M)) == 10
 
     # model.pt is an ordinary state dict: plain PyTorch with it finds the accuracy of the record.
@@ -133,6 +135,13 @@ def test_config_holds_the_effective_settings(
         "sample_seed": 6,
         "device": "cpu",
         "dtype": "float32",
+        "eval_every": 1,
+        "init": None,
+        "checkpoint_every": 10,
+        "keep": 2,
+        "watch": None,
+        "fall_back": False,
+        "safetensors": False,
     }
 
 
@@ -212,7 +221,10 @@ def test_seeds_reach_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("--dtype float16", "'float16' for argument '--dtype'. Expected one of .*'float32'"),
         ("--device gpu", "--device: expected a device of this machine, such as cpu, got gpu"),
         ("--device cuda:99", "--device: expected a device of this machine, .* got cuda:99"),
-        ("--out taken", "taken already holds a run; remove it or choose another --out"),
+        (
+            "--out taken",
+            "taken already holds a run; choose another --out or go on with --resume",
+        ),
         ("--out full", r"full is not empty \(it holds precious\); choose another --out"),
         ("--out full/precious", "cannot write full/precious: File exists; .* with --out"),
         ("--out full/precious/run", "cannot write full/precious/run: Not a directory; .* --out"),
@@ -250,33 +262,34 @@ def test_a_wrong_flag_in_a_shell(tmp_path: Path) -> None:
     assert err == "error: --cohort: expected at most --clients (100), got 2000\n"
 
 
-def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    process = start(tmp_path, "--rounds=1000000", "--out=run")
+def test_a_signal_saves_the_run_and_it_goes_on(tmp_path: Path) -> None:
+    run_dir, common = tmp_path / "run", ("--backend=loop", "--workers=2", "--out=run")
+    process = start(tmp_path, "--rounds=1000000", *common)
     try:
         while not (run_dir / "metrics.jsonl").exists() or len(rows_of(run_dir)) < 2:
             assert process.poll() is None, finish(process)
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         code, out, err = finish(process)
     finally:
         process.kill()
-    assert (code, out) == (130, "")
-    *_, line = err.splitlines()
+    assert (code, out) == (143, ""), err
     said = re.fullmatch(
-        r"interrupted after round (\d+) of 1000000, not finished; metrics so far: run; "
-        r"model so far: run/model-round-\1.pt",
-        line,
+        r"stopped after round (\d+) of 1000000, not finished; to go on: the same command with "
+        r"--resume run",
+        err.splitlines()[-1],
     )
     assert said and "Traceback" not in err, err
-    rounds = int(said[1])
-    rows = rows_of(run_dir)
-    assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
-    assert len(rows) in (rounds, rounds - 1)  # a round may be cut off before its evaluation
-    assert sorted(path.name for path in run_dir.iterdir()) == [
-        *("config.yaml", "metrics.jsonl", f"model-round-{rounds}.pt")
-    ]
-    assert torch.load(run_dir / f"model-round-{rounds}.pt")["1.weight"].shape == (200, 64)
+    before = rows_of(run_dir)
+    assert [row["round"] for row in before] == list(range(1, int(said[1]) + 1))
+    assert all(row.keys() >= KEYS for row in before)
+    names = ["checkpoints", "config.yaml", "metrics.jsonl"]
+    assert sorted(path.name for path in run_dir.iterdir()) == names
+
+    rounds = int(said[1]) + 2
+    code, out, err = finish(start(tmp_path, f"--rounds={rounds}", *common, "--resume=auto"))
+    assert (code, rows_of(run_dir)[:-2]) == (0, before), err
+    assert len(rows_of(run_dir)) == rounds and (run_dir / "model.pt").exists()
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_metrics(tmp_path: Path) -> None:
@@ -288,8 +301,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_metrics(tmp_path: Path) -> None:
         "error: run/model.pt: File too large; the model of 2 rounds fits nowhere: metrics are in "
         "run, free some space and run again"
     )
+    assert "round 0 is not saved: run/checkpoints/round-000000.ckpt: File too large; the run" in err
     assert "Traceback" not in err
     assert len(rows_of(tmp_path / "run")) == 2
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        *("config.yaml", "metrics.jsonl")
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == [
+        *("checkpoints", "config.yaml", "metrics.jsonl")
     ]

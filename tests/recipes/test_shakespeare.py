@@ -51,7 +51,7 @@ def test_a_run_and_what_it_counts(
     rows = command(f"--data={data}", "--rounds=3", "--eval-every=2")
     assert ["eval/accuracy" in row for row in rows] == [False, True, True]
     assert sorted(path.name for path in Path("run").iterdir()) == [
-        *("config.yaml", "curves.png", "metrics.jsonl", "model.pt")
+        *("checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "model.pt")
     ]
     # In the training data a is most frequent. The test labels are a a b <eos>, c c c c <eos>,
     # b a <eos>: 3 of 12 are a, and padding is none of them.

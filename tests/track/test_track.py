@@ -140,8 +140,11 @@ def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("held", "message"),
     [
-        ("metrics.jsonl", "{path} already holds a run; remove it or choose another --out"),
-        ("config.yaml", "{path} already holds a run; remove it or choose another --out"),
+        (
+            "metrics.jsonl",
+            "{path} already holds a run; choose another --out or go on with --resume",
+        ),
+        ("config.yaml", "{path} already holds a run; choose another --out or go on with --resume"),
         ("thesis.tex", "{path} is not empty (it holds thesis.tex); choose another --out"),
     ],
 )

@@ -122,6 +122,18 @@ def test_an_evaluation_with_a_name_is_drawn_over_rounds(alone: Path) -> None:
     assert [learned(row).get("unseen/loss") for row in run.rows()] == [None, 1.0, 0.5]
 
 
+def test_a_run_that_goes_on_has_its_id(alone: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    id = module.new_id()
+    for row in ROWS[:2]:  # by two processes, as it were: offline, each writes a folder
+        with Wandb(run_dir(f"part-{row['round']}"), {}, group="g", id=id) as tracker:
+            tracker.log(row)
+    assert len(re.findall("^W&B: offline", capfd.readouterr().err, re.M)) == 2
+    first, second = (Offline(Path(f"part-{number}")) for number in (1, 2))
+    assert first.run.run_id == second.run.run_id == id
+    assert [learned(row)["round"] for run in (first, second) for row in run.rows()] == [1, 2]
+    assert module.new_id() != id
+
+
 def test_a_round_can_be_seen_at_once(alone: Path) -> None:
     # W&B's own process writes within 15 s what it has; a step kept back is in no file at all.
     pytest.importorskip("wandb").setup().settings.x_transaction_log_flush_interval = 0.01
@@ -352,7 +364,7 @@ def test_the_quickstart_with_wandb(alone: Path) -> None:
     known = ("round ", "INFO vecfl: ")  # progress, and what the probe chose
     (line,) = [line for line in err.splitlines(keepends=True) if not line.startswith(known)]
     run = offline_in(line, "not logged in")
-    assert "run: config.yaml, curves.png, metrics.jsonl, model.pt, wandb\n" in out
+    assert "run: checkpoints, config.yaml, curves.png, metrics.jsonl, model.pt, wandb\n" in out
     *rows, last = run.rows()
     metrics = Path("run", "metrics.jsonl").read_text().splitlines()
     assert [learned(row) for row in rows] == [json.loads(line) for line in metrics]
@@ -376,7 +388,7 @@ def test_ctrl_c_reaches_wandb(alone: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert err.splitlines()[-1].startswith("interrupted after round ")
+    assert err.splitlines()[-1].startswith("stopped after round ")
     assert Offline(Path("run")).exit_codes() == [255]
 
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 LEARNED = {"train/loss": "train loss {:#.3g}", "eval/accuracy": "test acc {:.1%}"}
 SPEED = {"system/clients_per_s": "{:,.0f} clients/s"}
@@ -33,10 +33,12 @@ class Console:
             for key, text in (LEARNED | named | SPEED).items()
             if key in self._latest
         ]
-        self._progress.show(int(metrics["round"]), ", ".join(shown))
+        with suppress(OSError):  # the terminal may go before the run does
+            self._progress.show(int(metrics["round"]), ", ".join(shown))
 
     def close(self) -> None:
-        self._progress.close()
+        with suppress(OSError):
+            self._progress.close()
 
 
 class _Bar:

@@ -67,9 +67,6 @@ def refuse_taken(path: Path) -> None:
     """InputError for a directory that is not empty."""
     names = sorted(entry.name for entry in path.iterdir())
     if "metrics.jsonl" in names or "config.yaml" in names:
-        raise InputError(
-            f"{path} already holds a run; go on with it (--resume auto), remove it or choose "
-            "another --out"
-        )
+        raise InputError(f"{path} already holds a run; choose another --out or go on with --resume")
     if names:
         raise InputError(f"{path} is not empty (it holds {names[0]}); choose another --out")

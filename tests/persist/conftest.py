@@ -1,0 +1,37 @@
+"""Runs of `tiny` in this process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vecfl.record
+from tests.persist.tiny import arguments, run
+
+TIMES = ("system/round_s", "system/clients_per_s", "system/wait_s")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Runs `tiny` with these flags in a directory of this name, and gives the directory."""
+    monkeypatch.setattr(vecfl.record, "draw_curves", lambda run_dir: None)  # half a second each
+    monkeypatch.chdir(tmp_path)
+
+    def tiny(out: str | None = "run", **flags: Any) -> Path:
+        run(arguments(out, **flags))  # type: ignore[arg-type]
+        return Path(out or flags["resume"])
+
+    return tiny
+
+
+@pytest.fixture
+def rows() -> Callable[[Path], list[dict[str, Any]]]:
+    """The rows of a run without times."""
+
+    def rows(run_dir: Path) -> list[dict[str, Any]]:
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(x).items() if k not in TIMES} for x in lines]
+
+    return rows

@@ -1,0 +1,250 @@
+"""Which run is gone on with, what its directory is then, and what is refused."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.persist.tiny import arguments
+from vecfl.checkpoint import path_of, rounds_in
+from vecfl.errors import InputError
+from vecfl.resume import changes, cut_metrics, resume
+from vecfl.simulation import Simulation
+
+Tiny = Callable[..., Path]
+Rows = Callable[[Path], list[dict[str, Any]]]
+
+
+def model(run_dir: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(run_dir / "model.pt")
+    return found
+
+
+def same(one: Path, other: Path, rows: Rows) -> bool:
+    a, b = model(one), model(other)
+    return rows(one) == rows(other) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rounds that simulations run from here on, from 1."""
+    done: list[int] = []
+    train = Simulation.round
+
+    def counted(sim: Simulation, state: Any) -> Any:
+        done.append(state.round + 1)
+        return train(sim, state)
+
+    monkeypatch.setattr(Simulation, "round", counted)
+    return done
+
+
+def test_a_longer_run_repeats_nothing(tiny: Tiny, rows: Rows, trained: list[int]) -> None:
+    whole = tiny("whole")
+    trained.clear()
+    part = tiny("part", rounds=3)
+    assert tiny("part", resume="auto") == part
+    assert trained == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert same(whole, part, rows)
+    assert yaml.safe_load((part / "config.yaml").read_text())["rounds"] == 8
+    assert rounds_in(part / "checkpoints") == [3, 8]
+
+
+def test_a_finished_run_is_left_alone(
+    tiny: Tiny, trained: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tiny(rounds=2)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    said = capsys.readouterr().out
+    tiny(rounds=2, resume="auto", track="auto")
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    assert (trained, capsys.readouterr().out) == ([1, 2], said)
+
+
+def test_auto_starts_where_there_is_no_checkpoint(tiny: Tiny, rows: Rows) -> None:
+    whole = tiny("whole", rounds=2)
+    assert same(whole, tiny("new", rounds=2, resume="auto"), rows)
+    killed = Path("killed")  # before the first checkpoint: as create_run_dir leaves it
+    (killed / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "metrics.jsonl", ".config.yaml.12"):
+        (killed / name).write_text("")
+    assert same(whole, tiny("killed", rounds=2, resume="auto"), rows)
+
+
+def test_the_directory_or_a_checkpoint_in_it(tiny: Tiny, rows: Rows, trained: list[int]) -> None:
+    flags = {"checkpoint_every": 2, "keep": 9}
+    whole = tiny("whole", **flags)
+    part = tiny("part", **flags)
+    trained.clear()
+    assert same(whole, tiny(None, resume="part", **flags), rows) and trained == []
+    tiny(None, resume="part/checkpoints/round-000004.ckpt", **flags)
+    assert trained == [5, 6, 7, 8] and same(whole, part, rows)
+    tiny("./part", resume="part", **flags)
+    for where, said in (
+        ("part/checkpoints/round-000005.ckpt", "round-000005.ckpt/checkpoints: no checkpoint$"),
+        ("nowhere", "nowhere/checkpoints: no checkpoint$"),
+        ("part/model.pt", "part/model.pt is not in the folder checkpoints of a run$"),
+    ):
+        with pytest.raises(InputError, match=said):
+            tiny(None, resume=where, **flags)
+    with pytest.raises(InputError, match="^--out: a run goes on where it is, in part; got whole$"):
+        tiny("whole", resume="part", **flags)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    tiny: Tiny, rows: Rows, trained: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, part = tiny("whole"), tiny("part", checkpoint_every=3)
+    last = path_of(part / "checkpoints", 8)
+    last.write_bytes(last.read_bytes()[:-7])
+    trained.clear()
+    tiny("part", resume="auto")
+    assert trained == [7, 8] and same(whole, part, rows)
+    assert "round-000008.ckpt: damaged: it ends after " in caplog.text
+    last.write_bytes(last.read_bytes()[:-7])
+    with pytest.raises(InputError, match="round-000008.ckpt: damaged"):  # named, so not passed over
+        tiny(None, resume=str(last))
+
+
+def test_the_arrangement_is_that_of_before(
+    tiny: Tiny, rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = tiny("whole")
+    tiny("part", rounds=4)
+    with caplog.at_level(logging.INFO, "vecfl"):
+        tiny("part", resume="auto", backend="vmap", slots="auto", workers="auto", threads=None)
+    assert same(whole, Path("part"), rows)
+    assert {row["system/backend"] for row in rows(Path("part"))} == {"loop"}
+    assert "going on with part after round 4, arranged as before" in caplog.text
+
+
+def test_other_settings_are_refused_with_their_names(
+    tiny: Tiny, rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    part = tiny("part", rounds=3)
+    before = {path: path.read_bytes() for path in part.rglob("*") if path.is_file()}
+    with pytest.raises(InputError) as caught:
+        tiny("part", resume="auto", seed=4, batch=5)
+    assert str(caught.value) == (
+        "--resume: part was begun with other settings: batch 3 there, 5 here; "
+        "seed 0 there, 4 here; give the same, or --resume-changed True for another result"
+    )
+    with pytest.raises(InputError, match="^--rounds: expected at least 3, which are done, got 2$"):
+        tiny("part", resume="auto", rounds=2)
+    assert {path: path.read_bytes() for path in part.rglob("*") if path.is_file()} == before
+    tiny("part", resume="auto", resume_changed=True, seed=4, backend="vmap")
+    assert "going on with other settings: seed 0 there, 4 here" in caplog.text
+    assert [row["system/backend"] for row in rows(part)] == ["loop"] * 3 + ["vmap"] * 5
+    assert rows(part)[3:] != rows(tiny("whole"))[3:]
+    with pytest.raises(InputError, match="seed 4 there, 0 here"):  # the run is another one now
+        tiny("part", resume="auto")
+
+
+def test_another_recipe_is_refused(tiny: Tiny) -> None:
+    tiny("run", rounds=1)
+    with pytest.raises(InputError, match="^--resume: run is a run of tiny$"):
+        resume(arguments("run", resume="auto"), "quickstart")
+
+
+FREE = ("out", "track", "rounds", "eval_every", "checkpoint_every", "keep", "watch", "safetensors")
+FREE += ("backend", "workers", "threads", "slots", "resume", "resume_changed")
+
+
+def test_which_settings_change_the_result() -> None:
+    base = {name: 1 for name in (*FREE, "lr", "seed", "init", "device", "data")} | {
+        "fall_back": False
+    }
+    counts = [name for name in base if changes(base, base | {name: 2})]
+    assert counts == ["lr", "seed", "init", "device", "data", "fall_back"]
+    base["fall_back"] = True  # then evaluations decide what comes next
+    counts = [name for name in base if changes(base, base | {name: 2})]
+    assert [name for name in counts if name in FREE] == ["rounds", "eval_every", "watch"]
+    assert changes({"lr": 1}, {"lr": 1, "mu": 2}) == ["mu None there, 2 here"]
+
+
+LINES = ['{"round": 1, "a": 0.1}\n', '{"round": 2, "a": 0.2}\n', '{"round": 3, "a": 0.3}\n']
+
+
+@pytest.mark.parametrize("torn", ["", '{"round": 4, "a"', '{"round": 4}'])
+@pytest.mark.parametrize("done", [0, 2, 3])
+def test_later_rows_and_a_torn_one_are_cut(tmp_path: Path, done: int, torn: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(LINES) + torn)
+    cut_metrics(path, done)
+    assert path.read_text() == "".join(LINES[:done])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("".join(LINES[:2]), "metrics.jsonl: 2 rows of 3 rounds; it is not the run's own"),
+        ("", "metrics.jsonl: 0 rows of 3 rounds; it is not the run's own"),
+        ("x\n", "metrics.jsonl, line 1: not the row of a round"),
+        (LINES[0] + "[2]\n", "metrics.jsonl, line 2: not the row of a round"),
+    ],
+)
+def test_rows_of_something_else_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(InputError, match=said):
+        cut_metrics(tmp_path / "metrics.jsonl", 3)
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+
+
+def test_rounds_without_a_checkpoint_are_refused(tiny: Tiny) -> None:
+    Path("run").mkdir()
+    Path("run/metrics.jsonl").write_text(LINES[0])
+    with pytest.raises(
+        InputError, match="^--resume auto: run has rounds and no checkpoint; choose"
+    ):
+        tiny(resume="auto")
+    assert Path("run/metrics.jsonl").read_text() == LINES[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"resume": "auto"}, "--resume auto: needs --out, the directory of the run"),
+        ({"watch": "loss"}, "--watch: expected METRIC:min or METRIC:max, got loss"),
+        ({"fall_back": True}, "--fall-back: expected --watch beside it, got True"),
+        ({"checkpoint_every": 0}, "--checkpoint-every: expected at least 1, got 0"),
+        ({"keep": 0}, "--keep: expected at least 1, got 0"),
+    ],
+)
+def test_wrong_flags(tiny: Tiny, flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        tiny(None, **flags)
+    assert str(caught.value) == said
+    assert not Path("runs").exists()
+
+
+def test_falling_back_is_where_it_was(tiny: Tiny, rows: Rows) -> None:
+    plan = {"watch": "eval/loss:min", "fall_back": True, "checkpoint_every": 3}
+    whole, plain = tiny("whole", **plan), tiny("plain")
+    assert not same(whole, plain, rows)
+    losses = [row["eval/loss"] for row in rows(whole)]
+    best = losses.index(min(losses)) + 1
+    assert best in rounds_in(whole / "checkpoints")
+    killed = tiny("killed", **plan, keep=9)
+    for round in rounds_in(killed / "checkpoints"):
+        tiny(None, resume=f"killed/checkpoints/round-{round:06}.ckpt", **plan, keep=9)
+        assert same(whole, killed, rows), round
+    config = yaml.safe_load((killed / "config.yaml").read_text())
+    assert config["fall_back"] is True and "resume" not in config
+
+
+def test_a_final_round_that_fails_leaves_the_best_model(tiny: Tiny, rows: Rows) -> None:
+    for rounds in range(2, 9):
+        run_dir = tiny(f"r{rounds}", rounds=rounds, watch="eval/loss:min", fall_back=True)
+        losses = [row["eval/loss"] for row in rows(run_dir)]
+        if losses[-1] > min(losses):
+            break
+    else:
+        pytest.fail("no last round was worse than the best")
+    best = losses.index(min(losses)) + 1
+    kept = torch.load(run_dir / "model.pt")
+    other = model(tiny("best", rounds=best, watch="eval/loss:min", fall_back=True))
+    assert all(torch.equal(kept[name], other[name]) for name in other)

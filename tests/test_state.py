@@ -1,0 +1,126 @@
+"""What a simulation gives a checkpoint, and takes back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import vecfl
+from tests.persist.tiny import X, Y, arguments, make_simulation
+from vecfl import checkpoint
+from vecfl.data import FederatedDataset
+from vecfl.errors import InputError
+from vecfl.state import unpack
+
+OPTIMIZERS = {
+    "sgd": vecfl.server_sgd(),
+    "momentum": vecfl.server_momentum(lr=0.5),
+    "adam": vecfl.server_adam(lr=0.1),
+    "adagrad": vecfl.fedopt_adagrad(lr=0.1),
+    "yogi": vecfl.fedopt_yogi(lr=0.1),
+}
+
+
+class Counting(nn.Module):
+    """A linear model with a buffer that each forward pass counts up, and a frozen parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.frozen = nn.Parameter(torch.tensor(0.5), requires_grad=False)
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.calls = self.calls + 1
+        return self.linear(x) * self.frozen
+
+
+def simulation(optimizer: str, dtype: torch.dtype = torch.float32) -> vecfl.Simulation:
+    data = FederatedDataset.from_arrays({"x": X, "y": Y}, [i % 5 for i in range(40)])
+    torch.manual_seed(0)
+    task = vecfl.Task(Counting(), vecfl.cross_entropy, example=data.examples(2))
+    batches = vecfl.Batches(size=3)
+    algorithm = vecfl.fedavg(lr=0.2, batches=batches, server=OPTIMIZERS[optimizer])
+    return vecfl.Simulation(task, data, algorithm, vecfl.uniform(3), backend="loop", dtype=dtype)
+
+
+def rounds(sim: vecfl.Simulation, state: vecfl.State, number: int) -> vecfl.State:
+    for _ in range(number):
+        state, _ = sim.round(state)
+    return state
+
+
+def bits(state: vecfl.State) -> dict[str, bytes]:
+    return {name: t.numpy().tobytes() for name, t in state.server.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_state_goes_through_a_file(tmp_path: Path, optimizer: str, dtype: torch.dtype) -> None:
+    sim = simulation(optimizer, dtype)
+    half = rounds(sim, sim.start(), 2)
+    checkpoint.save(tmp_path / "half", sim.save(half))
+    whole = rounds(sim, half, 2)
+    other = simulation(optimizer, dtype)
+    again = other.load(checkpoint.load(tmp_path / "half"))
+    assert (again.round, bits(again)) == (2, bits(half))
+    assert bits(rounds(other, again, 2)) == bits(whole) != bits(again)
+
+
+def test_the_model_is_named_views_of_the_row() -> None:
+    sim = simulation("sgd")
+    state = rounds(sim, sim.start(), 1)
+    content = sim.save(state)
+    model, whole = content["model"], sim.state_dict(state)
+    assert model.keys() == {"linear.weight", "linear.bias", "calls"}  # not what is frozen
+    assert all(torch.equal(model[name], whole[name]) for name in model)
+    assert model["linear.bias"].untyped_storage().data_ptr() == (
+        content["server"]["w"].untyped_storage().data_ptr()
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, "seed 0 there, 1 here; sample_seed 0 there, 1 here"),
+        ({"sample_seed": 5}, "sample_seed 0 there, 5 here"),
+        ({"slots": 1}, "slots 2 there, 1 here"),
+        ({"workers": 1}, "workers 2 there, 1 here"),
+        ({"backend": "vmap"}, "backend loop there, vmap here"),
+    ],
+)
+def test_the_state_of_another_run_is_refused(change: dict[str, Any], said: str) -> None:
+    content = make_simulation(arguments("run")).save(make_simulation(arguments("run")).start())
+    other = make_simulation(arguments("run", **change))
+    with pytest.raises(InputError) as caught:
+        other.load(content)
+    assert str(caught.value) == f"the checkpoint is of another run: {said}"
+    assert other.load(content, changed=True).round == 0
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (("sgd", torch.float64), r"'w' is float32 \[9\] there, float64 \[9\] here"),
+        (("momentum", torch.float32), r"'\w+' is missing there, float64 \[8\] here"),
+    ],
+)
+@pytest.mark.parametrize("changed", [False, True])
+def test_tensors_that_do_not_fit_are_refused(
+    other: tuple[str, torch.dtype], said: str, changed: bool
+) -> None:
+    content = simulation("sgd").save(simulation("sgd").start())
+    with pytest.raises(InputError, match=f"another model, precision or server optimizer: {said}"):
+        simulation(*other).load(content, changed=changed)
+
+
+def test_any_fact_counts() -> None:
+    content = {"server": {"w": torch.zeros(2)}, "facts": {"clients": 3}}
+    fresh = {"w": torch.ones(2)}
+    assert unpack(content, fresh, {"clients": 3}, False)["w"].tolist() == [0, 0]
+    for facts in ({"clients": 4}, {"clients": 3, "new": 1}):
+        with pytest.raises(InputError, match="another run"):
+            unpack(content, fresh, facts, False)
