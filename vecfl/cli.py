@@ -10,7 +10,9 @@ Exit codes: 2 for bad input or a file that cannot be written, 130 for Ctrl-C, 14
 import inspect
 import json
 import logging
+import signal
 import sys
+import time
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -24,7 +26,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from vecfl.errors import InputError
-from vecfl.mesh import Mesh, RankError, join
+from vecfl.mesh import Mesh, RankError, RankLost, join
 from vecfl.signals import Stopped
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 Args = TypeVar("Args", bound="DataclassInstance")
 
+FIRST = 5  # seconds for a launcher to see the rank that ended first, which its summary is about
 CONFIG_HELP = """
 --config FILE.yaml  values by the names of the options below, which flags override; may be repeated
 --print-config      print all values as YAML for --config, and end
@@ -53,8 +56,15 @@ def main(run: Callable[[Args], None], args_type: type[Args]) -> None:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("vecfl").setLevel(logging.ERROR if mesh.rank else logging.INFO)
         (run if mesh.size == 1 else record(run))(args)
-    except (InputError, RankError) as error:
-        _exit(f"error: {error}", 2 if isinstance(error, InputError) else 1, mesh)
+    except InputError as error:
+        _exit(f"error: {error}", 2, mesh)
+    except RankLost as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(FIRST)
+        sys.exit(1)
+    except RankError as error:
+        _exit(f"error: {error}", 1, mesh)
     except OSError as error:
         if error.filename is None:
             raise

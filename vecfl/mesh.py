@@ -30,14 +30,18 @@ T = TypeVar("T")
 
 
 class RankError(RuntimeError):
-    """The ranks cannot go on. One line: one of them has ended, or in what they differ."""
+    """The ranks cannot go on; one line says in what they differ."""
+
+
+class RankLost(RankError):
+    """Another rank has ended, or does not answer."""
 
 
 @dataclass(frozen=True)
 class Mesh:
     """This rank of `size`, and `local`, its rank on its machine. All ranks call the same methods.
 
-    Raises RankError where another rank ends or does not answer.
+    Raises RankLost where another rank ends or does not answer.
     """
 
     rank: int = 0
@@ -200,11 +204,11 @@ def leave() -> None:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """What torch raises where a rank does not answer is a RankError."""
+    """What torch raises where a rank does not answer is a RankLost."""
     try:
         yield
     except RuntimeError as error:
-        raise RankError(f"another rank has ended or hangs: {_reason(error)}") from error
+        raise RankLost(f"another rank has ended or hangs: {_reason(error)}") from error
 
 
 def fingerprint(*values: object) -> int:
