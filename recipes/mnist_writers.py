@@ -141,7 +141,9 @@ def images(data: FederatedDataset, source: str) -> FederatedDataset:
     columns = {"x": scaled(x, source).view(-1, 1, 28, 28), "y": y}
     same = ("x", "y") if columns["x"].dtype == x.dtype else ("y",)  # what a store has on disk
     files = {name: data.files[name] for name in same if name in data.files}
-    return FederatedDataset.from_checked(columns, data.offsets, data.client_ids, files)
+    return FederatedDataset.from_checked(
+        columns, data.offsets, data.client_ids, files, data.lengths
+    )
 
 
 def scaled(x: Tensor, source: str) -> Tensor:

@@ -26,7 +26,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "vecfl.models",
             "vecfl.data",
         }
-        | {"vecfl.server_optim", "vecfl.track"}
+        | {"vecfl.server_optim", "vecfl.track", "vecfl.table"}
     ),
     frozenset({"vecfl.engine"}),
     frozenset(

@@ -66,6 +66,7 @@ def evaluate_clients(task: Task, w: Tensor, data: FederatedDataset) -> dict[str,
     Beside them "weight", the loss weight of each client: its examples, or its tokens. Where that
     is 0 there is nothing to measure, and the others are NaN.
     """
+    data.check_files()
     totals: dict[str, tuple[Tensor, Tensor]] = {}
     for part, pairs in scores(task, w, data.columns):
         examples = torch.arange(part.start, part.stop)

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,9 +21,10 @@ from vecfl.participation import Trace, checked, checked_dropout, lost
 from vecfl.probe import Probe
 from vecfl.random import check_seed
 from vecfl.sampling import Sampler
+from vecfl.table import Table, Tables
 from vecfl.task import Task
 from vecfl.track import Tracker
-from vecfl.trainer import Trainer, operator_threads
+from vecfl.trainer import Arrangement, Trainer, operator_threads
 
 log = logging.getLogger("vecfl")
 Metrics = dict[str, float | int | str]
@@ -30,10 +32,14 @@ Metrics = dict[str, float | int | str]
 
 @dataclass(frozen=True)
 class State:
-    """Everything a run is between two rounds: how many are finished, and the server's tensors."""
+    """Everything a run is between two rounds: how many are finished, and the server's tensors.
+
+    table  what clients keep, changed in place by the next round: an older state cannot go on
+    """
 
     round: int
     server: dict[str, Tensor]
+    table: Table | None = None
 
 
 class Simulation:
@@ -51,9 +57,11 @@ class Simulation:
     slots     clients in training at a time on each worker (None: by cache or GPU memory)
     resident  whether all data are copied to the device, or the examples of each cohort, while the
               one before it trains (None: the former on a CPU, and where they fit: `vecfl.feed`)
+    table     folder for what the algorithm's clients keep between rounds (None: in memory)
 
     "auto" for backend, workers or slots measures the fastest here (see `vecfl.probe`); what was
-    taken is `arrangement`, and stands in the metrics of each round.
+    taken is `arrangement`, and stands in the metrics of each round. Where a GPU's memory runs out,
+    its slots are halved, once.
 
     Raises InputError if the parts do not fit: labels out of range, a cohort larger than the
     population, a module that the backend cannot train.
@@ -76,6 +84,7 @@ class Simulation:
         threads: int | None = None,
         slots: int | str | None = None,
         resident: bool | None = None,
+        table: str | Path | None = None,
     ) -> None:
         self.seed = check_seed("seed", seed)
         self.sample_seed = check_seed("sample_seed", seed if sample_seed is None else sample_seed)
@@ -91,14 +100,22 @@ class Simulation:
         wanted = Wanted(backend, workers, threads, slots)
         fetch = self.source.fetch
         probe = Probe(self.task, self.data, algorithm, self._some_cohort(), self.seed, fetch)
-        self.arrangement = arrange(wanted, probe)
-        self.trainer = Trainer(self.task, self.data, algorithm, self.arrangement, self.seed)
+        arrangement = arrange(wanted, probe)
+        self.trainer = Trainer(self.task, self.data, algorithm, arrangement, self.seed)
         self.feed = make_feed(self.source)
+        kept, folder = (
+            algorithm.table(self.task.layout.size),
+            None if table is None else Path(table),
+        )
+        self.tables = Tables(kept, self.data.num_clients, dtype, folder)
 
     def start(self) -> State:
-        """The state before round 1, with the model as the task's module has it."""
+        """The state before round 1, with the model as the task's module has it.
+
+        Raises InputError if a folder for the table holds rows that cannot go back to zero.
+        """
         w = self.task.layout.flatten(self.task.module)
-        return State(0, self.algorithm.init(w, self.task.layout.trainable))
+        return State(0, self.algorithm.init(w, self.task.layout.trainable), self.tables.at(0))
 
     def cohort(self, round: int) -> Tensor:
         """Positions [C] of the clients that are drawn for a round (from 0), lost ones too.
@@ -128,7 +145,9 @@ class Simulation:
             waited, stay = time.perf_counter() - began, ~self._lost(examples.clients, state.round)
             cohort, first = examples.clients[stay], examples.first[stay.numpy()]
             plan = replace(self.trainer.plan(cohort), first=first)
-            fold = self.trainer.train(state.server, state.round, cohort, plan, examples.columns)
+            fold = self.trainer.train_or_halve(
+                state.server, state.round, cohort, plan, examples.columns, state.table
+            )
         ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
         if not ok.all():
             bad = [str(self.data.client_ids[k]) for k in torch.cat(fold.clients)[~ok].tolist()]
@@ -141,7 +160,7 @@ class Simulation:
         self.task.layout.round_integers_(server["w"])
         how = {"data": self.source.name, **asdict(self.arrangement)}
         seconds, steps = time.perf_counter() - began, int(plan.steps.sum())
-        return State(state.round + 1, server), {
+        return State(state.round + 1, server, state.table), {
             "round": state.round + 1,
             "train/loss": float(loss / count),
             "train/cohort": len(stay),
@@ -154,6 +173,11 @@ class Simulation:
             "system/slot_efficiency": steps / max(fold.executed, 1),
             "system/client_steps": steps,
         } | {f"system/{name}": value for name, value in how.items()}
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """How cohorts are laid out on the machine."""
+        return self.trainer.arrangement
 
     @property
     def cores(self) -> int:
