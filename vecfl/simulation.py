@@ -160,6 +160,8 @@ class Simulation:
         self.task.layout.round_integers_(server["w"])
         how = {"data": self.source.name, **asdict(self.arrangement)}
         seconds, steps = time.perf_counter() - began, int(plan.steps.sum())
+        if state.table is not None:
+            state.table.end()
         return State(state.round + 1, server, state.table), {
             "round": state.round + 1,
             "train/loss": float(loss / count),

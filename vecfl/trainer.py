@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
@@ -117,17 +117,19 @@ class Trainer:
         """Train `cohort` [C] (positions in the dataset) by its plan, from the server's state.
 
         columns [n, ...] are on the device; `plan.first` says where those of a client begin. What
-        clients keep goes into the table, where one is given; InputError for a client with two rows.
+        clients keep goes into the table, if given, whose round then begins: ending it is left to
+        the caller. InputError for a client that comes twice and keeps a row.
 
         Each worker's clients, and the order in which the workers' sums are added, depend on the
         plan alone: a round that is repeated has the same bits.
         """
-        changing = nullcontext() if table is None else self._changing(table, round, cohort, plan)
+        if table is not None:
+            self._begin(table, round, cohort, plan)
         jobs = [
             partial(worker.train, server, round, cohort[i], plan.of(i), columns, table, self.stop)
             for worker, i in zip(self.workers, self.share(plan), strict=True)
         ]
-        with operator_threads(self.arrangement.threads), changing:
+        with operator_threads(self.arrangement.threads):
             first, *others = self._do(jobs)
         for fold in others:
             first.merge_(fold)
@@ -157,17 +159,15 @@ class Trainer:
         self.rearrange(replace(self.arrangement, slots=half))
         return self.train_or_halve(server, round, cohort, plan, columns, table)
 
-    def _changing(
-        self, table: Table, round: int, cohort: Tensor, plan: Plan
-    ) -> AbstractContextManager[None]:
-        """The table while clients write their rows; a client that comes twice has only one."""
+    def _begin(self, table: Table, round: int, cohort: Tensor, plan: Plan) -> None:
+        """Let clients write their rows; one that comes twice has only one."""
         if plan.occurrence.any():
             twice = self.data.client_ids[int(plan.client[plan.occurrence.argmax()])]
             raise InputError(
                 f"round {round + 1}: client {twice!r} stands more than once in the cohort, and "
                 f"{self.algorithm.name} keeps one row for each client; draw without replacement"
             )
-        return table.changing(round, cohort)
+        table.begin(round, cohort)
 
     def share(self, plan: Plan) -> list[np.ndarray]:
         """Which clients each worker trains, as positions in the cohort; longest first.

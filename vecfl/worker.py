@@ -135,7 +135,7 @@ class Worker:
             done = self._finished(some, client, n, self._gather(table, client))
             upload = self.algorithm.upload(server, done)
             update, weight = upload.update, upload.weight.double()
-            sent = [update, *(rows.reshape(len(rows), -1) for rows in upload.table.values())]
+            sent = [update, *(rows[..., None].flatten(1) for rows in upload.table.values())]
             ok = sum((t.sum(1) for t in sent), done.loss).isfinite()  # a finite sum, finite terms
             if not (ok.is_cpu and ok.all()):  # asking a GPU would wait for it
                 ok = done.loss.isfinite()

@@ -128,8 +128,8 @@ class Column:
 
     def write(self, clients: Tensor, rows: Tensor) -> None:
         """Write rows [K, ...] of clients [K]."""
-        numbers = rows.to(self.rows.dtype).contiguous().numpy()
-        raw = numbers.reshape(len(rows), -1).view(np.uint8)
+        numbers = rows.to(self.rows.dtype)[..., None].flatten(1).contiguous()
+        raw = numbers.numpy().view(np.uint8)
         with naming(self.path):
             for client, row in zip(clients.tolist(), raw, strict=True):
                 write_all(self.file, row.data, self.start + client * self.size)

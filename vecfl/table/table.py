@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +15,6 @@ from vecfl.table.folder import Folder
 from vecfl.table.memory import Memory
 
 Rows = dict[str, Tensor]
-HALF = -1  # the round of a table that is being changed
 
 
 class Store(Protocol):
@@ -40,13 +38,16 @@ class Store(Protocol):
 
 
 class Table:
-    """Rows of N clients by column, zero at first, and how many rounds they have seen (`round`).
+    """Rows of N clients by column, zero at first.
+
+    round  how many rounds they have seen; half: whether one more has begun
 
     Threads may gather and scatter at the same time, each rows of its own.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], store: Store) -> None:
-        self.shapes, self.store, self.round = shapes, store, 0
+        self.shapes, self.store = shapes, store
+        self.round, self.half = 0, False
 
     def gather(self, clients: Tensor) -> Rows:
         """Copies of the rows of clients [K] (positions): {column: [K, ...]}, on the CPU."""
@@ -63,23 +64,25 @@ class Table:
             raise InputError(f"rows for the table: {found or 'none'}, expected {right}")
         self.store.write(clients, rows)
 
-    @contextmanager
-    def changing(self, round: int, clients: Tensor) -> Iterator[None]:
-        """Inside, a round (from 0) may scatter rows of `clients` [C], which are distinct.
+    def begin(self, round: int, clients: Tensor) -> None:
+        """Let a round (from 0) scatter rows of `clients` [C], which are distinct, until `end`.
 
-        If it fails, all rows are what they were. InputError where they have seen other rounds.
+        A round that began and did not end is taken back. InputError where rows have seen others.
         """
         self._check(round, f"round {round + 1} cannot be played")
         self.store.keep(round, clients)
-        self.round = HALF
-        try:
-            yield
-        except BaseException:
-            for some, rows in self.store.kept():
-                self.store.write(some, rows)
-            self.round = round
-            raise
-        self.round = round + 1
+        self.half = True
+
+    def end(self) -> None:
+        """The round is over: its rows stay."""
+        self.round, self.half = self.round + 1, False
+
+    def settle(self) -> None:
+        """Take back what a round has written that began and did not end."""
+        if self.half:
+            for clients, rows in self.store.kept():
+                self.store.write(clients, rows)
+            self.half = False
 
     def restore(self, round: int, content: Mapping[str, object]) -> None:
         """Go back to a checkpoint after `round` rounds, which holds `content`.
@@ -87,13 +90,8 @@ class Table:
         Every process that has the table open does so before one of them changes a row. Raises
         InputError if there is no way back to it.
         """
-        before, self.round = self.round, HALF
-        try:
-            self.store.restore(round, content)
-        except InputError:  # nothing was touched
-            self.round = before
-            raise
-        self.round = round
+        self.store.restore(round, content)
+        self.round, self.half = round, False
 
     def content(self, round: int) -> dict[str, object]:
         """What a checkpoint after `round` rounds has to hold: tensors and text.
@@ -109,11 +107,11 @@ class Table:
         self.store.forget(oldest)
 
     def _check(self, round: int, what: str) -> None:
+        self.settle()
         if round != self.round:
-            found = "half changed" if self.round == HALF else f"those after round {self.round}"
             raise InputError(
-                f"{what}: the table has one row for each client, and they are {found}; go on from "
-                "the newest state, or start anew"
+                f"{what}: the table has one row for each client, and they are those after round "
+                f"{self.round}; go on from the newest state, or start anew"
             )
 
 
