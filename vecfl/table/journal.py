@@ -115,7 +115,7 @@ class Journal:
 
 def checksums(records: Records) -> NDArray[np.uint32]:
     """CRC-32 of each record [K], but for its last field."""
-    raw = records.view(np.uint8).reshape(len(records), -1)
+    raw = records.view(np.uint8).reshape(len(records), records.itemsize)
     return np.array([zlib.crc32(record) for record in raw[:, :-4]], np.uint32)
 
 

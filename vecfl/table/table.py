@@ -38,15 +38,15 @@ class Store(Protocol):
 
 
 class Table:
-    """Rows of N clients by column, zero at first.
+    """Rows of `clients` clients by column, zero at first.
 
     round  how many rounds they have seen; half: whether one more has begun
 
     Threads may gather and scatter at the same time, each rows of its own.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], store: Store) -> None:
-        self.shapes, self.store = shapes, store
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], clients: int, store: Store) -> None:
+        self.shapes, self.clients, self.store = shapes, clients, store
         self.round, self.half = 0, False
 
     def gather(self, clients: Tensor) -> Rows:
@@ -132,21 +132,22 @@ class Tables:
     writer: int = 0
     on_disk: Table | None = None
 
+    def __post_init__(self) -> None:
+        if self.folder is not None and not self.shapes:
+            raise InputError(f"table={str(self.folder)!r}: clients of this algorithm keep nothing")
+
     def at(self, round: int, content: Mapping[str, object] | None = None) -> Table | None:
         """The table after `round` rounds; content: what the checkpoint of that round holds.
 
         Each call makes a table in memory; one on disk is one, and goes back for all who have it.
         """
         if not self.shapes:
-            if self.folder is not None:
-                raise InputError(
-                    f"table={str(self.folder)!r}: clients of this algorithm keep nothing"
-                )
             return None
         table, columns = self.on_disk, (self.shapes, self.clients, self.dtype)
         if self.folder is None:
-            table = Table(self.shapes, Memory(*columns))
+            table = Table(self.shapes, self.clients, Memory(*columns))
         elif table is None:
-            table = self.on_disk = Table(self.shapes, Folder(self.folder, *columns, self.writer))
+            store = Folder(self.folder, *columns, self.writer)
+            table = self.on_disk = Table(self.shapes, self.clients, store)
         table.restore(round, content or {})
         return table
