@@ -144,8 +144,7 @@ class Worker:
                 update = update.where(ok[:, None], 0)  # a weight of 0 is not enough: 0 * nan is nan
                 weight = weight.where(ok, 0)
             if table is not None:
-                kept = {name: rows[ok].cpu() for name, rows in upload.table.items()}
-                table.scatter(client[ok.cpu()], kept)
+                self._scatter(table, client, upload.table, ok.cpu())
             add_(fold.aggregate, update, weight)
             fold.clients.append(client)
             fold.ok.append(ok)
@@ -158,6 +157,13 @@ class Worker:
             return {name: self._send(rows) for name, rows in table.gather(clients).items()}
         zero = self.slots.flat.new_zeros
         return {name: zero(len(clients), *shape) for name, shape in self.kept.items()}
+
+    def _scatter(self, table: Table, clients: Tensor, rows: dict[str, Tensor], ok: Tensor) -> None:
+        """Write the rows of those clients [K] that are `ok` [K], on the CPU."""
+        rows = {name: values.cpu() for name, values in rows.items()}
+        if not ok.all():
+            clients, rows = clients[ok], {name: values[ok] for name, values in rows.items()}
+        table.scatter(clients, rows)
 
     def _finished(
         self, seats: Tensor, clients: Tensor, examples: Tensor, table: dict[str, Tensor]
