@@ -87,8 +87,8 @@ class Table:
     def restore(self, round: int, content: Mapping[str, object]) -> None:
         """Go back to a checkpoint after `round` rounds, which holds `content`.
 
-        Every process that has the table open does so before one of them changes a row. Raises
-        InputError if there is no way back to it.
+        Every process that has the table open does so, one after the other, before one of them
+        changes a row. Raises InputError if there is no way back to it.
         """
         self.store.restore(round, content)
         self.round, self.half = round, False
