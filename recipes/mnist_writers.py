@@ -160,7 +160,9 @@ def images(data: FederatedDataset, largest: float) -> FederatedDataset:
     columns = {"x": pixels.view(-1, 1, 28, 28), "y": data.columns["y"]}
     same = ("x", "y") if pixels.dtype == x.dtype else ("y",)  # what a store has on disk
     files = {name: data.files[name] for name in same if name in data.files}
-    return FederatedDataset.from_checked(columns, data.offsets, data.client_ids, files)
+    return FederatedDataset.from_checked(
+        columns, data.offsets, data.client_ids, files, data.lengths
+    )
 
 
 def classes(train: FederatedDataset, test: FederatedDataset) -> int:

@@ -27,7 +27,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "vecfl.models",
             "vecfl.data",
         }
-        | {"vecfl.server_optim", "vecfl.track", "vecfl.model_file"}
+        | {"vecfl.server_optim", "vecfl.track", "vecfl.model_file", "vecfl.table"}
     ),
     frozenset({"vecfl.engine"}),
     frozenset(
@@ -39,7 +39,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {"vecfl.feed", "vecfl.cohorts", "vecfl.tally", "vecfl.simulation"}
     ),
     frozenset(
-        {"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags"}
+        {"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags", "vecfl.rounds"}
         | {"vecfl.watch", "vecfl.resume", "vecfl.load"}
     ),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import vecfl
 from vecfl import Batches, FederatedDataset, Simulation, Task, fedavg, fedsgd, tape
-from vecfl.algorithms import Algorithm, Begin, Finished, Upload
+from vecfl.algorithms import Algorithm, Begin, Finished, Starting, Upload
 from vecfl.engine import LocalRule
 
 from .oracles.bridge import dataset, recorded, run_vecfl
@@ -186,8 +186,8 @@ def drifting(bias: Tensor, clip: float | None = None) -> Algorithm:
     rule = LocalRule(vecfl.sgd(), Batches(1), lr=0.5, clip=clip, bias=True)
     plain = fedavg(lr=0.5, batches=Batches(1))
 
-    def begin(state: dict[str, Tensor], clients: Tensor) -> Begin:
-        return Begin(state["w"], bias[clients])
+    def begin(state: dict[str, Tensor], starting: Starting) -> Begin:
+        return Begin(state["w"], bias[starting.client])
 
     def upload(state: dict[str, Tensor], done: Finished) -> Upload:
         assert done.bias is not None

@@ -172,7 +172,7 @@ def test_a_worker_stops_between_blocks_when_another_failed() -> None:
     stop = threading.Event()
     stop.set()
     plan, columns = sim.trainer.plan(cohort), sim.data.columns
-    fold = worker.train(sim.start().server, 0, cohort, plan, columns, None, stop)
+    fold = worker.train(sim.start().server, 0, cohort, plan, columns, stop=stop)
     assert fold.executed == 0 and len(torch.cat(fold.clients)) == 1  # the one without examples
 
 

@@ -24,6 +24,7 @@ from vecfl.losses import accuracy, cross_entropy, squared_error
 from vecfl.modules import batchnorm_to_groupnorm
 from vecfl.optim import adam, adamw, momentum, sgd
 from vecfl.participation import available, separated
+from vecfl.rounds import run
 from vecfl.sampling import (
     cyclic,
     everyone,
@@ -43,7 +44,7 @@ from vecfl.server_optim import (
     server_momentum,
     server_sgd,
 )
-from vecfl.simulation import Simulation, State, run
+from vecfl.simulation import Simulation, State
 from vecfl.task import Task
 
 __version__ = "0.1.0"

@@ -82,6 +82,7 @@ def evaluate_clients(
     Beside them "weight", the loss weight of each client: its examples, or its tokens. Where that
     is 0 there is nothing to measure, and the others are NaN. `mesh` as in `evaluate`.
     """
+    data.check_files()
 
     def owner(examples: Tensor) -> Tensor:
         return torch.searchsorted(data.offsets, examples, right=True) - 1

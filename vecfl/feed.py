@@ -145,6 +145,7 @@ class Ahead:
                 self._fetch(draw, round)
             coming, self.round = self.coming, -1
             examples = self._result(coming, round)
+            self.source.data.check_files()  # a round would end in a SIGBUS
             with suppress(Exception):  # a sampler may end with the run; its round says so
                 self._fetch(draw, round + 1)
             yield examples

@@ -101,11 +101,14 @@ class Probe:
             return
         trainer = self.trainer(arrangement)
         rate = math.nan
-        with torch.no_grad():
-            for members, plan, work in self._parts(trainer):
-                if rate * work > LONG:
-                    break
-                rate = self._clock(trainer, self.cohort[members], plan) / work
+        try:
+            with torch.no_grad():
+                for members, plan, work in self._parts(trainer):
+                    if rate * work > LONG:
+                        break
+                    rate = self._clock(trainer, self.cohort[members], plan) / work
+        except torch.OutOfMemoryError:  # too many slots for this GPU
+            rate = math.inf
         self.seconds[arrangement] = rate * slot_steps(trainer, self.plan(trainer))
 
     def _parts(self, trainer: Trainer) -> Iterator[tuple[np.ndarray, Plan, int]]:

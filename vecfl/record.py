@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vecfl.checkpoint import path_of, prune, save
+from vecfl.checkpoint import path_of, prune, rounds_in, save
 from vecfl.errors import InputError
 from vecfl.files import reached
 from vecfl.flags import RunArgs
@@ -123,17 +123,24 @@ class Keeper:
         return state, due or best
 
     def save(self, state: State) -> None:
-        """Save a checkpoint; where that fails the last one stays, and a warning says so."""
-        if self.sim.mesh.rank:
+        """Save a checkpoint; where that fails the last one stays, and a warning says so.
+
+        All ranks call it: each has rows of the table to bring to the disk.
+        """
+        run, folder = self.sim.save(state), self.run_dir / CHECKPOINTS
+        if self.sim.mesh.rank == 0:
+            self._write(state, run, folder)
+        else:
             self.saved = state.round
-            return
+        if state.table is not None:
+            oldest = self.sim.mesh.from_first(lambda: min(rounds_in(folder), default=0))
+            state.table.checkpointed(oldest)
+
+    def _write(self, state: State, run: dict[str, Any], folder: Path) -> None:
         if self.rows is not None:
             self.rows.sync()
-        folder, watch = self.run_dir / CHECKPOINTS, self.watch
-        content = self.about | {
-            "run": self.sim.save(state),
-            "watch": watch.save() if watch else None,
-        }
+        watch = self.watch
+        content = self.about | {"run": run, "watch": watch.save() if watch else None}
         try:
             save(path_of(folder, state.round), content)
             self.saved = state.round

@@ -2,8 +2,9 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,21 +24,25 @@ from vecfl.participation import Trace
 from vecfl.probe import Probe
 from vecfl.random import check_seed
 from vecfl.sampling import Sampler
-from vecfl.state import pack, unpack
+from vecfl.state import open_table, pack, unpack
+from vecfl.table import Table, Tables
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
-from vecfl.track import Tracker
-from vecfl.trainer import Trainer, operator_threads
+from vecfl.trainer import Arrangement, Trainer, operator_threads
 
 Metrics = dict[str, float | int | str]
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything a run is between two rounds: how many are finished, and the server's tensors."""
+    """Everything a run is between two rounds: how many are finished, and the server's tensors.
+
+    table  what clients keep, changed in place by the next round: an older state cannot go on
+    """
 
     round: int
     server: dict[str, Tensor]
+    table: Table | None = None
 
 
 class Simulation:
@@ -55,13 +60,15 @@ class Simulation:
     slots     clients in training at a time on each worker (None: by cache or GPU memory)
     resident  whether all data are copied to the device, or the examples of each cohort, while the
               one before it trains (None: the former on a CPU, and where they fit: `vecfl.feed`)
+    table     folder for what the algorithm's clients keep between rounds (None: in memory)
 
     exact_sums  add clients up on a grid, so that the sums have the same bits for any slots, workers
               and ranks (`vecfl.aggregate.exact_grid` tells the range)
 
     "auto" for backend, workers or slots measures the fastest here (see `vecfl.probe`); what was
-    taken is `arrangement`, and stands in the metrics of each round. Several ranks (`vecfl.mesh`)
-    make the same simulation and call the same methods: they share the work and all get the result.
+    taken is `arrangement`, and stands in the metrics of each round. Where a GPU's memory runs out,
+    its slots are halved, once. Several ranks (`vecfl.mesh`) make the same simulation and call the
+    same methods: they share the work and all get the result.
 
     Raises InputError if the parts do not fit: labels out of range, a cohort larger than the
     population, a module that the backend cannot train, ranks with different parts.
@@ -85,6 +92,7 @@ class Simulation:
         slots: int | str | None = None,
         resident: bool | None = None,
         exact_sums: bool = False,
+        table: str | Path | None = None,
     ) -> None:
         self.mesh, self.exact_sums = join(), exact_sums
         self.seed = check_seed("seed", seed)
@@ -102,17 +110,24 @@ class Simulation:
         wanted = Wanted(backend, workers, threads, slots)
         fetch = self.source.fetch
         probe = Probe(self.task, self.data, algorithm, self.cohorts.large(), self.seed, fetch)
-        self.arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
-        self.trainer = Trainer(self.task, self.data, algorithm, self.arrangement, self.seed)
+        arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
+        self.trainer = Trainer(self.task, self.data, algorithm, arrangement, self.seed)
         self.feed = make_feed(self.source)
+        kept = algorithm.table(self.task.layout.size)
+        folder = None if table is None else Path(table)
+        self.tables = Tables(kept, self.data.num_clients, dtype, folder, self.mesh.rank)
         self.signal: Callable[[], int] = lambda: 0  # that came to this rank; asked in each round
         self.stopped = 0  # what came to any rank, by the end of the last round
         compare(self.mesh, self.task, self.data, self._facts())
 
     def start(self) -> State:
-        """The state before round 1, with the model as the task's module has it."""
+        """The state before round 1, with the model as the task's module has it.
+
+        Raises InputError if a folder for the table holds rows that cannot go back to zero.
+        """
         w = self.task.layout.flatten(self.task.module)
-        return State(0, self.algorithm.init(w, self.task.layout.trainable))
+        server = self.algorithm.init(w, self.task.layout.trainable)
+        return State(0, server, open_table(self.tables, self.mesh, 0))
 
     @property
     def sampler(self) -> Sampler:
@@ -135,7 +150,9 @@ class Simulation:
             plan = replace(cohort.plan.of(cohort.mine), first=examples.first)
             grid = exact_grid(int(cohort.plan.n.sum())) if self.exact_sums else None
             clients, columns = examples.clients, examples.columns
-            fold = self.trainer.train(state.server, state.round, clients, plan, columns, grid)
+            fold = self.trainer.train_or_halve(
+                state.server, state.round, clients, plan, columns, grid, state.table
+            )
         signal = self.signal()
         found = tally(self.mesh, fold, cohort, state.round, state.server, signal)
         self.stopped = found.signal
@@ -145,7 +162,9 @@ class Simulation:
         self.task.layout.round_integers_(server["w"])
         how = {"data": self.source.name, "ranks": self.mesh.size, **asdict(self.arrangement)}
         seconds, steps = time.perf_counter() - began, int(cohort.plan.steps.sum())
-        return State(state.round + 1, server), {
+        if state.table is not None:
+            state.table.end()
+        return State(state.round + 1, server, state.table), {
             "round": state.round + 1,
             "train/loss": found.loss,
             "train/cohort": cohort.drawn,
@@ -158,6 +177,11 @@ class Simulation:
             "system/slot_efficiency": steps / max(found.executed, 1),
             "system/client_steps": steps,
         } | {f"system/{name}": value for name, value in how.items()}
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """How cohorts are laid out on the machine."""
+        return self.trainer.arrangement
 
     @property
     def cores(self) -> int:
@@ -192,7 +216,11 @@ class Simulation:
 
     def save(self, state: State) -> dict[str, Any]:
         """All that `load` needs to give `state` back: tensors on the CPU, and plain values."""
-        return pack(state.round, state.server, self.task.layout, self._facts())
+        content = pack(state.round, state.server, self.task.layout, self._facts())
+        if state.table is not None:
+            content["table"] = state.table.content(state.round)
+            self.mesh.sum(torch.zeros(1))  # all ranks have their rows on the disk
+        return content
 
     def load(self, content: Mapping[str, Any], *, changed: bool = False) -> State:
         """The state that `save` gave, for rounds that have the bits of a run that never stopped.
@@ -202,7 +230,9 @@ class Simulation:
         """
         w = self.task.layout.flatten(self.task.module)
         fresh = self.algorithm.init(w, self.task.layout.trainable)
-        return State(content["round"], unpack(content, fresh, self._facts(), changed))
+        server = unpack(content, fresh, self._facts(), changed)
+        table = open_table(self.tables, self.mesh, content["round"], content.get("table"))
+        return State(content["round"], server, table)
 
     def _facts(self) -> dict[str, Any]:
         """What the bits of a round depend on, as far as values tell: functions cannot."""
@@ -215,30 +245,3 @@ class Simulation:
             "exact_sums": self.exact_sums,
             "parameters": [f"{e.name} {list(e.shape)}" for e in self.task.layout.params],
         } | asdict(self.arrangement)
-
-
-def run(
-    sim: Simulation,
-    rounds: int,
-    *,
-    test: Batch | None = None,
-    trackers: Iterable[Tracker] = (),
-    evaluate_every: int = 1,
-    state: State | None = None,
-) -> State:
-    """`rounds` rounds in one call.
-
-    Every `evaluate_every` rounds, and after the last, the model is evaluated on `test` (columns
-    [n, ...], if given) and on the clients.
-    """
-    if rounds < 1 or evaluate_every < 1:
-        raise InputError(f"rounds={rounds}, evaluate_every={evaluate_every}: both at least 1")
-    state = state or sim.start()
-    trackers = list(trackers)
-    for i in range(1, rounds + 1):
-        state, metrics = sim.round(state)
-        if i % evaluate_every == 0 or i == rounds:
-            metrics |= sim.evaluate_clients(state) | (sim.evaluate(state, test) if test else {})
-        for tracker in trackers:
-            tracker.log(metrics)
-    return state

@@ -3,13 +3,34 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vecfl.algorithms.base import Server
 from vecfl.errors import InputError
 from vecfl.layout import Layout
+from vecfl.mesh import Mesh
+from vecfl.table import Table, Tables
 
 Facts = Mapping[str, Any]  # what a run is known by, plain values
+
+
+def open_table(
+    tables: Tables, mesh: Mesh, round: int, content: Mapping[str, object] | None = None
+) -> Table | None:
+    """The table as it was after `round` rounds; ranks go back one after the other.
+
+    InputError for several ranks that have no folder to share it.
+    """
+    table = None
+    if tables.shapes and tables.folder is None and mesh.size > 1:
+        raise InputError("clients keep rows, which several ranks share on disk: give table=FOLDER")
+    for rank in range(mesh.size):
+        if rank == mesh.rank:
+            table = tables.at(round, content)
+        if tables.shapes:
+            mesh.sum(torch.zeros(1))
+    return table
 
 
 def pack(round: int, server: Server, layout: Layout, facts: Facts) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """How a cohort is laid out on the machine: workers, their threads, and the order of their sums."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
 
@@ -17,8 +18,12 @@ from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.losses import Batch
 from vecfl.schedule import Plan, make_plan, share
+from vecfl.table import Table
 from vecfl.task import Task
+from vecfl.trial import first_line
 from vecfl.worker import Fold, Worker
+
+log = logging.getLogger("vecfl")
 
 
 @dataclass(frozen=True)
@@ -74,19 +79,31 @@ class Trainer:
                 f"{arrangement.workers} workers on {device}: workers are threads for the cores of "
                 "a CPU, a GPU takes one"
             )
-        self.data, self.batches, self.arrangement = data, algorithm.rule.batches, arrangement
-        backend, slots = arrangement.backend, arrangement.slots
-        example = data.examples(3 * algorithm.rule.batches.size)
-        self.workers = [
-            Worker(task, example, algorithm, backend=backend, slots=slots, seed=seed)
+        self.task, self.data, self.algorithm, self.seed = task, data, algorithm, seed
+        self.pool = ThreadPoolExecutor(arrangement.workers, "vecfl-worker")
+        self.stop, self.workers, self.halved = Event(), list[Worker](), False
+        self.rearrange(arrangement)
+
+    def rearrange(self, arrangement: Arrangement) -> None:
+        """Make the workers of `arrangement`; the memory of those before is free first."""
+        self.workers.clear()
+        self.arrangement = arrangement
+        example = self.data.examples(3 * self.algorithm.rule.batches.size)
+        self.workers += [
+            Worker(
+                self.task,
+                example,
+                self.algorithm,
+                backend=arrangement.backend,
+                slots=arrangement.slots,
+                seed=self.seed,
+            )
             for _ in range(arrangement.workers)
         ]
-        self.pool = ThreadPoolExecutor(arrangement.workers, "vecfl-worker")
-        self.stop = Event()
 
     def plan(self, cohort: Tensor) -> Plan:
         """What the clients of `cohort` [C] do in a round."""
-        return make_plan(self.batches, self.data.offsets, cohort)
+        return make_plan(self.algorithm.rule.batches, self.data.offsets, cohort)
 
     def train(
         self,
@@ -96,26 +113,66 @@ class Trainer:
         plan: Plan,
         columns: Batch,
         grid: float | None = None,
+        table: Table | None = None,
     ) -> Fold:
         """Train `cohort` [C] (positions in the dataset) by its plan, from the server's state.
 
         columns [n, ...] are on the device; `plan.first` says where those of a client begin. `grid`
-        makes sums exact (`vecfl.aggregate.exact_grid`).
+        makes sums exact (`vecfl.aggregate.exact_grid`). What clients keep goes into the table, if
+        given, whose round then begins: ending it is left to the caller. InputError for a client
+        that comes twice and keeps a row.
 
         Each worker's clients, and the order in which the workers' sums are added, depend on the
         plan alone: a round that is repeated has the same bits.
         """
+        if table is not None:
+            self._begin(table, round, cohort, plan)
         jobs = [
             partial(
-                worker.train, server, round, cohort[mine], plan.of(mine), columns, grid, self.stop
+                worker.train, server, round, cohort[i], plan.of(i), columns, grid, table, self.stop
             )
-            for worker, mine in zip(self.workers, self.share(plan), strict=True)
+            for worker, i in zip(self.workers, self.share(plan), strict=True)
         ]
         with operator_threads(self.arrangement.threads):
             first, *others = self._do(jobs)
         for fold in others:
             first.merge_(fold)
         return first
+
+    def train_or_halve(
+        self,
+        server: Server,
+        round: int,
+        cohort: Tensor,
+        plan: Plan,
+        columns: Batch,
+        grid: float | None = None,
+        table: Table | None = None,
+    ) -> Fold:
+        """As `train`, but where a GPU's memory runs out, slots are halved: once, and said so.
+
+        InputError where that is not enough.
+        """
+        try:
+            return self.train(server, round, cohort, plan, columns, grid, table)
+        except torch.OutOfMemoryError as error:
+            what = f"round {round + 1}: {self.arrangement}: {first_line(error)}"
+            if self.halved or self.arrangement.slots == 1:
+                raise InputError(f"{what}; give fewer slots, or smaller batches") from error
+        self.halved, half = True, self.arrangement.slots // 2
+        log.warning("%s; going on with %d slots", what, half)
+        self.rearrange(replace(self.arrangement, slots=half))
+        return self.train_or_halve(server, round, cohort, plan, columns, grid, table)
+
+    def _begin(self, table: Table, round: int, cohort: Tensor, plan: Plan) -> None:
+        """Let clients write their rows; one that comes twice has only one."""
+        if plan.occurrence.any():
+            twice = self.data.client_ids[int(plan.client[plan.occurrence.argmax()])]
+            raise InputError(
+                f"round {round + 1}: client {twice!r} stands more than once in the cohort, and "
+                f"{self.algorithm.name} keeps one row for each client; draw without replacement"
+            )
+        table.begin(round, cohort)
 
     def share(self, plan: Plan) -> list[np.ndarray]:
         """Which clients each worker trains, as positions in the cohort; longest first.

@@ -109,3 +109,13 @@ def test_data_store(tmp_path: Path) -> None:
     assert {"gather_read_bytes"} <= cold.keys() & warm.keys()
     assert all(row[step]["p50_ms"] > 0 for row in (cold, warm) for step in ("open", "gather"))
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_table(tmp_path: Path) -> None:
+    flags = ("--cohort", "3", "--clients", "5", "--rounds", "4", "--every", "2")
+    rows = rows_of("table", tmp_path / "rows.jsonl", *flags, "--folder", str(tmp_path))
+    assert [row["table"] for row in rows] == ["none", "memory", "disk"]
+    assert "journal" not in rows[0]
+    for row in rows[1:]:
+        assert all(row[part]["p50_ms"] > 0 for part in ("journal", "read", "write", "checkpoint"))
+    assert list(tmp_path.iterdir()) == [tmp_path / "rows.jsonl"]

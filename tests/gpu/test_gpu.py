@@ -43,6 +43,7 @@ SETTINGS = {
     "momentum, wrapped": Setting(rounds=2, seed=9, optimizer="momentum", lr=0.05, last="wrap"),
     "adam, pull, clip": Setting(rounds=2, seed=9, optimizer="adam", lr=0.05, mu=0.2, clip=0.5),
     "fedsgd by tokens": Setting(rounds=2, seed=9, algorithm="fedsgd", weight="tokens"),
+    "rows of clients": Setting(rounds=3, seed=9, algorithm="habit"),
     "drawn, capped": Setting(rounds=2, seed=9, cohort=4, sample_seed=3, cap=10, steps=3),
 }
 

@@ -1,6 +1,7 @@
 """Runs an oracle `Setting` on vecfl, so that both can be compared."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from vecfl.optim import ClientOptimizer
 
 from .augment import Transforms
 from .loop import Columns, Loss, Setting
+from .toy import habit
 
 
 @dataclass
@@ -22,6 +24,7 @@ class Run:
     models: list[Columns] = field(default_factory=list)
     updates: list[dict[int, list[tuple[Tensor, float]]]] = field(default_factory=list)
     metrics: list[dict] = field(default_factory=list)
+    rows: list[dict[str, Tensor]] = field(default_factory=list)  # of all clients, where they keep
 
 
 def dataset(clients: list[Columns]) -> FederatedDataset:
@@ -72,6 +75,8 @@ def algorithm(s: Setting) -> Algorithm:
         "weights": weights,
         "server": vecfl.server_sgd(s.server_lr),
     }
+    if s.algorithm == "habit":
+        return habit(**common)
     return vecfl.fedprox(mu=s.mu, **common) if s.mu else vecfl.fedavg(**common)
 
 
@@ -111,6 +116,7 @@ def run_vecfl(
     slots: int | None,
     workers: int = 1,
     dtype: torch.dtype = torch.float64,
+    table: Path | None = None,
 ) -> Run:
     """The rounds of `s`; asserts that these backend, slots and workers really ran."""
     data, result = dataset(clients), Run()
@@ -126,6 +132,7 @@ def run_vecfl(
         seed=s.seed,
         sample_seed=s.sample_seed,
         dtype=dtype,
+        table=table,
     )
     state = sim.start()
     for _ in range(s.rounds):
@@ -136,4 +143,6 @@ def run_vecfl(
         assert slots is None or metrics["system/slots"] == slots
         result.models.append(sim.state_dict(state))
         result.metrics.append(metrics)
+        if state.table is not None:
+            result.rows.append(state.table.gather(torch.arange(len(clients))))
     return result

@@ -24,7 +24,7 @@ Loss = Callable[[Tensor, Columns], tuple[Tensor, Tensor]]
 class Setting:
     """One federated experiment."""
 
-    algorithm: str = "fedavg"  # fedavg (FedProx: mu > 0) | fedsgd
+    algorithm: str = "fedavg"  # fedavg (FedProx: mu > 0) | fedsgd | habit
     rounds: int = 3
     # None: all clients, in their order; a number: drawn by sample_seed; or the cohorts themselves
     cohort: int | tuple[tuple[int, ...], ...] | None = None
@@ -52,12 +52,16 @@ class Setting:
 
 @dataclass
 class Result:
-    """What happened, one entry a round; an update is (client, update [P] in float64, weight)."""
+    """What happened, one entry a round; an update is (client, update [P] in float64, weight).
+
+    habits: of habit, the mean of each client's moves [P] and their number.
+    """
 
     models: list[Columns] = field(default_factory=list)
     updates: list[list[tuple[int, Tensor, float]]] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
     dropped: list[list[int]] = field(default_factory=list)
+    habits: list[list[tuple[Tensor, int]]] = field(default_factory=list)
 
 
 @dataclass
@@ -77,18 +81,25 @@ def federated_loop(
     clients: columns [n, ...] of each client, n may be 0; the module is called with column "x".
     loss: (output, batch) -> sums [b] and weights [b], one of each per example.
     """
-    assert setting.algorithm in ("fedavg", "fedsgd")
+    assert setting.algorithm in ("fedavg", "fedsgd", "habit")
     model = copy.deepcopy(module).train()
     buffers = changing_buffers(model, loss, clients, setting)
     result = Result()
+    moves: list[list[Tensor]] = [[] for _ in clients]
     for t in range(setting.rounds):
         members = cohort_of(setting, t, len(clients))
         updates, dropped, loss_sum, weight_sum = [], [], 0.0, 0.0
         for i, k in enumerate(members):
             place = Place(setting.seed, t, k, occurrence=members[:i].count(k))
-            update, weight, seen = client_update(model, loss, clients[k], setting, place, buffers)
+            mine = habit_of(model, moves[k], buffers) if setting.algorithm == "habit" else None
+            update, weight, seen = client_update(
+                model, loss, clients[k], setting, place, buffers, mine
+            )
+            if setting.algorithm == "habit":
+                weight *= 1 + len(moves[k])
             if math.isfinite(seen.loss) and update.isfinite().all():
                 loss_sum, weight_sum = loss_sum + seen.loss, weight_sum + seen.weight
+                moves[k].append(-update)
             else:
                 update, weight = torch.zeros_like(update), 0.0
                 dropped.append(k)
@@ -98,7 +109,15 @@ def federated_loop(
         result.updates.append(updates)
         result.loss.append(loss_sum / weight_sum if weight_sum else math.nan)
         result.dropped.append(dropped)
+        result.habits.append([(habit_of(model, m, buffers), len(m)) for m in moves])
     return result
+
+
+def habit_of(model: nn.Module, moves: list[Tensor], buffers: list[str]) -> Tensor:
+    """The mean of a client's moves [P], zero at first."""
+    named = dict(model.named_buffers())
+    size = sum(t.numel() for t in [*trainable(model), *(named[name] for name in buffers)])
+    return torch.stack([torch.zeros(size, dtype=torch.float64), *moves]).sum(0) / max(1, len(moves))
 
 
 def cohort_of(s: Setting, t: int, population: int) -> list[int]:
@@ -111,13 +130,26 @@ def cohort_of(s: Setting, t: int, population: int) -> list[int]:
 
 
 def client_update(
-    model: nn.Module, loss: Loss, data: Columns, s: Setting, place: Place, buffers: list[str]
+    model: nn.Module,
+    loss: Loss,
+    data: Columns,
+    s: Setting,
+    place: Place,
+    buffers: list[str],
+    habit: Tensor | None = None,
 ) -> tuple[Tensor, float, Tally]:
-    """The update [P] of the client at `place` (FedSGD: its gradient), its weight and its tally."""
+    """The update [P] of the client at `place` (FedSGD: its gradient), its weight and its tally.
+
+    It starts half its habit [P] away from the model.
+    """
     local, seen = copy.deepcopy(model), Tally()
     replace_dropout(local, place)
     params, start = trainable(local), trainable(model)
-    sent = [torch.zeros_like(w) for w in start]
+    at = 0
+    for p in params if habit is not None else ():
+        p.data += habit[at : at + p.numel()].view_as(p) / 2
+        at += p.numel()
+    sent = [w.double() - p.double() for w, p in zip(start, params, strict=True)]
     optimizer = make_optimizer(params, s, place.t)
     kept = philox.subset(s.seed, place.t, place.client, len(data["x"]), s.cap, place.occurrence)
     for step in steps_of(kept, s, place):

@@ -36,6 +36,7 @@ ALGORITHMS = {
     "fedavg": {},
     "fedprox": {"mu": 0.3},
     "fedsgd": {"algorithm": "fedsgd", "server_lr": 0.5},
+    "habit": {"algorithm": "habit"},
 }
 OPTIMIZERS = {
     "sgd": {},
@@ -116,8 +117,10 @@ def setting_of(row: Row) -> Setting:
         | OPTIMIZERS[row["optimizer"]]
     )
     algorithm = ALGORITHMS[row["algorithm"]]
-    if "algorithm" in algorithm:  # fedsgd: one pass, no client optimizer
+    if row["algorithm"] == "fedsgd":  # one pass, no client optimizer
         fields = {name: v for name, v in fields.items() if name in TAKEN}
+    if row["algorithm"] == "habit" and row["cohort"] == "repeats":  # a client has one row
+        fields["cohort"] = tuple(tuple(dict.fromkeys(cohort)) for cohort in fields["cohort"])
     augment = PROBLEM_OF[row["task"]].augment
     return Setting(seed=2**40 + 3, augment=augment, **(fields | algorithm))
 
@@ -142,6 +145,10 @@ def check(row: Row, truth: Result) -> None:
         for (_, row_k, weight_k), (_, update, weight) in zip(sent, right, strict=True):
             close(row_k, update)
             assert weight_k == pytest.approx(weight, rel=1e-12), row
+        if ours.rows:
+            habits, visits = zip(*truth.habits[t], strict=True)
+            close(ours.rows[t]["habit"], torch.stack(habits))
+            assert ours.rows[t]["visits"].tolist() == list(visits), row
 
 
 def order(update: tuple[int, Tensor, float]) -> tuple[int, list[float]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from vecfl.aggregate import Aggregate
-from vecfl.algorithms.base import Algorithm, Begin, Finished, Server, Upload
+from vecfl.algorithms.base import Algorithm, Begin, Finished, Server, Starting, Upload
 from vecfl.algorithms.weights import Weights, by_examples
 from vecfl.engine.rule import LocalRule
 from vecfl.optim import ClientOptimizer, sgd
@@ -44,7 +44,7 @@ def averaging(
     return Algorithm(name, rule, server_init(server), broadcast, upload, server_step(server))
 
 
-def broadcast(state: Server, clients: Tensor) -> Begin:
+def broadcast(state: Server, starting: Starting) -> Begin:
     """Every client starts from the model."""
     return Begin(state["w"])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vecfl.data.columns import client_columns, kind, length, quantiles, tensor
 from vecfl.data.ids import StoredIds
-from vecfl.data.pages import read_ahead
+from vecfl.data.pages import check_lengths, read_ahead
 from vecfl.data.partition import categories, check_range, integer
 from vecfl.errors import InputError
 
@@ -28,6 +28,7 @@ class FederatedDataset:
     offsets: int64 [N + 1] on the CPU; client k owns the examples offsets[k] : offsets[k + 1].
     client_ids: the N distinct ids that the user knows the clients by; range(N) unless given.
     files: for columns that are maps of files: the file, and the byte where the first value stands.
+    lengths: files that are mapped, and their bytes: see `check_files`.
 
     Clients without examples are legal. Raises InputError for a structure that does not fit. Values
     are not looked at here: `from_clients` and `from_arrays` do that.
@@ -37,6 +38,7 @@ class FederatedDataset:
     offsets: Tensor
     client_ids: Sequence[Hashable] = ()
     files: Mapping[str, tuple[Path, int]] = field(default_factory=dict)
+    lengths: Mapping[Path, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_offsets(self.offsets, length(self.columns))
@@ -59,10 +61,12 @@ class FederatedDataset:
         offsets: Tensor,
         client_ids: Sequence[Hashable],
         files: Mapping[str, tuple[Path, int]],
+        lengths: Mapping[Path, int],
     ) -> FederatedDataset:
         """The dataset of parts that are known to fit: nothing is looked at, so it is at once."""
         dataset = object.__new__(cls)
-        vars(dataset).update(columns=columns, offsets=offsets, client_ids=client_ids, files=files)
+        vars(dataset).update(columns=columns, offsets=offsets, client_ids=client_ids)
+        vars(dataset).update(files=files, lengths=lengths)
         return dataset
 
     @classmethod
@@ -162,14 +166,24 @@ class FederatedDataset:
         """The dataset with its columns on `device`; offsets stay on the CPU."""
         columns = {name: column.to(device) for name, column in self.columns.items()}
         files = self.files if torch.device(device).type == "cpu" else {}
-        return FederatedDataset.from_checked(columns, self.offsets, self.client_ids, files)
+        return FederatedDataset.from_checked(
+            columns, self.offsets, self.client_ids, files, self.lengths
+        )
 
     def prefetch(self, clients: Tensor) -> None:
-        """Have the disk read the examples of clients [C] (positions), if the columns lie there."""
+        """Have the disk read the examples of clients [C] (positions), if the columns lie there.
+
+        Raises InputError as `check_files` does.
+        """
+        self.check_files()
         first, last = self.offsets.numpy()[clients], self.offsets.numpy()[clients + 1]
         for name, (path, start) in self.files.items():
             size = self.columns[name][:1].nbytes
             read_ahead(path, start + first * size, start + last * size)
+
+    def check_files(self) -> None:
+        """InputError where a file that is mapped has become shorter than it was."""
+        check_lengths(self.lengths)
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{name}: {kind(column[0])}" for name, column in self.columns.items())

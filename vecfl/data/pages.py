@@ -2,11 +2,14 @@
 
 import mmap
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vecfl.errors import InputError
 
 PAGE = mmap.PAGESIZE
 
@@ -33,3 +36,14 @@ def read_ahead(path: Path, starts: NDArray[np.int64], ends: NDArray[np.int64]) -
     with suppress(OSError), path.open("rb") as file:
         for begin, end in pages(starts, ends).tolist():
             os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
+
+
+def check_lengths(lengths: Mapping[Path, int]) -> None:
+    """InputError where a mapped file has fewer bytes than it had: reading it would end the process.
+
+    A file that was removed is read on: the system keeps it for the map.
+    """
+    for path, length in lengths.items():
+        with suppress(FileNotFoundError):
+            if (now := path.stat().st_size) < length:
+                raise InputError(f"{path}: {now} bytes, but {length} when it was opened")

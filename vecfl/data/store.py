@@ -68,7 +68,8 @@ def open_dataset(folder: Path | str) -> FederatedDataset:
         columns[name] = torch.from_numpy(values).view(dtype)
         files[name] = (folder.absolute() / column_file(i), len(pages) - values.nbytes)
     offsets = torch.from_numpy(_scattered(folder, OFFSETS, "<i8", (clients + 1,), meta))
-    return FederatedDataset.from_checked(columns, offsets, _ids(folder, meta), files)
+    lengths = {folder.absolute() / name: wrote["bytes"] for name, wrote in meta["files"].items()}
+    return FederatedDataset.from_checked(columns, offsets, _ids(folder, meta), files, lengths)
 
 
 def is_store(folder: Path) -> bool:

@@ -1,0 +1,213 @@
+"""Rows on disk: a folder of .npy files, with journals that lead back to checkpoints.
+
+meta.json      version, a random name, and what rows it holds
+column_0.npy   an array [N, ...] for each column, sparse: rows take room when they are written
+undo-...       see `vecfl.table.journal`
+lock-WRITER    held by the process that writes as WRITER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import weakref
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vecfl.errors import InputError
+from vecfl.table.journal import UNDO, Journal, Records, naming, opened, sync_folder, write_all
+
+VERSION, META = 1, "meta.json"
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Folder:
+    """Columns [N, ...] as files. Processes may share them, if no two write the same row."""
+
+    def __init__(
+        self, path: Path, shapes: Shapes, clients: int, dtype: torch.dtype, writer: int
+    ) -> None:
+        if os.name != "posix":
+            raise InputError(f"{path}: a table on disk needs Linux or macOS; leave it in memory")
+        self.path, number = path.absolute(), torch.empty(0, dtype=dtype).numpy().dtype
+        whole = {name: (clients, *shape) for name, shape in shapes.items()}
+        self.name = name_of(self.path, whole, number)
+        self.lock = Lock(self.path / f"lock-{writer}")
+        self.columns = {
+            name: Column(self.path / f"column_{i}.npy", shape, number)
+            for i, (name, shape) in enumerate(whole.items())
+        }
+        row = np.dtype([(name, number, shape) for name, shape in shapes.items()])
+        self.journal = Journal(self.path, row, writer)
+
+    def read(self, clients: Tensor) -> dict[str, Tensor]:
+        return {name: c.rows.index_select(0, clients) for name, c in self.columns.items()}
+
+    def write(self, clients: Tensor, rows: Mapping[str, Tensor]) -> None:
+        for name, values in rows.items():
+            self.columns[name].write(clients, values)
+
+    def keep(self, round: int, clients: Tensor) -> None:
+        for column in self.columns.values():
+            column.check()
+            column.reserve(clients)
+        self.journal.append(self._records(round, clients))
+
+    def _records(self, round: int, clients: Tensor) -> Iterator[Records]:
+        for some in clients.split(self.journal.some):
+            records = np.zeros(len(some), self.journal.record)
+            records["round"], records["client"] = round, some.numpy()
+            for name, values in self.read(some).items():
+                records["row"][name] = values.numpy()
+            yield records
+
+    def kept(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        return (self._rows(records) for records in self.journal.last())
+
+    def _rows(self, records: Records) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clients [K] and rows of records [K]."""
+        rows = {name: torch.from_numpy(records["row"][name].copy()) for name in self.columns}
+        return torch.from_numpy(records["client"].copy()), rows
+
+    def restore(self, round: int, content: Mapping[str, object]) -> None:
+        """Write back what has changed since; InputError if no journal leads to that round."""
+        if content and content.get("table") != self.name:
+            raise InputError(f"{self.path}: not the table that this checkpoint belongs to")
+        bases = self.journal.bases()
+        if round not in bases:
+            raise InputError(
+                f"{self.path}: no way back to its rows after round {round}, only after round "
+                f"{', '.join(map(str, bases))}: resume from there, or give a new folder"
+            )
+        self.journal.absorb(round)
+        for record in self.journal.since(round):
+            self.write(*self._rows(record.reshape(1)))
+        self._sync()
+        self.journal.open(round)
+
+    def content(self, round: int) -> dict[str, object]:
+        """Which table it is. Rows are on the disk now, and a journal will lead back to them."""
+        if self.journal.base != round:
+            self._sync()
+            self.journal.open(round)
+        return {"table": self.name}
+
+    def forget(self, oldest: int) -> None:
+        self.journal.forget(oldest)
+
+    def _sync(self) -> None:
+        for column in self.columns.values():
+            with naming(column.path):
+                os.fsync(column.file)
+
+
+class Column:
+    """A .npy file of rows [N, ...], read through a map, `rows`, and written past it.
+
+    Written through the map, a row that finds no room on the disk would end the process (SIGBUS).
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], number: np.dtype) -> None:
+        try:
+            mapped = np.load(path, mmap_mode="r+")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: no column of a table, or cut: {error}") from error
+        if (mapped.shape, mapped.dtype) != (shape, number):
+            raise InputError(f"{path}: {mapped.dtype} {mapped.shape}, expected {number} {shape}")
+        self.path, self.start, self.end = path, mapped.offset, mapped.offset + mapped.nbytes
+        self.size, self.rows = mapped.nbytes // shape[0], torch.from_numpy(mapped)
+        self.file = os.open(path, os.O_RDWR)
+        weakref.finalize(self, os.close, self.file)
+
+    def write(self, clients: Tensor, rows: Tensor) -> None:
+        """Write rows [K, ...] of clients [K]."""
+        numbers = rows.to(self.rows.dtype)[..., None].flatten(1).contiguous()
+        raw = numbers.numpy().view(np.uint8)
+        with naming(self.path):
+            for client, row in zip(clients.tolist(), raw, strict=True):
+                write_all(self.file, row.data, self.start + client * self.size)
+
+    def reserve(self, clients: Tensor) -> None:
+        """Take the room of the rows of clients [C], so that a full disk is seen before a round."""
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with naming(self.path):
+                for client in clients.tolist():
+                    os.posix_fallocate(self.file, self.start + client * self.size, self.size)
+
+    def check(self) -> None:
+        """InputError where the file is gone or cut: reading it would end the process (SIGBUS)."""
+        size = self.path.stat().st_size if self.path.exists() else None
+        if size != self.end:
+            found = "missing" if size is None else f"{size} bytes"
+            raise InputError(f"{self.path}: {found}, expected {self.end} bytes")
+
+
+class Lock:
+    """Held while it lives; InputError where another process, or this one, holds it."""
+
+    def __init__(self, path: Path) -> None:
+        import fcntl  # not on Windows
+
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        weakref.finalize(self, os.close, file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{path.parent}: in use by another run; give each run a folder of its own"
+            ) from None
+
+
+def name_of(path: Path, whole: Shapes, number: np.dtype) -> str:
+    """The random name of the table at `path`, which is made where there is none.
+
+    Raises InputError for a folder that holds something else than columns of these shapes.
+    """
+    facts = {"dtype": str(number), "columns": {name: [*shape] for name, shape in whole.items()}}
+    if not path.exists():
+        create(path, whole, number, facts)
+    try:
+        meta = json.loads((path / META).read_text("utf-8"))
+        version, name = meta["vecfl_table"], meta["name"]
+        found = {key: meta[key] for key in facts}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: no table of clients' rows ({error!r}); give a new folder"
+        ) from error
+    if version != VERSION:
+        raise InputError(f"{path}: a table of version {version!r}, this vecfl has {VERSION}")
+    if found != facts:
+        raise InputError(f"{path}: a table of {found}, but this run needs {facts}")
+    return str(name)
+
+
+def create(path: Path, whole: Shapes, number: np.dtype, facts: Mapping[str, object]) -> None:
+    """Make a table of zeros; of several processes that do so at once, one comes first."""
+    part = path.with_name(f"{path.name}.{uuid4().hex}")
+    with naming(path):
+        (part / f"{UNDO}0").mkdir(parents=True)
+        for i, shape in enumerate(whole.values()):
+            with (part / f"column_{i}.npy").open("wb") as file:
+                header = {"descr": number.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                file.truncate(file.tell() + number.itemsize * prod(shape))
+                os.fsync(file.fileno())
+        meta = json.dumps({"vecfl_table": VERSION, "name": uuid4().hex, **facts}, indent=1)
+        with opened(part / META, os.O_WRONLY | os.O_CREAT) as descriptor:
+            write_all(descriptor, meta.encode())
+            os.fsync(descriptor)
+        sync_folder(part)
+        try:
+            part.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+            shutil.rmtree(part)
+        sync_folder(path.parent)

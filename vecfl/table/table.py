@@ -1,0 +1,153 @@
+"""The per-client table: columns [N, ...] by name, zero at first, that rounds change in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vecfl.errors import InputError
+from vecfl.table.folder import Folder
+from vecfl.table.memory import Memory
+
+Rows = dict[str, Tensor]
+
+
+class Store(Protocol):
+    """Where rows lie: what `Table` needs of it. Clients [K] are positions, and distinct."""
+
+    def read(self, clients: Tensor) -> Rows: ...
+
+    def write(self, clients: Tensor, rows: Mapping[str, Tensor]) -> None: ...
+
+    def keep(self, round: int, clients: Tensor) -> None:
+        """Keep the rows of the clients that a round may change, before it does."""
+
+    def kept(self) -> Iterator[tuple[Tensor, Rows]]:
+        """Clients and their rows, as the last `keep` found them."""
+
+    def restore(self, round: int, content: Mapping[str, object]) -> None: ...
+
+    def content(self, round: int) -> dict[str, object]: ...
+
+    def forget(self, oldest: int) -> None: ...
+
+
+class Table:
+    """Rows of `clients` clients by column, zero at first.
+
+    round  how many rounds they have seen; half: whether one more has begun
+
+    Threads may gather and scatter at the same time, each rows of its own.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], clients: int, store: Store) -> None:
+        self.shapes, self.clients, self.store = shapes, clients, store
+        self.round, self.half = 0, False
+
+    def gather(self, clients: Tensor) -> Rows:
+        """Copies of the rows of clients [K] (positions): {column: [K, ...]}, on the CPU."""
+        return self.store.read(clients)
+
+    def scatter(self, clients: Tensor, rows: Mapping[str, Tensor]) -> None:
+        """Write {column: [K, ...]} as the rows of clients [K], which are distinct.
+
+        InputError unless these are all columns, in their shapes.
+        """
+        found = {name: tuple(values.shape) for name, values in rows.items()}
+        right = {name: (len(clients), *shape) for name, shape in self.shapes.items()}
+        if found != right:
+            raise InputError(f"rows for the table: {found or 'none'}, expected {right}")
+        self.store.write(clients, rows)
+
+    def begin(self, round: int, clients: Tensor) -> None:
+        """Let a round (from 0) scatter rows of `clients` [C], which are distinct, until `end`.
+
+        A round that began and did not end is taken back. InputError where rows have seen others.
+        """
+        self._check(round, f"round {round + 1} cannot be played")
+        self.store.keep(round, clients)
+        self.half = True
+
+    def end(self) -> None:
+        """The round is over: its rows stay."""
+        self.round, self.half = self.round + 1, False
+
+    def settle(self) -> None:
+        """Take back what a round has written that began and did not end."""
+        if self.half:
+            for clients, rows in self.store.kept():
+                self.store.write(clients, rows)
+            self.half = False
+
+    def restore(self, round: int, content: Mapping[str, object]) -> None:
+        """Go back to a checkpoint after `round` rounds, which holds `content`.
+
+        Every process that has the table open does so, one after the other, before one of them
+        changes a row. Raises InputError if there is no way back to it.
+        """
+        self.store.restore(round, content)
+        self.round, self.half = round, False
+
+    def content(self, round: int) -> dict[str, object]:
+        """What a checkpoint after `round` rounds has to hold: tensors and text.
+
+        Every process that has the table open calls it, before the checkpoint is written; what lies
+        on disk is there for good then. InputError where the rows have seen other rounds.
+        """
+        self._check(round, f"the state after round {round} cannot be saved")
+        return self.store.content(round)
+
+    def checkpointed(self, oldest: int) -> None:
+        """Forget the ways back to checkpoints before that of `oldest` rounds."""
+        self.store.forget(oldest)
+
+    def _check(self, round: int, what: str) -> None:
+        self.settle()
+        if round != self.round:
+            raise InputError(
+                f"{what}: the table has one row for each client, and they are those after round "
+                f"{self.round}; go on from the newest state, or start anew"
+            )
+
+
+@dataclass
+class Tables:
+    """Opens tables of these columns.
+
+    shapes   {column: shape of a row}; no table is made where there is none
+    clients  N; dtype: of all columns
+    folder   where they lie, or None for the memory; writer: number of this process among those
+             that share the folder
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    clients: int
+    dtype: torch.dtype
+    folder: Path | None = None
+    writer: int = 0
+    on_disk: Table | None = None
+
+    def __post_init__(self) -> None:
+        if self.folder is not None and not self.shapes:
+            raise InputError(f"table={str(self.folder)!r}: clients of this algorithm keep nothing")
+
+    def at(self, round: int, content: Mapping[str, object] | None = None) -> Table | None:
+        """The table after `round` rounds; content: what the checkpoint of that round holds.
+
+        Each call makes a table in memory; one on disk is one, and goes back for all who have it.
+        """
+        if not self.shapes:
+            return None
+        table, columns = self.on_disk, (self.shapes, self.clients, self.dtype)
+        if self.folder is None:
+            table = Table(self.shapes, self.clients, Memory(*columns))
+        elif table is None:
+            store = Folder(self.folder, *columns, self.writer)
+            table = self.on_disk = Table(self.shapes, self.clients, store)
+        table.restore(round, content or {})
+        return table
