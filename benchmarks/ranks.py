@@ -4,7 +4,7 @@
 
 Rounds of FedAvg over models of 8 thousand to 11 million parameters, the loop backend on one core of
 each rank; every rank is a process of this machine, started by torchrun, and they meet over gloo. A
-row holds percentiles of the round; for one rank of the round with exact sums, too, which takes turns
+row holds percentiles of the round; for one rank of that with exact sums, too, which takes turns
 with the plain one; for more, of an all-reduce of the model's length when all are there. Rows are
 added to benchmarks/results/ranks.jsonl, or to --out.
 """
