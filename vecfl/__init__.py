@@ -19,7 +19,7 @@ from vecfl.augment import crop, flip, normalise
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.evaluate import evaluate, evaluate_clients
-from vecfl.load import Run, load_run
+from vecfl.load import load_run
 from vecfl.losses import accuracy, cross_entropy, squared_error
 from vecfl.modules import batchnorm_to_groupnorm
 from vecfl.optim import adam, adamw, momentum, sgd
@@ -52,7 +52,6 @@ __all__ = [
     "Batches",
     "FederatedDataset",
     "InputError",
-    "Run",
     "Simulation",
     "State",
     "Task",

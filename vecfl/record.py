@@ -53,8 +53,9 @@ def record_run(
     else:
         run_dir, content = before.run_dir, before.content
         state = sim.load(content["run"], changed=args.resume_changed)
-        done = state.round == args.rounds
-        if done and sim.mesh.from_first((run_dir / "model.pt").exists):
+        results = ["model.pt", "curves.png", *([f"model{SAFE}"] if args.safetensors else [])]
+        there = sim.mesh.from_first(lambda: all((run_dir / name).exists() for name in results))
+        if state.round == args.rounds and there:
             log.info("%s is finished: nothing to do", run_dir)
             if first:
                 print(summary(run_dir))

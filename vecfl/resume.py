@@ -95,21 +95,27 @@ def go_on(before: Before, config: Mapping[str, Any]) -> None:
     The results of a finished run, rows of `metrics.jsonl` and checkpoints of later rounds go.
     """
     run_dir, done = before.run_dir, before.content["run"]["round"]
+    rows, kept = run_dir / "metrics.jsonl", rows_of(run_dir / "metrics.jsonl", done)
     for name in RESULTS:
         (run_dir / name).unlink(missing_ok=True)
-    cut_metrics(run_dir / "metrics.jsonl", done)
+    if rows.read_text(encoding="utf-8") != kept:
+        with atomic_file(rows) as file:
+            file.write(kept.encode())
     rewind(run_dir / CHECKPOINTS, done)
     with atomic_file(run_dir / "config.yaml") as file:
         file.write(as_yaml(config))
 
 
-def cut_metrics(path: Path, done: int) -> None:
-    """Remove the rows of rounds after `done`, and a last one that was cut off.
+def rows_of(path: Path, done: int) -> str:
+    """The lines of the first `done` rounds, without later ones and a last one that was cut off.
 
-    Raises InputError for a row that is none, and where rows are missing.
+    Raises InputError for a line that is no row, and where rows are missing.
     """
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    whole, kept = text[: text.rfind("\n") + 1], []
+    try:
+        text, kept = path.read_text(encoding="utf-8"), []
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; expected {done} rows") from error
+    whole = text[: text.rfind("\n") + 1]
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             if json.loads(line)["round"] <= done:
@@ -118,9 +124,7 @@ def cut_metrics(path: Path, done: int) -> None:
             raise InputError(f"{path}, line {number}: not the row of a round") from error
     if len(kept) != done:
         raise InputError(f"{path}: {len(kept)} rows of {done} rounds; it is not the run's own")
-    if "".join(kept) != text:
-        with atomic_file(path) as file:
-            file.write("".join(kept).encode())
+    return "".join(kept)
 
 
 def _find(args: RunArgs) -> Before | None:

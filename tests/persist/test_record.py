@@ -92,7 +92,6 @@ def test_a_finished_run_that_goes_on_looks_unfinished_again(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tiny(rounds=2)
-    (run_dir / "curves.png").touch()
     assert vecfl.load_run(run_dir).finished
     call_before(monkeypatch, Simulation, "round", send(signal.SIGTERM, 2))
     with pytest.raises(Stopped):

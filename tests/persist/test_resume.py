@@ -12,7 +12,7 @@ import yaml
 from tests.persist.tiny import arguments
 from vecfl.checkpoint import path_of, rounds_in
 from vecfl.errors import InputError
-from vecfl.resume import changes, cut_metrics, resume
+from vecfl.resume import changes, resume, rows_of
 from vecfl.simulation import Simulation
 
 Tiny = Callable[..., Path]
@@ -174,8 +174,7 @@ LINES = ['{"round": 1, "a": 0.1}\n', '{"round": 2, "a": 0.2}\n', '{"round": 3, "
 def test_later_rows_and_a_torn_one_are_cut(tmp_path: Path, done: int, torn: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(LINES) + torn)
-    cut_metrics(path, done)
-    assert path.read_text() == "".join(LINES[:done])
+    assert rows_of(path, done) == "".join(LINES[:done])
 
 
 @pytest.mark.parametrize(
@@ -190,8 +189,26 @@ def test_later_rows_and_a_torn_one_are_cut(tmp_path: Path, done: int, torn: str)
 def test_rows_of_something_else_are_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(InputError, match=said):
-        cut_metrics(tmp_path / "metrics.jsonl", 3)
-    assert (tmp_path / "metrics.jsonl").read_text() == text
+        rows_of(tmp_path / "metrics.jsonl", 3)
+
+
+def test_rows_that_do_not_fit_leave_the_run_as_it_is(tiny: Tiny) -> None:
+    run_dir = tiny(rounds=2)
+    (run_dir / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match="run/metrics.jsonl: No such file .*; expected 2 rows$"):
+        tiny(resume="auto")
+    assert (run_dir / "model.pt").exists() and rounds_in(run_dir / "checkpoints") == [0, 2]
+
+
+@pytest.mark.parametrize("missing", ["model.pt", "curves.png", "model.safetensors"])
+def test_a_result_that_is_missing_is_made(tiny: Tiny, trained: list[int], missing: str) -> None:
+    flags = {"rounds": 2, "safetensors": missing.endswith("safetensors")}
+    if flags["safetensors"]:
+        pytest.importorskip("safetensors")
+    run_dir = tiny(**flags)
+    (run_dir / missing).unlink()
+    tiny(**flags, resume="auto")
+    assert (run_dir / missing).exists() and trained == [1, 2]
 
 
 def test_rounds_without_a_checkpoint_are_refused(tiny: Tiny) -> None:
