@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vecfl.aggregate import add_, empty
+from vecfl.aggregate import Aggregate, add_, empty, exact_grid, left_grid, merge_
+from vecfl.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -51,3 +52,82 @@ def test_aggregates_share_no_memory() -> None:
     one, two = empty(2, CPU), empty(2, CPU)
     add_(one, torch.ones(1, 2), doubles(1))
     assert not two.total.any() and two.weight == 0 and one.weight == 1
+
+
+def exactly(rows: Tensor, weight: Tensor, grid: float, order: Tensor, parts: int) -> Aggregate:
+    """The rows in this order, in so many aggregates, some of them merged in reverse."""
+    found = [empty(rows.shape[1], CPU, grid) for _ in range(parts)]
+    for i, some in enumerate(order.split(7)):
+        add_(found[i % parts], rows[some], weight[some])
+    for other in reversed(found[1:]):
+        merge_(found[0], other)
+    return found[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exact_sums_have_the_same_bits_in_any_order_and_parts(dtype: torch.dtype) -> None:
+    """Plain sums of the same numbers differ, so that these orders do ask for something."""
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 50, generator=g, dtype=torch.float64).to(dtype)
+    weight = torch.randint(1, 60, (60,), generator=g).double() + 1 / 3
+    orders = [torch.randperm(60, generator=g) for _ in range(8)]
+    grid = exact_grid(int(weight.sum()))
+    first = exactly(rows, weight, grid, orders[0], 1)
+    plain = set()
+    for parts in (1, 2, 3):
+        for order in orders:
+            found = exactly(rows, weight, grid, order, parts)
+            assert torch.equal(found.total, first.total) and found.weight == first.weight
+            other = empty(50, CPU)
+            for some in order.split(parts):
+                add_(other, rows[some], weight[some])
+            plain.add(tuple(other.total.tolist()))
+    assert len(plain) > 1 and not left_grid(first, 60)
+    right = weight @ rows.double()
+    step = grid / 1.5 * 2.0**-52
+    assert (
+        first.total - right
+    ).abs().max() <= 60 * step  # 60 roundings by half a step, and the sum
+
+
+def test_the_grid_by_hand() -> None:
+    """1,200 examples are at most 2^11: g = 1.5 * 2^19, steps of 2^-33."""
+    assert [exact_grid(n) for n in (0, 1, 2, 1200, 2048)] == [
+        1.5 * 2.0**k for k in (8, 8, 9, 19, 19)
+    ]
+    aggregate = empty(2, CPU, exact_grid(1200))
+    add_(aggregate, doubles(1 + 2.0**-34, 2.0**-35)[None], doubles(3))
+    # 3 + 1.5 steps is a tie, which goes to the even 2 steps; 0.75 of a step is 1.
+    assert aggregate.total.tolist() == [3 + 2.0**-32, 2.0**-33] and aggregate.weight == 3
+
+
+def test_what_leaves_the_grid_is_told_and_still_right() -> None:
+    """Eight examples: weights times largest numbers may add up to 2^(3 + 7) = 1024.
+
+    Beyond 2^11 products round to twice the step, and 1,000 of them in order and reversed differ.
+    """
+    grid = exact_grid(8)
+    inside, outside = empty(1, CPU, grid), empty(1, CPU, grid)
+    add_(inside, doubles(-128, 1)[:, None], doubles(7, 127.5))  # 7 * 128 + 127.5 < 1024
+    add_(outside, doubles(-128, 1)[:, None], doubles(7, 128.5))
+    assert (inside.bound, outside.bound) == (1023.5, 1024.5)
+    assert (left_grid(inside, 2), left_grid(outside, 2)) == (False, True)
+    far = empty(1, CPU, grid)
+    add_(far, doubles(1e12, 1 / 3)[:, None], doubles(1, 1))
+    assert far.total.item() == pytest.approx(1e12 + 1 / 3, rel=1e-15) and left_grid(far, 2)
+
+
+def test_weights_too_small_for_the_grid_are_refused() -> None:
+    """8 examples: steps of 2^-41; one client is rounded by 2^-42, and that is 2^-24 of 2^-18."""
+    for weight, refused in ((2.0**-18, False), (2.0**-19, True)):
+        aggregate = empty(1, CPU, exact_grid(8))
+        add_(aggregate, torch.ones(1, 1), doubles(weight))
+        if not refused:
+            assert not left_grid(aggregate, 1)
+            continue
+        with pytest.raises(InputError) as caught:
+            left_grid(aggregate, 1)
+        assert str(caught.value) == (
+            "exact_sums: weights add up to 1.9e-06, too little for sums of multiples of 5e-13; "
+            "make them larger, all by the same factor"
+        )

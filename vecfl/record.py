@@ -54,8 +54,8 @@ def record_run(
         run_dir, content = before.run_dir, before.content
         state = sim.load(content["run"], changed=args.resume_changed)
         results = ["model.pt", "curves.png", *([f"model{SAFE}"] if args.safetensors else [])]
-        made = sim.mesh.from_first(lambda: all((run_dir / name).exists() for name in results))
-        if state.round == args.rounds and made:
+        there = sim.mesh.from_first(lambda: all((run_dir / name).exists() for name in results))
+        if state.round == args.rounds and there:
             log.info("%s is finished: nothing to do", run_dir)
             if first:
                 print(summary(run_dir))

@@ -91,6 +91,14 @@ def test_feed(tmp_path: Path) -> None:
         assert (row["workload"], row["cohort"], row["device"]) == ("logistic", 3, "cpu")
 
 
+def test_ranks(tmp_path: Path) -> None:
+    one, two = rows_of("ranks", tmp_path / "rows.jsonl", "--models", "logistic", "--rounds", "2")
+    for row, ranks in ((one, 1), (two, 2)):
+        assert (row["ranks"], row["parameters"], row["cohort"]) == (ranks, 7850, 100)
+    assert 0 < two["sum"]["p50_ms"] < two["round"]["p50_ms"]
+    assert one["exact_round"]["p50_ms"] > 0 and "sum" not in one
+
+
 def test_checkpoint(tmp_path: Path) -> None:
     flags = ("--sizes", "8000", "--repeats", "2", "--folder", str(tmp_path))
     plain, adam = rows_of("checkpoint", tmp_path / "rows.jsonl", *flags)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vecfl_kernels import weighted_sum_
+from vecfl_kernels import exact_weighted_sum_, weighted_sum_
 
 
 def numbers(seed: int, *shape: int) -> Tensor:
@@ -80,3 +80,16 @@ def test_rows_longer_than_a_tile(rows: int) -> None:
     total = torch.ones(70_001, dtype=torch.float64)
     weighted_sum_(total, update, weight)
     torch.testing.assert_close(total, 1 + weight @ update.double(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("m", [1, 257, 5000])
+@pytest.mark.parametrize("k", [1, 15, 16, 17, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_exact_sums_are_those_of_rounded_products(k: int, m: int, dtype: torch.dtype) -> None:
+    """Each product to the nearest multiple of 2^-36, ties to even; then integers, added up."""
+    rows, weight, total = numbers(2, k, m).to(dtype), numbers(3, k).exp(), torch.zeros(m).double()
+    before = rows.clone()
+    exact_weighted_sum_(total, rows, weight, 1.5 * 2.0**16)
+    products = (weight[:, None] * rows.double()).mul(2.0**36)
+    assert total.mul(2.0**36).long().tolist() == products.round().long().sum(0).tolist()
+    assert torch.equal(rows, before)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import vecfl
 from vecfl.algorithms import Algorithm
-from vecfl.mesh import join
+from vecfl.mesh import RankError, join
 from vecfl.worker import Fold
 
 from ..oracles.bridge import dataset
@@ -138,8 +138,52 @@ def all_cases() -> dict[str, Any]:
     return {(name, e): run(case, e) for name, case in CASES.items() for e in (False, True)}
 
 
+def simulation(algorithm: Algorithm, sampler: Sampler, seed: int) -> vecfl.Simulation:
+    problem = PROBLEMS["linear"]
+    data = dataset(problem.clients())
+    task = vecfl.Task(problem.build(), problem.loss, example=data.examples(2))
+    if seed == 9:
+        task.module.weight.data += join().rank
+    return vecfl.Simulation(task, data, algorithm, sampler, seed=seed, backend="loop")
+
+
+def refused() -> list[str]:
+    """What is said where ranks are not alike: seeds, models, algorithms, later a cohort."""
+    rank, lines = join().rank, []
+    other = vecfl.fedavg(lr=0.1, batches=B) if rank == 1 else vecfl.fedprox(lr=1, mu=1, batches=B)
+
+    def cohorts(eligible: Tensor, seed: int, round: int) -> Tensor:
+        return torch.arange(3) + (rank if round == 1 else 0)
+
+    def two_rounds() -> None:
+        sim = simulation(FEDAVG(), cohorts, 1)
+        sim.round(sim.round(sim.start())[0])
+
+    def told() -> None:
+        raise vecfl.InputError(f"by rank {rank}")
+
+    for fails in (
+        lambda: simulation(FEDAVG(), vecfl.everyone(), seed=10 + rank),
+        lambda: simulation(FEDAVG(), vecfl.everyone(), seed=9),
+        lambda: simulation(other, vecfl.everyone(), seed=1),
+        two_rounds,
+        lambda: join().from_first(told),
+    ):
+        try:
+            fails()
+        except (vecfl.InputError, RankError) as error:
+            lines.append(f"{type(error).__name__}: {error}")
+    return lines
+
+
 if __name__ == "__main__":
     mesh = join()
     found = all_cases()
+    found["refused"] = refused()
+    assert mesh.from_first(lambda: [mesh.rank, "x"]) == [0, "x"]
+    of_all = mesh.sum(torch.ones(2, 3), torch.tensor(mesh.rank), torch.empty(0))
+    assert [t.shape for t in of_all] == [(2, 3), (), (0,)]
+    assert of_all[0].eq(mesh.size).all() and of_all[1] == mesh.size * (mesh.size - 1) / 2
+    assert torch.get_num_threads() == 1  # what OMP_NUM_THREADS said
     if mesh.rank == 0:
         torch.save(found, sys.argv[1])

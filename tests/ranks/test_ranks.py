@@ -121,6 +121,18 @@ def test_steps_are_shared_out(worlds: Any, name: str, ranks: int) -> None:
         assert ranks == 2 or 0 in steps
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_that_are_not_alike_are_told_so(worlds: Any, ranks: int) -> None:
+    line = f"rank 1 of {ranks} has another {{}} than rank 0; all need the same"
+    assert worlds[ranks]["refused"] == [
+        "InputError: " + line.format("seed"),
+        "InputError: " + line.format("model"),
+        "InputError: " + line.format("algorithm"),
+        "RankError: " + line.format("cohort"),
+        "InputError: by rank 0",
+    ]
+
+
 def recipe(tmp_path: Path, *options: str, launch: tuple[str, ...] = (), **env: str) -> Any:
     out = str(tmp_path / "run")
     flags = [*HOW, "--out", out, *options]

@@ -1,0 +1,84 @@
+"""What launchers say in their variables."""
+
+import re
+
+import pytest
+
+from vecfl.errors import InputError
+from vecfl.launch import Launch, launched, threads_given
+
+MEET = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", **MEET}
+SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+FOUND = Launch(3, 4, 1, "node0:29500", 0)
+
+
+@pytest.mark.parametrize(
+    "env, found",
+    [
+        ({}, None),
+        (TORCHRUN, FOUND),
+        (TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "2"}, Launch(3, 4, 1, "node0:29500", 2)),
+        (OPEN_MPI | MEET, FOUND),
+        (SLURM | MEET, FOUND),
+        ({"PMI_RANK": "3", "PMI_SIZE": "4", **MEET}, Launch(3, 4, None, "node0:29500", 0)),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **MEET}, None),
+        (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, None),
+        (SLURM, None),  # the script of a job, which is one process
+        (TORCHRUN | SLURM | {"SLURM_PROCID": "0"}, FOUND),  # torchrun inside a Slurm job
+        (OPEN_MPI | MEET | {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, FOUND),
+    ],
+    ids=["alone", "torchrun", "restarted", "open mpi", "slurm", "pmi", "one", "one task"]
+    + ["slurm script", "torchrun in slurm", "mpi in slurm"],
+)
+def test_launchers(env: dict[str, str], found: Launch | None) -> None:
+    assert launched(env) == found
+
+
+@pytest.mark.parametrize(
+    "env, line",
+    [
+        (
+            SLURM | {"SLURM_STEP_ID": "0"},
+            "Slurm started 4 ranks, but MASTER_ADDR is not set: export MASTER_ADDR, the host of "
+            "rank 0, and MASTER_PORT, a free port there (unset SLURM_NTASKS where each process is "
+            "a run of its own)",
+        ),
+        (OPEN_MPI | {"MASTER_ADDR": "node0"}, "MPI started 4 ranks, but MASTER_PORT is not set: "),
+        ({"WORLD_SIZE": "2"}, "RANK=None, WORLD_SIZE=2: set both or none"),
+        (
+            TORCHRUN | {"RANK": "4"},
+            "RANK=4, WORLD_SIZE=4, LOCAL_RANK=1: expected a rank, from 0, and a greater number of "
+            "ranks",
+        ),
+        (TORCHRUN | {"RANK": "one"}, "RANK=one, WORLD_SIZE=4, LOCAL_RANK=1: expected a rank"),
+    ],
+    ids=["no address", "no port", "no rank", "too great", "no number"],
+)
+def test_variables_that_are_refused(env: dict[str, str], line: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(line)}"):
+        launched(env)
+
+
+def test_whose_number_of_threads_it_is(tmp_path) -> None:
+    """torchrun sets OMP_NUM_THREADS=1 for its ranks where it was started without."""
+    import os
+    import subprocess
+    import sys
+
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "OMP_NUM_THREADS": "1"}
+    assert not threads_given({}, 0)
+    assert threads_given({"OMP_NUM_THREADS": "1"}, 0)  # no torchrun
+    assert threads_given(torchrun | {"OMP_NUM_THREADS": "4"}, 0)
+    bare = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    for env, given in ((bare, False), (bare | {"OMP_NUM_THREADS": "1"}, True)):
+        command = [sys.executable, "-c", "input()"]
+        with subprocess.Popen(command, env=env, stdin=subprocess.PIPE) as parent:
+            assert threads_given(torchrun, parent.pid) == given
+            parent.communicate(b"\n")
+    assert not threads_given(torchrun, parent.pid)  # it has ended, nobody can tell
