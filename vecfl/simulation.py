@@ -103,11 +103,8 @@ class Simulation:
         arrangement = arrange(wanted, probe)
         self.trainer = Trainer(self.task, self.data, algorithm, arrangement, self.seed)
         self.feed = make_feed(self.source)
-        kept, folder = (
-            algorithm.table(self.task.layout.size),
-            None if table is None else Path(table),
-        )
-        self.tables = Tables(kept, self.data.num_clients, dtype, folder)
+        kept = algorithm.table(self.task.layout.size)
+        self.tables = Tables(kept, self.data.num_clients, dtype, table)
 
     def start(self) -> State:
         """The state before round 1, with the model as the task's module has it.
