@@ -114,8 +114,7 @@ class Simulation:
         self.trainer = Trainer(self.task, self.data, algorithm, arrangement, self.seed)
         self.feed = make_feed(self.source)
         kept = algorithm.table(self.task.layout.size)
-        folder = None if table is None else Path(table)
-        self.tables = Tables(kept, self.data.num_clients, dtype, folder, self.mesh.rank)
+        self.tables = Tables(kept, self.data.num_clients, dtype, table, self.mesh.rank)
         self.signal: Callable[[], int] = lambda: 0  # that came to this rank; asked in each round
         self.stopped = 0  # what came to any rank, by the end of the last round
         compare(self.mesh, self.task, self.data, self._facts())

@@ -260,6 +260,38 @@ def test_rows_go_back_to_what_they_were_at_the_checkpoint_not_later(tmp_path: Pa
         assert values(table) == [1, 1, 0, 0, 0]
 
 
+def test_going_back_over_checkpoints_may_be_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every client changed after another checkpoint; the way back stops at each write."""
+    real = os.pwrite
+    for stop in range(2 * N + 1):
+        table, left = new(tmp_path / f"{stop}"), stop
+        for round in range(4):
+            play(table, k4=10 + round, **{f"k{round}": 1 + round})
+            table.content(round + 1)
+        play(table, k0=9, k4=14)
+
+        def dies(*args) -> int:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", dies)
+            if stop < 2 * N:  # two columns of the clients 0, 1, 2, 3 and 4
+                with pytest.raises(KeyboardInterrupt):
+                    table.restore(0, {})
+            else:
+                table.restore(0, {})
+        del table
+        with pytest.raises(InputError, match="only after round 0: resume"):
+            new(tmp_path / f"{stop}", 2)
+        assert values(new(tmp_path / f"{stop}", 0)) == [0] * N
+
+
 def test_a_torn_end_is_cut_off_and_what_is_before_it_counts(tmp_path: Path) -> None:
     # A record of a row (a, b) has 8 + 8 + 3 * 4 + 4 bytes.
     table, path = new(tmp_path / "t"), tmp_path / "t" / "undo-0" / "0"
@@ -382,7 +414,7 @@ def test_a_column_that_is_cut_or_gone_ends_in_a_line(tmp_path: Path) -> None:
         new(tmp_path / "t")
 
 
-@pytest.mark.parametrize("call", ["posix_fallocate", "write", "pwrite", "fsync"])
+@pytest.mark.parametrize("call", ["posix_fallocate", "write", "most of a write", "pwrite", "fsync"])
 def test_a_full_disk_ends_the_round_and_not_the_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -390,12 +422,16 @@ def test_a_full_disk_ends_the_round_and_not_the_rows(
     play(table, k0=1)
     play(table, k1=2)
 
-    def full(*args: object) -> None:
+    real = os.write
+
+    def full(*args) -> None:
+        if call == "most of a write":
+            real(args[0], args[1][:-5])  # of its two records
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(OSError) as caught:
-            patch.setattr(os, call, full)
+            patch.setattr(os, call.rpartition(" ")[2], full)
             table.begin(2, torch.tensor([0, 3]))
             write(table, {"k3": 9})
         assert caught.value.errno == errno.ENOSPC
@@ -403,6 +439,6 @@ def test_a_full_disk_ends_the_round_and_not_the_rows(
         assert caught.value.filename == str(tmp_path / "t" / where)
     table.settle()
     assert (values(table), table.round) == ([1, 2, 0, 0, 0], 2)
-    play(table, k0=3)
+    play(table, k4=3)  # its record is not hidden by half of another
     table.restore(0, {})
     assert values(table) == [0] * N

@@ -128,7 +128,7 @@ class Tables:
     shapes: Mapping[str, tuple[int, ...]]
     clients: int
     dtype: torch.dtype
-    folder: Path | None = None
+    folder: str | Path | None = None
     writer: int = 0
     on_disk: Table | None = None
 
@@ -147,7 +147,7 @@ class Tables:
         if self.folder is None:
             table = Table(self.shapes, self.clients, Memory(*columns))
         elif table is None:
-            store = Folder(self.folder, *columns, self.writer)
+            store = Folder(Path(self.folder), *columns, self.writer)
             table = self.on_disk = Table(self.shapes, self.clients, store)
         table.restore(round, content or {})
         return table
