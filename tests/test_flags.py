@@ -62,7 +62,7 @@ def test_betas_by_hand() -> None:
     algorithm = make_algorithm(args)
     server = algorithm.init(torch.zeros(1, dtype=torch.float64), 1)
     one = torch.ones((), dtype=torch.float64)
-    after = algorithm.server(server, vecfl.aggregate.Aggregate(one.view(1), one), 1)
+    after = algorithm.server(server, vecfl.aggregate.Aggregate(one.view(1), one, None, one), 1)
     assert after["w"].item() == pytest.approx(-0.5 / (0.109**0.5 + 0.1))
 
 

@@ -35,7 +35,7 @@ KEYS = {
     *(f"client/accuracy_{name}" for name in ("mean", "p10", "p50", "p90", "worst")),
     *(f"system/{name}" for name in ("clients_per_s", "round_s", "slots", "slot_efficiency")),
     *(f"system/{name}" for name in ("client_steps", "backend", "workers", "threads")),
-    *("system/wait_s", "system/data"),
+    *("system/wait_s", "system/data", "system/ranks"),
 }
 
 
@@ -142,6 +142,7 @@ def test_config_holds_the_effective_settings(
         "watch": None,
         "fall_back": False,
         "safetensors": False,
+        "exact_sums": False,
     }
 
 
@@ -305,5 +306,5 @@ def test_a_full_disk_is_one_line_and_keeps_the_metrics(tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert len(rows_of(tmp_path / "run")) == 2
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == [
-        *("checkpoints", "config.yaml", "metrics.jsonl")
+        *("checkpoints", "config.yaml", "error.log", "metrics.jsonl")
     ]
