@@ -296,12 +296,18 @@ def test_ctrl_c_ends_the_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> N
     wait, ended = until_stopped(monkeypatch, SIZES[7])
     sim = simulate(sampler=lambda eligible, seed, round: torch.tensor([7]), resident=False)
     main = threading.main_thread().ident
-    presser = threading.Thread(
-        target=lambda: wait() and signal.pthread_kill(main, signal.SIGINT), daemon=True
-    )
-    presser.start()
+    over = threading.Event()
+
+    def press() -> None:
+        assert wait()
+        while not over.is_set():  # one that comes while Python collects garbage is lost
+            signal.pthread_kill(main, signal.SIGINT)
+            over.wait(5)
+
+    threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         sim.round(State(0, sim.start().server))
+    over.set()
     sim.feed.pool.shutdown()
     assert ended == [True]
 
