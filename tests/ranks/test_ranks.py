@@ -15,6 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+import vecfl.record
+from vecfl.cli import main
+from vecfl.flags import RunArgs
+
+from ..persist import tiny
 from .cases import CASES, all_cases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,33 +155,38 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(x).items() if k not in times} for x in lines]
 
 
-def test_a_rank_that_is_killed_ends_all_and_a_restart_trains_what_is_missing(
-    tmp_path: Path,
-) -> None:
-    """Checkpoints at 5 and 10; rank 1 dies after 8, so that 6 to 12 are trained by the second."""
-    long = ("--rounds", "12", "--checkpoint-every", "5", "--resume", "auto", "--exact-sums", "True")
+def test_a_rank_that_is_killed_ends_all(tmp_path: Path) -> None:
+    """Rank 1 dies after round 8, where rank 0 waits to evaluate."""
     began = time.monotonic()
-    code, _, err = end(recipe(tmp_path, *long, PLANT="kill:8"))
+    code, _, err = end(recipe(tmp_path, "--rounds", "12", PLANT="kill:8"))
     assert code == 1 and time.monotonic() - began < MINUTE
     assert "Signal 9 (SIGKILL)" in err
     assert re.search(r"^error: another rank has ended or hangs: .*Connection", err, re.M), err
-    assert diary(tmp_path, 0) == diary(tmp_path, 1) == list(range(1, 9))  # rank 0 evaluates then
+    assert diary(tmp_path, 0) == diary(tmp_path, 1) == list(range(1, 9))
     log = (tmp_path / "run/error.log").read_text()
     assert re.fullmatch(r"[-\d]+ [:\d]+, rank 0: another rank has ended or hangs: .*\n", log)
 
-    (tmp_path / "diary0").unlink(), (tmp_path / "diary1").unlink()
-    again = tmp_path / "again"
-    again.mkdir()
-    code, _, err = end(recipe(again, *long, launch=("--max-restarts=1",), PLANT="kill:8"))
+
+def test_a_restart_trains_what_is_missing_and_ends_with_the_bits_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints at 5 and 10; rank 1 dies after 8, so that 6 to 12 are trained by the second."""
+    long = ("--rounds", "12", "--checkpoint-every", "5", "--exact-sums", "True")
+    again = ("--resume", "auto")
+    code, out, err = end(
+        recipe(tmp_path, *long, *again, launch=("--max-restarts=1",), PLANT="kill:8")
+    )
     assert code == 0, err
-    assert diary(again, 1) == [*range(1, 9), *range(6, 13)]
-    code, out, err = end(recipe(tmp_path, *long))
-    assert code == 0, err
-    assert diary(tmp_path, 0) == diary(tmp_path, 1) == list(range(6, 13))
-    assert rows(tmp_path) == rows(again) and [r["round"] for r in rows(again)] == [*range(1, 13)]
-    models = [torch.load(folder / "run/model.pt") for folder in (tmp_path, again)]
-    assert all(torch.equal(t, models[1][name]) for name, t in models[0].items())
+    assert diary(tmp_path, 1) == [*range(1, 9), *range(6, 13)]
     assert out.count("test accuracy") == 1 and err.count("round 12/12") == 1  # by rank 0 alone
+
+    alone = tmp_path / "alone"
+    monkeypatch.setattr(vecfl.record, "draw_curves", lambda run_dir: None)
+    monkeypatch.setattr(sys, "argv", ["recipe", *HOW, "--out", str(alone / "run"), *long])
+    main(tiny.run, RunArgs)
+    assert rows(tmp_path) == rows(alone) and [r["round"] for r in rows(alone)] == [*range(1, 13)]
+    one, two = (torch.load(folder / "run/model.pt") for folder in (alone, tmp_path))
+    assert all(torch.equal(t, one[name]) for name, t in two.items())
 
 
 def test_an_error_on_one_rank_is_the_cause_in_the_summary_and_in_the_log(tmp_path: Path) -> None:
