@@ -112,6 +112,12 @@ def test_what_leaves_the_grid_is_told_and_still_right() -> None:
     add_(outside, doubles(-128, 1)[:, None], doubles(7, 128.5))
     assert (inside.bound, outside.bound) == (1023.5, 1024.5)
     assert (left_grid(inside, 2), left_grid(outside, 2)) == (False, True)
+    half = empty(1, CPU, grid)
+    add_(half, doubles(1)[:, None], doubles(0.5))
+    merge_(inside, half)  # 1024, just inside
+    assert not left_grid(inside, 3)
+    merge_(inside, half)
+    assert left_grid(inside, 4)
     far = empty(1, CPU, grid)
     add_(far, doubles(1e12, 1 / 3)[:, None], doubles(1, 1))
     assert far.total.item() == pytest.approx(1e12 + 1 / 3, rel=1e-15) and left_grid(far, 2)

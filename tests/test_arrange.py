@@ -16,6 +16,7 @@ from vecfl.engine.vmap import VmapBackend
 from vecfl.feed import Resident
 from vecfl.probe import Probe, slot_steps
 from vecfl.trainer import Arrangement, Trainer, operator_threads
+from vecfl.worker import Job
 
 from .oracles.bridge import dataset
 from .oracles.tasks import PROBLEMS
@@ -271,7 +272,7 @@ def test_slot_steps_are_those_that_a_round_executes(backend: str, workers: int) 
     trainer = Trainer(p.task, p.data, p.algorithm, Arrangement(backend, workers, 1, 2), 3)
     plan = trainer.plan(p.cohort)
     server = p.algorithm.init(p.task.layout.flatten(p.task.module), p.task.layout.trainable)
-    fold = trainer.train(server, 0, p.cohort, plan, p.data.columns)
+    fold = trainer.train(Job(server, 0, plan, p.data.columns))
     assert fold.executed == slot_steps(trainer, plan)
 
 
@@ -282,7 +283,7 @@ def test_a_part_is_scaled_to_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
     p = probe(algorithm=fedavg(lr=0.1, batches=Batches(4)), sizes=(8, 4, 100))
     timed = []
 
-    def clock(self: Probe, trainer: Trainer, cohort: torch.Tensor, plan) -> float:
+    def clock(self: Probe, trainer: Trainer, plan) -> float:
         timed.append(plan.steps.tolist())
         return float(plan.steps.sum())
 
@@ -295,7 +296,7 @@ def test_idle_slots_count_where_they_compute(monkeypatch: pytest.MonkeyPatch) ->
     # 2, 1 and 25 steps on two slots: 25 | 2 + 1, so 50 slot-steps. Two steps of a client for each
     # slot are 4; at a second each they are too long to time more, and a round takes 50 seconds.
     p = probe(algorithm=fedavg(lr=0.1, batches=Batches(4)), sizes=(8, 4, 100))
-    monkeypatch.setattr(Probe, "_clock", lambda self, trainer, c, plan: slot_steps(trainer, plan))
+    monkeypatch.setattr(Probe, "_clock", lambda self, trainer, plan: slot_steps(trainer, plan))
     p.time(a := Arrangement("vmap", 1, 1, 2))
     assert p.seconds[a] == 50.0
 
@@ -303,7 +304,7 @@ def test_idle_slots_count_where_they_compute(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_whole_cohort_is_timed_where_it_is_short() -> None:
     p = probe()
     a = Arrangement("vmap", 1, 1, 2)
-    sizes = [plan.steps.tolist() for _, plan, _ in p._parts(p.trainer(a))]
+    sizes = [plan.steps.tolist() for plan, _ in p._parts(p.trainer(a))]
     assert sizes == [[2, 2], [4, 2], [4, 0, 2, 12, 2, 2, 4, 6]]
     p.time(a)
     assert 0 < p.seconds[a] < 60

@@ -19,6 +19,7 @@ from vecfl import Batches, FederatedDataset, InputError, Simulation, State, Task
 from vecfl.data import open_dataset, save
 from vecfl.feed import Resident, Streamed, place
 from vecfl.trainer import operator_threads
+from vecfl.worker import Job
 
 from .oracles.bridge import dataset
 from .oracles.tasks import PROBLEMS
@@ -84,7 +85,7 @@ def test_a_client_that_comes_twice_trains_twice() -> None:
         examples = source(sim.data, CPU).fetch(clients)
         plan = replace(sim.trainer.plan(clients), first=examples.first)
         with torch.no_grad():
-            fold = sim.trainer.train(server, 0, clients, plan, examples.columns)
+            fold = sim.trainer.train(Job(server, 0, plan, examples.columns))
         assert sorted(torch.cat(fold.clients).tolist()) == [0, 1, 3, 3, 6]
         totals.append(fold.aggregate.total)
     assert torch.equal(*totals) and totals[0].any()

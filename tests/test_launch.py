@@ -77,8 +77,10 @@ def test_whose_number_of_threads_it_is(tmp_path) -> None:
     assert threads_given(torchrun | {"OMP_NUM_THREADS": "4"}, 0)
     bare = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     for env, given in ((bare, False), (bare | {"OMP_NUM_THREADS": "1"}, True)):
-        command = [sys.executable, "-c", "input()"]
-        with subprocess.Popen(command, env=env, stdin=subprocess.PIPE) as parent:
+        command = [sys.executable, "-c", "print(flush=True), input()"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, env=env, **pipes) as parent:
+            parent.stdout.readline()  # before that it may still be a fork of this process
             assert threads_given(torchrun, parent.pid) == given
             parent.communicate(b"\n")
     assert not threads_given(torchrun, parent.pid)  # it has ended, nobody can tell

@@ -10,6 +10,7 @@ import vecfl
 from vecfl import Batches, Simulation, Task, fedavg
 from vecfl.losses import Batch, Pair
 from vecfl.trainer import operator_threads
+from vecfl.worker import Job
 
 from .oracles.bridge import dataset, run_vecfl
 from .oracles.loop import Setting
@@ -168,11 +169,10 @@ def test_the_others_stop_when_one_fails(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_worker_stops_between_blocks_when_another_failed() -> None:
     sim = simulate("mlp", backend="loop", slots=1)
     (worker,) = sim.trainer.workers
-    cohort = sim.cohort(0)
     stop = threading.Event()
     stop.set()
-    plan, columns = sim.trainer.plan(cohort), sim.data.columns
-    fold = worker.train(sim.start().server, 0, cohort, plan, columns, stop=stop)
+    job = Job(sim.start().server, 0, sim.trainer.plan(sim.cohort(0)), sim.data.columns)
+    fold = worker.train(job, stop)
     assert fold.executed == 0 and len(torch.cat(fold.clients)) == 1  # the one without examples
 
 

@@ -5,6 +5,7 @@ A recipe that lets the user choose the algorithm inherits `AlgorithmArgs`, any o
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -212,9 +213,13 @@ def make_algorithm(args: AlgorithmArgs) -> Algorithm:
 
 
 def simulation(
-    args: RunArgs, task: Task, data: FederatedDataset, algorithm: Algorithm
+    args: RunArgs,
+    task: Task,
+    data: FederatedDataset,
+    algorithm: Algorithm,
+    table: str | Path | None = None,
 ) -> Simulation:
-    """The simulation of these parts, with uniform cohorts.
+    """The simulation of these parts, with uniform cohorts; `table` as in `Simulation`.
 
     Raises InputError as `Simulation` does, and for a cohort that is larger than the population.
     """
@@ -237,4 +242,5 @@ def simulation(
         threads=args.threads,
         slots=args.slots,
         exact_sums=args.exact_sums,
+        table=table,
     )

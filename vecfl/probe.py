@@ -18,6 +18,7 @@ from vecfl.feed import Examples
 from vecfl.schedule import Plan, assign
 from vecfl.task import Task
 from vecfl.trainer import Arrangement, Trainer
+from vecfl.worker import Job
 
 LONG = 0.3  # seconds: a part of a round that takes as long is timed once, shorter ones three times
 
@@ -103,30 +104,29 @@ class Probe:
         rate = math.nan
         try:
             with torch.no_grad():
-                for members, plan, work in self._parts(trainer):
+                for plan, work in self._parts(trainer):
                     if rate * work > LONG:
                         break
-                    rate = self._clock(trainer, self.cohort[members], plan) / work
+                    rate = self._clock(trainer, plan) / work
         except torch.OutOfMemoryError:  # too many slots for this GPU
             rate = math.inf
         self.seconds[arrangement] = rate * slot_steps(trainer, self.plan(trainer))
 
-    def _parts(self, trainer: Trainer) -> Iterator[tuple[np.ndarray, Plan, int]]:
+    def _parts(self, trainer: Trainer) -> Iterator[tuple[Plan, int]]:
         """Two steps of a client for each slot, all steps of these, the whole cohort."""
         plan = self.plan(trainer)
         seats = trainer.arrangement.workers * trainer.arrangement.slots
-        few, every = np.flatnonzero(plan.steps)[:seats], np.arange(len(self.cohort))
-        two = replace(plan.of(few), steps=plan.steps[few].clip(max=2))
-        for members, part in ((few, two), (few, plan.of(few)), (every, plan)):
-            yield members, part, max(1, slot_steps(trainer, part))
+        few = plan.of(np.flatnonzero(plan.steps)[:seats])
+        for part in (replace(few, steps=few.steps.clip(max=2)), few, plan):
+            yield part, max(1, slot_steps(trainer, part))
 
-    def _clock(self, trainer: Trainer, cohort: Tensor, plan: Plan) -> float:
+    def _clock(self, trainer: Trainer, plan: Plan) -> float:
         """Seconds that a part takes, without what only the first call pays."""
         weight = self.task.layout.flatten(self.task.module)
         server, shortest = self.algorithm.init(weight, self.task.layout.trainable), math.inf
         for _ in range(3):
             began = time.perf_counter()
-            trainer.train(server, 0, cohort, plan, self.examples.columns)
+            trainer.train(Job(server, 0, plan, self.examples.columns))
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             shortest = min(shortest, time.perf_counter() - began)
@@ -144,12 +144,12 @@ class Probe:
         for a in (replace(arrangement, slots=2), Arrangement("loop", 1, 1, 1)):
             trainer = Trainer(task, self.data, self.algorithm, a, self.seed)
             plan = self.plan(trainer)
-            few = np.flatnonzero(plan.steps)[: 2 * arrangement.workers]
-            part = replace(plan.of(few), steps=plan.steps[few].clip(max=most))
+            few = plan.of(np.flatnonzero(plan.steps)[: 2 * arrangement.workers])
+            part = replace(few, steps=few.steps.clip(max=most))
             server = self.algorithm.init(task.layout.flatten(task.module), task.layout.trainable)
-            cohort, columns = self.cohort[few], self.examples.columns
+            job = Job(server, 0, part, self.examples.columns)
             with torch.no_grad():
-                sums.append(trainer.train(server, 0, cohort, part, columns).aggregate.total)
+                sums.append(trainer.train(job).aggregate.total)
         found, right = sums
         largest = right.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
         return float((found - right).abs().max() / largest)

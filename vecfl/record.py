@@ -42,6 +42,11 @@ def record_run(
     InputError for a full disk: their line says how to go on. Of several ranks the first writes and
     prints; what any of them raises is in `error.log`.
     """
+    if args.fall_back and sim.tables.shapes:
+        raise InputError(
+            f"--fall-back: clients of {sim.algorithm.name} keep rows between rounds, which do not "
+            "go back with the model; give --watch alone"
+        )
     config, first = settings(args, sim.arrangement), sim.mesh.rank == 0
     if before is None:
         create = partial(create_run_dir, args.out, recipe, config)

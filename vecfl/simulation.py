@@ -29,6 +29,7 @@ from vecfl.table import Table, Tables
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
 from vecfl.trainer import Arrangement, Trainer, operator_threads
+from vecfl.worker import Job
 
 Metrics = dict[str, float | int | str]
 
@@ -148,10 +149,8 @@ class Simulation:
             waited, cohort = time.perf_counter() - began, self.cohorts.take(state.round)
             plan = replace(cohort.plan.of(cohort.mine), first=examples.first)
             grid = exact_grid(int(cohort.plan.n.sum())) if self.exact_sums else None
-            clients, columns = examples.clients, examples.columns
-            fold = self.trainer.train_or_halve(
-                state.server, state.round, clients, plan, columns, grid, state.table
-            )
+            job = Job(state.server, state.round, plan, examples.columns, grid, state.table)
+            fold = self.trainer.train_or_halve(job)
         signal = self.signal()
         found = tally(self.mesh, fold, cohort, state.round, state.server, signal)
         self.stopped = found.signal

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from vecfl.algorithms import Algorithm
-from vecfl.algorithms.base import Server
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
-from vecfl.losses import Batch
 from vecfl.schedule import Plan, make_plan, share
 from vecfl.table import Table
 from vecfl.task import Task
 from vecfl.trial import first_line
-from vecfl.worker import Fold, Worker
+from vecfl.worker import Fold, Job, Worker
 
 log = logging.getLogger("vecfl")
 
@@ -59,7 +57,7 @@ def operator_threads(number: int) -> Iterator[None]:
 
 
 class Trainer:
-    """Trains cohorts: `trainer.train(server, round, cohort, trainer.plan(cohort), columns)`.
+    """Trains cohorts: `trainer.train(Job(server, round, trainer.plan(cohort), columns))`.
 
     task is on the device already; data say where clients begin, and give an example. Raises
     InputError for several workers on a GPU, and where the backend cannot train the module.
@@ -105,33 +103,20 @@ class Trainer:
         """What the clients of `cohort` [C] do in a round."""
         return make_plan(self.algorithm.rule.batches, self.data.offsets, cohort)
 
-    def train(
-        self,
-        server: Server,
-        round: int,
-        cohort: Tensor,
-        plan: Plan,
-        columns: Batch,
-        grid: float | None = None,
-        table: Table | None = None,
-    ) -> Fold:
-        """Train `cohort` [C] (positions in the dataset) by its plan, from the server's state.
+    def train(self, job: Job) -> Fold:
+        """Train the clients of a job.
 
-        columns [n, ...] are on the device; `plan.first` says where those of a client begin. `grid`
-        makes sums exact (`vecfl.aggregate.exact_grid`). What clients keep goes into the table, if
-        given, whose round then begins: ending it is left to the caller. InputError for a client
-        that comes twice and keeps a row.
+        Where it has a table, whose round then begins, ending it is left to the caller. InputError
+        for a client that comes twice and keeps a row.
 
         Each worker's clients, and the order in which the workers' sums are added, depend on the
         plan alone: a round that is repeated has the same bits.
         """
-        if table is not None:
-            self._begin(table, round, cohort, plan)
+        if job.table is not None:
+            self._begin(job.table, job)
         jobs = [
-            partial(
-                worker.train, server, round, cohort[i], plan.of(i), columns, grid, table, self.stop
-            )
-            for worker, i in zip(self.workers, self.share(plan), strict=True)
+            partial(worker.train, job.of(members), self.stop)
+            for worker, members in zip(self.workers, self.share(job.plan), strict=True)
         ]
         with operator_threads(self.arrangement.threads):
             first, *others = self._do(jobs)
@@ -139,40 +124,32 @@ class Trainer:
             first.merge_(fold)
         return first
 
-    def train_or_halve(
-        self,
-        server: Server,
-        round: int,
-        cohort: Tensor,
-        plan: Plan,
-        columns: Batch,
-        grid: float | None = None,
-        table: Table | None = None,
-    ) -> Fold:
+    def train_or_halve(self, job: Job) -> Fold:
         """As `train`, but where a GPU's memory runs out, slots are halved: once, and said so.
 
         InputError where that is not enough.
         """
         try:
-            return self.train(server, round, cohort, plan, columns, grid, table)
+            return self.train(job)
         except torch.OutOfMemoryError as error:
-            what = f"round {round + 1}: {self.arrangement}: {first_line(error)}"
+            what = f"round {job.round + 1}: {self.arrangement}: {first_line(error)}"
             if self.halved or self.arrangement.slots == 1:
                 raise InputError(f"{what}; give fewer slots, or smaller batches") from error
         self.halved, half = True, self.arrangement.slots // 2
         log.warning("%s; going on with %d slots", what, half)
         self.rearrange(replace(self.arrangement, slots=half))
-        return self.train_or_halve(server, round, cohort, plan, columns, grid, table)
+        return self.train_or_halve(job)
 
-    def _begin(self, table: Table, round: int, cohort: Tensor, plan: Plan) -> None:
+    def _begin(self, table: Table, job: Job) -> None:
         """Let clients write their rows; one that comes twice has only one."""
+        plan = job.plan
         if plan.occurrence.any():
             twice = self.data.client_ids[int(plan.client[plan.occurrence.argmax()])]
             raise InputError(
-                f"round {round + 1}: client {twice!r} stands more than once in the cohort, and "
+                f"round {job.round + 1}: client {twice!r} stands more than once in the cohort, and "
                 f"{self.algorithm.name} keeps one row for each client; draw without replacement"
             )
-        table.begin(round, cohort)
+        table.begin(job.round, job.clients)
 
     def share(self, plan: Plan) -> list[np.ndarray]:
         """Which clients each worker trains, as positions in the cohort; longest first.

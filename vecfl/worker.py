@@ -1,8 +1,9 @@
 """A worker: one thread's slots and backend, which train clients and fold what they send."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,34 @@ from vecfl.task import Task
 # Bytes of finished rows that are folded at a time: they stay in a CPU's cache, or take little of a
 # GPU's memory.
 COMMIT = {"cpu": 1 << 22, "cuda": 1 << 28}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Clients to train in a round.
+
+    server   the state that they begin from; round: from 0
+    plan     who they are and what they do
+    columns  [n, ...] on the device; `plan.first` says where the examples of a client begin
+    grid     what makes sums exact (`vecfl.aggregate.exact_grid`), None for plain ones
+    table    what clients keep; without one their rows are zero, and nobody keeps the new ones
+    """
+
+    server: Server
+    round: int
+    plan: Plan
+    columns: Batch
+    grid: float | None = None
+    table: Table | None = None
+
+    @property
+    def clients(self) -> Tensor:
+        """Positions [C] in the dataset."""
+        return torch.from_numpy(self.plan.client)
+
+    def of(self, members: np.ndarray) -> "Job":
+        """The part of some clients, given as positions [k] in the plan."""
+        return replace(self, plan=self.plan.of(members))
 
 
 @dataclass
@@ -75,66 +104,44 @@ class Worker:
         self.kept = algorithm.table(task.layout.size)
 
     @torch.no_grad()  # grad mode belongs to a thread
-    def train(
-        self,
-        server: Server,
-        round: int,
-        cohort: Tensor,
-        plan: Plan,
-        columns: Batch,
-        grid: float | None = None,
-        table: Table | None = None,
-        stop: Event | None = None,
-    ) -> Fold:
-        """Train `cohort` [C] (positions in the dataset) from the server's state.
-
-        columns [n, ...] are on the device; `plan.first` says where those of a client begin. `grid`
-        makes sums exact. Without a table, rows of clients are zero, and nobody keeps the new ones.
-
-        Ends between two blocks when `stop` is set.
-        """
-        rule, slots = self.algorithm.rule, self.slots
-        tape = Tape(plan, rule.batches, slots.number, seed=self.seed, round=round, draws=self.draws)
-        update = make_update(rule, self.layout.param_views(server["w"]), round)
-        fold = Fold(empty(self.layout.size, self.device, grid))
-        examples = torch.from_numpy(plan.n)
+    def train(self, job: Job, stop: Event | None = None) -> Fold:
+        """Train the clients of `job`; ends between two blocks when `stop` is set."""
+        rule, slots, seed, draws = self.algorithm.rule, self.slots, self.seed, self.draws
+        tape = Tape(job.plan, rule.batches, slots.number, seed=seed, round=job.round, draws=draws)
+        update = make_update(rule, self.layout.param_views(job.server["w"]), job.round)
+        fold = Fold(empty(self.layout.size, self.device, job.grid))
         for idle in torch.from_numpy(tape.idle).split(slots.number):
             seats = torch.arange(len(idle))
-            self._seat(server, seats, cohort[idle], table)
-            self._commit(server, seats, cohort[idle], examples[idle], fold, table)
+            self._seat(job, seats, idle)
+            self._commit(job, seats, idle, fold)
         for block in tape.blocks():
             if stop is not None and stop.is_set():
                 break
-            seats, at = map(torch.from_numpy, block.starts)
+            seats, members = map(torch.from_numpy, block.starts)
             if len(seats):
-                self._seat(server, seats, cohort[at], table)
-            fold.executed += self.backend.run_(slots, block, columns, update)
-            seats, at = map(torch.from_numpy, block.finishes)
+                self._seat(job, seats, members)
+            fold.executed += self.backend.run_(slots, block, job.columns, update)
+            seats, members = map(torch.from_numpy, block.finishes)
             if len(seats):
-                self._commit(server, seats, cohort[at], examples[at], fold, table)
+                self._commit(job, seats, members, fold)
         return fold
 
-    def _seat(self, server: Server, seats: Tensor, clients: Tensor, table: Table | None) -> None:
-        """Let `clients` [k] begin in the slots `seats` [k]."""
-        starting = Starting(self._send(clients), self._gather(table, clients))
-        begin = self.algorithm.begin(server, starting)
+    def _seat(self, job: Job, seats: Tensor, members: Tensor) -> None:
+        """Let clients, at `members` [k] in the plan, begin in the slots `seats` [k]."""
+        clients = job.clients[members]
+        starting = Starting(self._send(clients), self._gather(job.table, clients))
+        begin = self.algorithm.begin(job.server, starting)
         self.slots.start_(self._send(seats), begin.model, begin.bias)
 
-    def _commit(
-        self,
-        server: Server,
-        seats: Tensor,
-        clients: Tensor,
-        examples: Tensor,
-        fold: Fold,
-        table: Table | None,
-    ) -> None:
-        """Fold the messages of the clients that have finished in `seats` [K]."""
+    def _commit(self, job: Job, seats: Tensor, members: Tensor, fold: Fold) -> None:
+        """Fold the messages of the clients, at `members` [K] in the plan, that end in `seats`."""
         seats, order = seats.sort()  # neighbours need no copy
-        columns = (t.split(self.rows) for t in (seats, clients[order], examples[order]))
-        for some, client, n in zip(*columns, strict=True):
-            done = self._finished(some, client, n, self._gather(table, client))
-            upload = self.algorithm.upload(server, done)
+        clients, n = job.clients[members[order]], torch.from_numpy(job.plan.n)[members[order]]
+        for some, client, examples in zip(
+            *(t.split(self.rows) for t in (seats, clients, n)), strict=True
+        ):
+            done = self._finished(some, client, examples, self._gather(job.table, client))
+            upload = self.algorithm.upload(job.server, done)
             update, weight = upload.update, upload.weight.double()
             sent = [update, *(rows[..., None].flatten(1) for rows in upload.table.values())]
             ok = sum((t.sum(1) for t in sent), done.loss).isfinite()  # a finite sum, finite terms
@@ -144,8 +151,8 @@ class Worker:
                     ok = ok & t.abs().amax(1).isfinite()
                 update = update.where(ok[:, None], 0)  # a weight of 0 is not enough: 0 * nan is nan
                 weight = weight.where(ok, 0)
-            if table is not None:
-                self._scatter(table, client, upload.table, ok.cpu())
+            if job.table is not None:
+                self._scatter(job.table, client, upload.table, ok.cpu())
             add_(fold.aggregate, update, weight)
             fold.clients.append(client)
             fold.ok.append(ok)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import vecfl
+from vecfl.aggregate import Aggregate
 from vecfl.algorithms import Algorithm, Begin, Finished, Starting, Upload
 
 
@@ -29,11 +30,15 @@ def habit(**averaging: object) -> Algorithm:
         rows = {"habit": mean, "visits": visits + 1}
         return Upload(sent.update, sent.weight * (1 + visits), rows)
 
+    def server(state: dict[str, Tensor], sums: Aggregate, trainable: int) -> dict[str, Tensor]:
+        return plain.server(state, sums, trainable) | {"half": state["half"]}
+
     return replace(
         plain,
         name="habit",
         init=init,
         begin=begin,
         upload=upload,
+        server=server,
         table=lambda size: {"habit": (size,), "visits": ()},
     )

@@ -61,13 +61,14 @@ class Server:
     def said(self, out: str) -> str:
         return (self.folder / f"{out}.log").read_text()
 
-    def result(self, out: str) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-        """Rows without times, and the bits of the model."""
+    def result(self, out: str) -> tuple[list[dict[str, Any]], dict[str, list[str]], list[bytes]]:
+        """Rows of metrics without times, the bits of the model, and what clients keep on disk."""
         run_dir = self.folder / out
         rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         rows = [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
         model = torch.load(run_dir / "model.pt", weights_only=True)
-        return rows, {k: [x.hex() for x in t.flatten().tolist()] for k, t in model.items()}
+        kept = [path.read_bytes() for path in sorted(self.folder.glob(f"{out}-rows/column_*"))]
+        return rows, {k: [x.hex() for x in t.flatten().tolist()] for k, t in model.items()}, kept
 
     def saved(self, out: str) -> int:
         """Rounds that need not be run again: those of the last checkpoint that has its name."""
@@ -111,6 +112,22 @@ def test_a_kill_at_every_step_of_a_run(server: Server, every: bool) -> None:
         assert list((server.folder / out / "checkpoints").glob(".*")) == []
 
 
+def test_a_kill_at_every_step_with_rows_of_clients(server: Server) -> None:
+    """In a process of its own each time: `tests/table` kills between the steps of the table."""
+    plan = {"rows": "disk", "fall_back": False, "keep": 1}
+    whole = server.run("rows", **plan)
+    expected = server.result("rows")
+    assert (whole["code"], whole["rounds"]) == (0, 8), server.said("rows")
+    assert len(expected[2]) == 2 and all(any(column[128:]) for column in expected[2])
+    for point in points(whole["steps"], every=False):
+        out = f"rows-{point}".replace(" ", "-")
+        assert server.run(out, kill_at=point, **plan)["code"] == KILLED, point
+        saved = server.saved(out)
+        again = server.run(out, **plan)
+        assert (again["code"], again["rounds"]) == (0, 8 - saved), (point, server.said(out))
+        assert server.result(out) == expected, point
+
+
 def test_a_kill_at_every_step_of_going_on(server: Server) -> None:
     server.run("calm")
     expected = server.result("calm")
@@ -130,11 +147,11 @@ def test_a_kill_at_every_step_of_going_on(server: Server) -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        {"backend": "stacked", "workers": 2, "slots": 3},
+        {"backend": "stacked", "workers": 2, "slots": 3, "rows": "disk", "fall_back": False},
         pytest.param({"backend": "vmap", "workers": 1, "slots": 2}, marks=pytest.mark.slow),
         pytest.param({"backend": "loop", "workers": 1, "slots": 1}, marks=pytest.mark.slow),
     ],
-    ids=["stacked, 2 workers", "vmap", "loop"],
+    ids=["stacked, 2 workers, rows", "vmap", "loop"],
 )
 def test_kills_at_random_moments(server: Server, how: dict[str, Any]) -> None:
     name, how = f"random-{how['backend']}", {**how, "rounds": 24, "checkpoint_every": 4}

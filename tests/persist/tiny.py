@@ -1,9 +1,14 @@
 """A recipe of a few milliseconds a round, with all that a checkpoint must hold."""
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
 import torch
 from torch import nn
 
 import vecfl
+from tests.oracles.toy import habit
 from vecfl.data import FederatedDataset
 from vecfl.flags import RunArgs, check_run, simulation
 from vecfl.record import record_run
@@ -14,18 +19,36 @@ Y = (X.sum(1).mul(37).sin() > 0).long()  # hard to learn: the loss rises now and
 CLIENT = [i * i % 7 for i in range(40)]  # of 0, 1, 2 and 4; the others have no examples
 
 
-def make_simulation(args: RunArgs) -> vecfl.Simulation:
+@dataclass
+class TinyArgs(RunArgs):
     """Clients with dropout, and a server with moments."""
+
+    rows: Literal["none", "memory", "disk"] = "none"
+    """what clients keep between rounds; on disk in OUT-rows"""
+
+
+def make_simulation(args: TinyArgs) -> vecfl.Simulation:
     data = FederatedDataset.from_arrays({"x": X, "y": Y}, CLIENT, num_clients=7)
     torch.manual_seed(args.seed)
     module = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(5, 2))
     metrics = {"accuracy": vecfl.accuracy}
     task = vecfl.Task(module, vecfl.cross_entropy, metrics, example=data.examples(2))
     batches = vecfl.Batches(size=args.batch, epochs=2)
-    return simulation(args, task, data, vecfl.fedadam(lr=0.3, server_lr=0.1, batches=batches))
+    if args.rows == "none":
+        adam = vecfl.fedadam(lr=0.3, server_lr=0.1, batches=batches)
+        return simulation(args, task, data, adam)
+    server = vecfl.server_adam(lr=0.1)
+    algorithm = habit(lr=0.3, batches=batches, server=server)
+    return simulation(args, task, data, algorithm, rows_of(args) if args.rows == "disk" else None)
 
 
-def run(args: RunArgs) -> None:
+def rows_of(args: TinyArgs) -> Path:
+    """The folder of the rows."""
+    out = Path(args.out or args.resume)
+    return out.with_name(f"{out.name}-rows")
+
+
+def run(args: TinyArgs) -> None:
     check_run(args)
     args, before = resume(args, "tiny")
     sim = make_simulation(args)
@@ -38,8 +61,8 @@ def run(args: RunArgs) -> None:
     )
 
 
-def arguments(out: str, **changed: object) -> RunArgs:
+def arguments(out: str, **changed: object) -> TinyArgs:
     """Eight rounds with an arrangement, so that nothing is measured."""
     how = {"backend": "loop", "workers": 2, "threads": 1, "slots": 2}
     values = {"rounds": 8, "cohort": 4, "batch": 3, "track": "none", "out": out, **how, **changed}
-    return RunArgs(**values)  # type: ignore[arg-type]
+    return TinyArgs(**values)  # type: ignore[arg-type]

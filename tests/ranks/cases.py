@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 import vecfl
 from vecfl.algorithms import Algorithm
 from vecfl.mesh import RankError, join
-from vecfl.worker import Fold
+from vecfl.worker import Fold, Job
 
 from ..oracles.bridge import dataset
 from ..oracles.tasks import PROBLEMS
+from ..oracles.toy import habit
 
 SIZES = (5, 0, 1, 23, 3, 4, 8)
 MANY = tuple(7 + (i * i) % 31 for i in range(40))  # 7 to 36 examples, 13 clients for three ranks
@@ -38,6 +40,7 @@ class Case:
     rounds: int = 2
     how: dict[str, Any] = field(default_factory=lambda: {"backend": "loop"})
     bad: tuple[int, ...] = ()  # clients with a NaN
+    keeps: bool = False  # rows of clients, in a folder
 
 
 def drawn(*cohorts: list[int]) -> Sampler:
@@ -68,6 +71,9 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
     "workers": Case(FEDAVG(), "cnn", how={"backend": "loop", "workers": 2, "threads": 1}),
     "streamed": Case(FEDAVG(), how={"backend": "loop", "resident": False}),
     "float32": Case(FEDAVG(), how={"backend": "loop", "dtype": torch.float32}),
+    "rows": Case(
+        habit(lr=0.1, batches=B), sampler=vecfl.uniform(4), rounds=5, bad=(3,), keeps=True
+    ),
     "many": Case(FEDAVG(), "linear", sampler=vecfl.uniform(30), sizes=MANY),
 }
 
@@ -83,8 +89,8 @@ class Heard(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def run(case: Case, exact: bool) -> dict[str, Any]:
-    """What a case gives on this rank."""
+def run(case: Case, exact: bool, folder: Path) -> dict[str, Any]:
+    """What a case gives on this rank; rows of clients lie in a new folder."""
     problem, heard = PROBLEMS[case.problem], Heard()
     clients = problem.clients(case.sizes)
     for k in case.bad:
@@ -92,6 +98,8 @@ def run(case: Case, exact: bool) -> dict[str, Any]:
     data = dataset(clients)
     task = vecfl.Task(problem.build(), problem.loss, example=data.examples(2))
     how = {"dtype": torch.float64, "seed": 3, **case.how}
+    if case.keeps:
+        how["table"] = folder / f"rows-{exact}"
     sim = vecfl.Simulation(task, data, case.algorithm, case.sampler, exact_sums=exact, **how)
     steps = count_steps(sim)
     logging.getLogger("vecfl").addHandler(heard)
@@ -102,8 +110,10 @@ def run(case: Case, exact: bool) -> dict[str, Any]:
         metrics.append({k: v for k, v in found.items() if not k.startswith("system/")})
     logging.getLogger("vecfl").removeHandler(heard)
     (everyone,) = sim.mesh.sum(sim.mesh.place(sum(steps)))
+    everybody = torch.arange(len(case.sizes))
     return {
         "models": torch.stack(models),
+        "rows": state.table.gather(everybody) if state.table is not None else {},
         "metrics": metrics,
         "evaluated": evaluated(sim, state, problem),
         "warned": heard.lines,
@@ -116,9 +126,9 @@ def count_steps(sim: vecfl.Simulation) -> list[int]:
     """The client steps of each round on this rank, as they are trained."""
     train, steps = sim.trainer.train, list[int]()
 
-    def counted(*args: Any) -> Fold:
-        fold = train(*args)
-        steps.append(int(args[3].steps.sum()))
+    def counted(job: Job) -> Fold:
+        fold = train(job)
+        steps.append(int(job.plan.steps.sum()))
         if sim.arrangement.backend == "loop":
             assert fold.executed == steps[-1]
         return fold
@@ -133,9 +143,9 @@ def evaluated(sim: vecfl.Simulation, state: vecfl.State, problem: Any) -> dict[s
     return sim.evaluate(state, data.columns) | sim.evaluate_clients(state, data)
 
 
-def all_cases() -> dict[str, Any]:
+def all_cases(folder: Path) -> dict[str, Any]:
     """Plain and exact sums of every case."""
-    return {(name, e): run(case, e) for name, case in CASES.items() for e in (False, True)}
+    return {(name, e): run(case, e, folder) for name, case in CASES.items() for e in (False, True)}
 
 
 def simulation(algorithm: Algorithm, sampler: Sampler, seed: int) -> vecfl.Simulation:
@@ -167,6 +177,7 @@ def refused() -> list[str]:
         lambda: simulation(FEDAVG(), vecfl.everyone(), seed=9),
         lambda: simulation(other, vecfl.everyone(), seed=1),
         two_rounds,
+        lambda: simulation(habit(lr=0.1, batches=B), vecfl.everyone(), seed=1).start(),
         lambda: join().from_first(told),
     ):
         try:
@@ -178,7 +189,9 @@ def refused() -> list[str]:
 
 if __name__ == "__main__":
     mesh = join()
-    found = all_cases()
+    folder = Path(sys.argv[1])
+    folder.mkdir(exist_ok=True)
+    found = all_cases(folder)
     found["refused"] = refused()
     assert mesh.from_first(lambda: [mesh.rank, "x"]) == [0, "x"]
     of_all = mesh.sum(torch.ones(2, 3), torch.tensor(mesh.rank), torch.empty(0))
@@ -186,4 +199,4 @@ if __name__ == "__main__":
     assert of_all[0].eq(mesh.size).all() and of_all[1] == mesh.size * (mesh.size - 1) / 2
     assert torch.get_num_threads() == 1  # what OMP_NUM_THREADS said
     if mesh.rank == 0:
-        torch.save(found, sys.argv[1])
+        torch.save(found, folder / "found")

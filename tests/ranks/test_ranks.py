@@ -17,7 +17,6 @@ import torch
 
 import vecfl.record
 from vecfl.cli import main
-from vecfl.flags import RunArgs
 
 from ..persist import tiny
 from .cases import CASES, all_cases
@@ -28,6 +27,7 @@ MINUTE = 60
 # vmap and stacked add up over the slots of a rank in another order, so that rows differ in bits
 BITS = sorted(CASES.keys() - {"vmap", "stacked"})
 LOOP = ("--backend", "loop", "--workers", "1", "--threads", "1", "--slots", "1")
+ALIKE = ("--exact-sums", "True", "--rows", "disk")
 HOW = (*LOOP, "--cohort", "4", "--batch", "3", "--track", "none")
 
 
@@ -52,11 +52,12 @@ def end(process: subprocess.Popen) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[Any, dict[str, Any]]]:
     """What all cases give on 1, 2 and 3 ranks."""
-    folder, found = tmp_path_factory.mktemp("ranks"), {1: all_cases()}
+    folder = tmp_path_factory.mktemp("ranks")
+    found = {1: all_cases(folder)}
     for ranks in (2, 3):
         code, _, err = end(start(ranks, "tests.ranks.cases", str(folder / f"{ranks}")))
         assert code == 0, err
-        found[ranks] = torch.load(folder / f"{ranks}", weights_only=True)
+        found[ranks] = torch.load(folder / f"{ranks}" / "found", weights_only=True)
     return found
 
 
@@ -67,6 +68,7 @@ def test_the_same_run(worlds: Any, name: str, exact: bool, ranks: int) -> None:
     one, some = worlds[1][name, exact], worlds[ranks][name, exact]
     rtol = 1e-5 if name == "float32" else 1e-9
     torch.testing.assert_close(some["models"], one["models"], rtol=rtol, atol=rtol / 1e3)
+    torch.testing.assert_close(some["rows"], one["rows"], rtol=rtol, atol=rtol / 1e3)
     assert some["warned"] == one["warned"]
     for kind in ("metrics", "evaluated"):
         left, right = flat(some[kind]), flat(one[kind])
@@ -75,6 +77,7 @@ def test_the_same_run(worlds: Any, name: str, exact: bool, ranks: int) -> None:
             assert value == pytest.approx(right[key], rel=rtol, nan_ok=True), key
     if exact and name in BITS:
         assert torch.equal(some["models"], one["models"])
+        torch.testing.assert_close(some["rows"], one["rows"], rtol=0, atol=0)
         assert repr(some["metrics"]) == repr(one["metrics"])
         assert repr(some["evaluated"]) == repr(one["evaluated"])
 
@@ -100,6 +103,8 @@ def test_the_cases_are_what_they_say(worlds: Any) -> None:
         )
     metrics = worlds[3]["repeats, nobody", False]["metrics"]
     assert [m["train/clients"] for m in metrics] == [3, 0, 3]  # client 1 has no examples
+    rows = worlds[3]["rows", False]["rows"]
+    assert rows["visits"].sum() > 10 and rows["visits"][3] == 0 and rows["habit"].any()
     # Clients of the second cohort: 2 has one example, 3 has a NaN; of the first, 6 comes twice.
     assert worlds[3]["not finite", True]["warned"] == [
         "round 1: client 3, 6, 6 dropped: not finite",
@@ -134,6 +139,7 @@ def test_ranks_that_are_not_alike_are_told_so(worlds: Any, ranks: int) -> None:
         "InputError: " + line.format("model"),
         "InputError: " + line.format("algorithm"),
         "RankError: " + line.format("cohort"),
+        "InputError: clients keep rows, which several ranks share on disk: give table=FOLDER",
         "InputError: by rank 0",
     ]
 
@@ -171,7 +177,7 @@ def test_a_restart_trains_what_is_missing_and_ends_with_the_bits_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints at 5 and 10; rank 1 dies after 8, so that 6 to 12 are trained by the second."""
-    long = ("--rounds", "12", "--checkpoint-every", "5", "--exact-sums", "True")
+    long = ("--rounds", "12", "--checkpoint-every", "5", *ALIKE)
     again = ("--resume", "auto")
     code, out, err = end(
         recipe(tmp_path, *long, *again, launch=("--max-restarts=1",), PLANT="kill:8")
@@ -183,10 +189,46 @@ def test_a_restart_trains_what_is_missing_and_ends_with_the_bits_of_one_process(
     alone = tmp_path / "alone"
     monkeypatch.setattr(vecfl.record, "draw_curves", lambda run_dir: None)
     monkeypatch.setattr(sys, "argv", ["recipe", *HOW, "--out", str(alone / "run"), *long])
-    main(tiny.run, RunArgs)
+    main(tiny.run, tiny.TinyArgs)
     assert rows(tmp_path) == rows(alone) and [r["round"] for r in rows(alone)] == [*range(1, 13)]
     one, two = (torch.load(folder / "run/model.pt") for folder in (alone, tmp_path))
-    assert all(torch.equal(t, one[name]) for name, t in two.items())
+    torch.testing.assert_close(two, one, rtol=0, atol=0)
+    columns = [column_bytes(folder) for folder in (alone, tmp_path)]
+    assert columns[0] == columns[1] and len(columns[0]) == 2
+
+
+def column_bytes(folder: Path) -> list[bytes]:
+    """What clients keep."""
+    return [path.read_bytes() for path in sorted(folder.glob("run-rows/column_*"))]
+
+
+# Of rank 0, which saves, at every step of it; of either at the end of a round; at ten moments.
+SAVING = ("ckpt written", "ckpt synced", "ckpt renamed", "checkpoint pruned", "round logged")
+DEATHS = [f"0:{step}:2" for step in SAVING] + ["0:round trained:7", "1:round evaluated:7"]
+DEATHS += [f"{k % 2}:after:{0.05 + 0.1 * k:.2f}" for k in range(10)]
+
+
+@pytest.mark.slow
+def test_one_of_two_ranks_dies_at_any_step(tmp_path: Path) -> None:
+    """The second attempt trains what no checkpoint has, and ends as a run that nobody disturbed."""
+    flags = ("--rounds", "40", "--checkpoint-every", "3", *ALIKE, "--resume", "auto")
+    assert end(recipe(tmp_path, *flags))[0] == 0
+    expected, kept, died = rows(tmp_path), column_bytes(tmp_path), 0
+    model = torch.load(tmp_path / "run/model.pt")
+    for death in DEATHS:
+        folder = tmp_path / death.replace(" ", "-")
+        folder.mkdir()
+        code, _, err = end(recipe(folder, *flags, launch=("--max-restarts=1",), DEATH=death))
+        assert code == 0, (death, err)
+        trained = diary(folder, 0)
+        first = next((i for i in range(1, len(trained)) if trained[i] <= trained[i - 1]), 0)
+        died += first > 0
+        assert trained[:first] == [*range(1, first + 1)]
+        assert trained[first:] == [*range(trained[first], 41)]
+        assert first - 3 < trained[first] <= first + 1 and trained[first] % 3 == 1, death
+        assert rows(folder) == expected and column_bytes(folder) == kept, death
+        torch.testing.assert_close(torch.load(folder / "run/model.pt"), model, rtol=0, atol=0)
+    assert died > len(DEATHS) // 2
 
 
 def test_an_error_on_one_rank_is_the_cause_in_the_summary_and_in_the_log(tmp_path: Path) -> None:
