@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import vecfl
+import vecfl.keeper
 import vecfl.record
-from tests.persist.tiny import run
+from tests.persist.tiny import TinyArgs, run
 from vecfl.checkpoint import rounds_in
 from vecfl.cli import main
 from vecfl.errors import InputError
-from vecfl.flags import RunArgs
 from vecfl.signals import Stopped
 from vecfl.simulation import Simulation
 from vecfl.track import Wandb
@@ -133,14 +133,14 @@ def test_the_command_line_ends_with_the_code(
     how = ("--backend=loop", "--workers=1", "--threads=1", "--slots=1")
     monkeypatch.setattr(sys, "argv", ["tiny", *flags, *how])
     with pytest.raises(SystemExit) as caught:
-        main(run, RunArgs)
+        main(run, TinyArgs)
     out, err = capfd.readouterr()
     assert (caught.value.code, out) == (143, "")
     assert "SIGTERM: finishing this round; again to stop at once\n" in err
     assert err.splitlines()[-1] == (
         "stopped after round 2 of 8, not finished; to go on: the same command with --resume run"
     )
-    main(run, RunArgs)  # no other signal comes: the counts go on
+    main(run, TinyArgs)  # no other signal comes: the counts go on
     assert Path("run/model.pt").exists()
 
 
@@ -153,7 +153,7 @@ def test_a_run_in_a_thread_gets_no_signal(tiny: Tiny) -> None:
 
 def full(*saves: int) -> Callable[[Path, dict[str, Any]], None]:
     """A disk that is full at these saves, counted from 1 (the one before the first round)."""
-    count, save = [0], vecfl.record.save
+    count, save = [0], vecfl.keeper.save
 
     def act(path: Path, content: dict[str, Any]) -> None:
         count[0] += 1
@@ -168,7 +168,7 @@ def test_a_full_disk_at_a_checkpoint_is_a_warning(
     tiny: Tiny, rows: Rows, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = tiny("whole")
-    monkeypatch.setattr(vecfl.record, "save", full(3))
+    monkeypatch.setattr(vecfl.keeper, "save", full(3))
     part = tiny("part", checkpoint_every=2)
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
         "round 4 is not saved: part/checkpoints/round-000004.ckpt: No space left on device; "
@@ -187,7 +187,7 @@ def test_a_full_disk_at_a_checkpoint_is_a_warning(
 def test_a_full_disk_when_a_signal_comes(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, saves: tuple[int, ...], said: str
 ) -> None:
-    monkeypatch.setattr(vecfl.record, "save", full(*saves))
+    monkeypatch.setattr(vecfl.keeper, "save", full(*saves))
     call_before(monkeypatch, Simulation, "round", send(signal.SIGTERM, 4))
     with pytest.raises(Stopped) as caught:
         tiny(checkpoint_every=2)

@@ -1,0 +1,88 @@
+"""The checkpoints of a recorded run: when they are due, what they hold, how to go on from one."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vecfl.checkpoint import path_of, prune, rounds_in, save
+from vecfl.files import reached
+from vecfl.flags import RunArgs
+from vecfl.resume import CHECKPOINTS
+from vecfl.simulation import Metrics, Simulation, State
+from vecfl.track import Jsonl
+from vecfl.watch import Watch
+
+log = logging.getLogger("vecfl")
+
+
+class Keeper:
+    """Saves the checkpoints of a run, on rank 0: `about` is what they hold beside its state.
+
+    saved  the round of the last one that the disk has, -1 for none
+    """
+
+    def __init__(
+        self, sim: Simulation, args: RunArgs, run_dir: Path, about: dict[str, Any], saved: int = -1
+    ) -> None:
+        self.sim, self.args, self.run_dir, self.saved = sim, args, run_dir, saved
+        self.about = about | {"torch": str(torch.__version__), "ranks": sim.mesh.size}
+        self.rows: Jsonl | None = None  # of the rounds; on the disk before a checkpoint is
+        self.watch = Watch(args.watch, args.fall_back) if args.watch else None
+
+    def go_on(self, content: dict[str, Any], state: State) -> None:
+        """Know the best round again."""
+        if self.watch is not None:
+            self.watch.load(content["watch"], state.server)
+        if content["torch"] != self.about["torch"]:
+            log.warning("begun with torch %s: other bits may come", content["torch"])
+        if content["ranks"] != self.about["ranks"] and not self.args.exact_sums:
+            log.warning("begun with %d ranks: other last bits may come", content["ranks"])
+
+    def look(self, state: State, metrics: Metrics, evaluated: bool) -> tuple[State, bool]:
+        """The state to go on from, and whether it is to be saved: see `Watch.look`."""
+        due, best = state.round % self.args.checkpoint_every == 0, False
+        if self.watch is not None:
+            state, best = self.watch.look(state, metrics, evaluated)
+        return state, due or best
+
+    def save(self, state: State) -> None:
+        """Save a checkpoint; where that fails the last one stays, and a warning says so.
+
+        All ranks call it: each has rows of the table to bring to the disk.
+        """
+        run, folder = self.sim.save(state), self.run_dir / CHECKPOINTS
+        if self.sim.mesh.rank == 0:
+            self._write(state, run, folder)
+        else:
+            self.saved = state.round
+        if state.table is not None:
+            oldest = self.sim.mesh.from_first(lambda: min(rounds_in(folder), default=0))
+            state.table.checkpointed(oldest)
+
+    def _write(self, state: State, run: dict[str, Any], folder: Path) -> None:
+        if self.rows is not None:
+            self.rows.sync()
+        watch = self.watch
+        content = self.about | {"run": run, "watch": watch.save() if watch else None}
+        try:
+            save(path_of(folder, state.round), content)
+            self.saved = state.round
+            prune(folder, self.args.keep, watch.round if watch else None)
+            reached("checkpoint pruned")
+        except OSError as error:
+            log.warning("round %d is not saved: %s; the run goes on", state.round, reason(error))
+
+    def where(self, state: State) -> str:
+        """How far the run is, and how to go on with it."""
+        so_far = f"after round {state.round} of {self.args.rounds}, not finished; to go on"
+        if self.saved < 0:
+            return f"{so_far}, start again: no checkpoint could be saved in {self.run_dir}"
+        if self.saved < state.round:
+            so_far += f" after round {self.saved}"
+        return f"{so_far}: the same command with --resume {self.run_dir}"
+
+
+def reason(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}"
