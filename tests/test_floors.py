@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl_kernels"}),
     frozenset({"vecfl.errors"}),
-    frozenset({"vecfl.layout", "vecfl.random", "vecfl.files", "vecfl.signals"}),
+    frozenset({"vecfl.layout", "vecfl.random", "vecfl.files", "vecfl.signals", "vecfl.settings"}),
     frozenset(
         {"vecfl.schedule", "vecfl.tape", "vecfl.launch", "vecfl.mesh", "vecfl.optim"}
         | {"vecfl.checkpoint"}
@@ -80,6 +80,7 @@ SAME_FLOOR = {
     ("vecfl.flags", "vecfl.cli"),
     ("vecfl.flags", "vecfl.report"),
     ("vecfl.flags", "vecfl.watch"),
+    ("vecfl.resume", "vecfl.cli"),
     ("vecfl.resume", "vecfl.flags"),
     ("vecfl.load", "vecfl.report"),
     ("vecfl.load", "vecfl.resume"),

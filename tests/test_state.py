@@ -118,7 +118,7 @@ def test_tensors_that_do_not_fit_are_refused(
 
 
 def test_any_fact_counts() -> None:
-    content = {"server": {"w": torch.zeros(2)}, "facts": {"clients": 3}}
+    content = {"round": 0, "server": {"w": torch.zeros(2)}, "facts": {"clients": 3}}
     fresh = {"w": torch.ones(2)}
     assert unpack(content, fresh, {"clients": 3}, False)["w"].tolist() == [0, 0]
     for facts in ({"clients": 4}, {"clients": 3, "new": 1}):

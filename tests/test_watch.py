@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vecfl.errors import InputError
-from vecfl.simulation import State
+from vecfl.state import State
 from vecfl.watch import Watch
 
 NAN = math.nan
@@ -83,3 +83,9 @@ def test_a_metric_that_no_evaluation_has() -> None:
     assert watch.look(state, {"round": 1}, evaluated=False) == (state, False)
     with pytest.raises(InputError, match="--watch: no metric eval/acuracy in .* eval/accuracy?"):
         watch.look(state, {"round": 1, "eval/loss": 1.0, "eval/accuracy": 0.5}, evaluated=True)
+
+
+def test_text_has_no_best() -> None:
+    state = State(1, {"w": torch.zeros(1)})
+    with pytest.raises(InputError, match="--watch: system/backend is text, 'loop'; expected a num"):
+        Watch("system/backend:max").look(state, {"system/backend": "loop"}, True)

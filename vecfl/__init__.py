@@ -44,7 +44,8 @@ from vecfl.server_optim import (
     server_momentum,
     server_sgd,
 )
-from vecfl.simulation import Simulation, State
+from vecfl.simulation import Simulation
+from vecfl.state import State
 from vecfl.task import Task
 
 __version__ = "0.1.0"

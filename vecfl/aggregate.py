@@ -44,7 +44,8 @@ def add_(aggregate: Aggregate, update: Tensor, weight: Tensor) -> None:
         weighted_sum_(aggregate.total, update, weight)
     else:
         exact_weighted_sum_(aggregate.total, update, weight, aggregate.grid)
-        largest = torch.maximum(update.amax(1), -update.amin(1)).double()
+        low, high = torch.aminmax(update, dim=1)
+        largest = torch.maximum(high, -low).double()
         aggregate.bound += weight @ largest.clamp(min=1)
     aggregate.weight += on_grid(weight, aggregate.grid).sum()
 

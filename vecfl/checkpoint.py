@@ -109,7 +109,9 @@ def newest_good(folder: Path) -> tuple[Path, dict[str, Any]]:
         for line in damaged:
             log.warning("%s; taking %s, the one before it", line, path.name)
         return path, content
-    raise InputError("; ".join(damaged) or f"{folder}: no checkpoint")
+    if not damaged:
+        raise InputError(f"{folder}: no checkpoint")
+    raise InputError(f"{'; '.join(damaged)}; no whole one is left: start a new run")
 
 
 def prune(folder: Path, keep: int, best: int | None = None) -> None:

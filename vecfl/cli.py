@@ -3,23 +3,21 @@
     if __name__ == "__main__":
         main(run, Args)
 
-Defaults come from the dataclass, then from the files of --config in their order, then from flags.
+Defaults come from the dataclass, then from the run of --resume, then from the files of --config in
+their order, then from flags.
 Exit codes: 2 for bad input or a file that cannot be written, 130 for Ctrl-C, 143 for SIGTERM.
 """
 
 import inspect
-import json
 import logging
 import signal
 import sys
 import time
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
-from difflib import get_close_matches
 from io import StringIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
@@ -27,6 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from vecfl.errors import InputError
 from vecfl.mesh import Mesh, RankError, RankLost, join
+from vecfl.settings import of_run, read
 from vecfl.signals import Stopped
 
 if TYPE_CHECKING:
@@ -122,10 +121,12 @@ def _parse(args_type: type[Args]) -> Args:
     except ModuleNotFoundError as error:
         raise InputError(f"the command line needs {error.name}: pip install {error.name}") from None
     files, printing, flags = _config_flags(sys.argv[1:])
+    start = of_run(flags, args_type)
+    default = read(files, start or args_type()) if files or start else tyro.MISSING_NONPROP
     args = tyro.cli(
         args_type,
         args=flags,
-        default=_read(files, args_type) if files else tyro.MISSING_NONPROP,
+        default=default,
         description=f"{inspect.getdoc(args_type)}\n{CONFIG_HELP}",
         config=(tyro.conf.FlagConversionOff,),
     )
@@ -145,85 +146,6 @@ def _config_flags(flags: list[str]) -> tuple[list[str], bool, list[str]]:
     except ArgumentError as error:
         raise InputError(f"{error.argument_name}: {error.message}") from None
     return taken.config, taken.print_config, others
-
-
-def _read(files: list[str], args_type: type[Args]) -> Args:
-    """The defaults of `args_type` under the values of YAML files, each checked as it is read."""
-    args = args_type()
-    for file in files:
-        values = asdict(args)
-        args = _validate(file, _over(values, _load(file)), args_type)
-    return args
-
-
-def _load(file: str) -> Mapping[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty one."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        why = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-        raise InputError(f"--config {file}: not YAML{where}: {why}") from error
-    if values is not None and not isinstance(values, dict):
-        raise InputError(f"--config {file}: expected lines 'name: value', got {values!r}")
-    return values or {}
-
-
-def _over(below: Any, above: Any) -> Any:
-    """The values of `above`, and where it has none, of `below`; groups value by value."""
-    if not isinstance(below, dict) or not isinstance(above, dict):
-        return above
-    return below | {str(key): _over(below.get(key), value) for key, value in above.items()}
-
-
-def _validate(file: str, values: dict[str, Any], args_type: type[Args]) -> Args:
-    """`values` as `args_type`; InputError with the path of the first key that does not fit."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-    # A dataclass takes this configuration only inside another type, hence the list.
-    adapter = TypeAdapter(list[args_type], config=ConfigDict(extra="forbid", strict=True))  # type: ignore[valid-type]
-    for _ in range(2):
-        try:
-            # As JSON a list may be a tuple, and a mapping a dataclass, in spite of `strict`.
-            return adapter.validate_json(json.dumps([values], default=str))[0]
-        except ValidationError as error:
-            wrong = error.errors()
-        if not any([_to_float(values, e["loc"][1:]) for e in wrong if e["type"] == "float_type"]):
-            break
-    raise InputError(f"--config {file}: {_reason(wrong[0], asdict(args_type()))}")
-
-
-def _to_float(values: Any, path: tuple[int | str, ...]) -> bool:
-    """Turn the string at `path` into a float: YAML 1.1 reads 1e-3, without a dot, as a string."""
-    *groups, last = path
-    for key in groups:
-        values = values[key]
-    if not isinstance(values[last], str):
-        return False
-    try:
-        values[last] = float(values[last])
-    except ValueError:
-        return False
-    return True
-
-
-def _reason(error: Mapping[str, Any], known: Any) -> str:
-    """What is wrong with a value, behind the path of its key."""
-    *groups, last = error["loc"][1:]
-    path = ".".join(map(str, (*groups, last)))
-    if error["type"] != "unexpected_keyword_argument":
-        return (
-            f"{path}: {error['msg'].replace('Input should be', 'expected')}, got {error['input']!r}"
-        )
-    for key in groups:
-        known = known[key]
-    nearest = ".".join(map(str, (*groups, *get_close_matches(last, known, 1, cutoff=0))))
-    return f"{path}: no option has this name; the nearest is {nearest}"
 
 
 def _exit(line: str, code: int, mesh: Mesh) -> NoReturn:

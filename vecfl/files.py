@@ -2,11 +2,14 @@
 
 import os
 import signal
+import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from vecfl.errors import InputError
 
 _seen: Counter[str] = Counter()
 
@@ -51,6 +54,31 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+class Lock:
+    """Held on the file or folder at `path` until `release`, or as long as it lives.
+
+    InputError, with the text `taken`, where another one is held. Without effect where the system
+    has no such locks.
+    """
+
+    def __init__(self, path: Path, taken: str, flags: int = os.O_RDONLY) -> None:
+        self.release: Callable[[], object] = lambda: None
+        if os.name != "posix":
+            return
+        import fcntl
+
+        with naming(path):
+            file = os.open(path, flags, 0o666)
+        self.release = weakref.finalize(self, os.close, file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise InputError(taken) from None
+        except OSError:  # a network folder without locks
+            pass
 
 
 def reached(step: str) -> None:

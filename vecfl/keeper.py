@@ -10,7 +10,8 @@ from vecfl.checkpoint import path_of, prune, rounds_in, save
 from vecfl.files import reached
 from vecfl.flags import RunArgs
 from vecfl.resume import CHECKPOINTS
-from vecfl.simulation import Metrics, Simulation, State
+from vecfl.simulation import Metrics, Simulation
+from vecfl.state import State
 from vecfl.track import Jsonl
 from vecfl.watch import Watch
 
@@ -44,7 +45,8 @@ class Keeper:
         """The state to go on from, and whether it is to be saved: see `Watch.look`."""
         due, best = state.round % self.args.checkpoint_every == 0, False
         if self.watch is not None:
-            state, best = self.watch.look(state, metrics, evaluated)
+            told = self.sim.mesh.from_first(lambda: metrics)  # times differ, and ranks must not
+            state, best = self.watch.look(state, told, evaluated)
         return state, due or best
 
     def save(self, state: State) -> None:
@@ -52,7 +54,12 @@ class Keeper:
 
         All ranks call it: each has rows of the table to bring to the disk.
         """
-        run, folder = self.sim.save(state), self.run_dir / CHECKPOINTS
+        folder = self.run_dir / CHECKPOINTS
+        try:
+            run = self.sim.save(state)
+        except OSError as error:
+            self._warn(state, error)
+            return
         if self.sim.mesh.rank == 0:
             self._write(state, run, folder)
         else:
@@ -72,7 +79,12 @@ class Keeper:
             prune(folder, self.args.keep, watch.round if watch else None)
             reached("checkpoint pruned")
         except OSError as error:
-            log.warning("round %d is not saved: %s; the run goes on", state.round, reason(error))
+            self._warn(state, error)
+
+    def _warn(self, state: State, error: OSError) -> None:
+        if self.sim.mesh.rank == 0:
+            what = "round %d is not saved: %s; free some space, the run goes on"
+            log.warning(what, state.round, reason(error))
 
     def where(self, state: State) -> str:
         """How far the run is, and how to go on with it."""

@@ -39,7 +39,7 @@ class RankLost(RankError):
 
 @dataclass(frozen=True)
 class Mesh:
-    """This rank of `size`, and `local`, its rank on its machine. All ranks call the same methods.
+    """This rank of `size` on `machines`; `local` on its own. All ranks call the same methods.
 
     Raises RankLost where another rank ends or does not answer.
     """
@@ -47,6 +47,7 @@ class Mesh:
     rank: int = 0
     size: int = 1
     local: int = 0
+    machines: int = 1
 
     def sum(self, *parts: Tensor) -> list[Tensor]:
         """The parts of all ranks added up in one all-reduce of float64, in the shapes they had.
@@ -191,7 +192,8 @@ def settled(rank: int, size: int, launch: Launch | None) -> Mesh:
         all_cores = {core for other in beside for core in found[other][1]}
         torch.set_num_threads(max(1, len(all_cores) // len(beside)))
     said = None if launch is None else launch.local
-    return Mesh(rank, size, beside.index(rank) if said is None else said)
+    machines = len({name for name, _ in found})
+    return Mesh(rank, size, beside.index(rank) if said is None else said, machines)
 
 
 def leave() -> None:

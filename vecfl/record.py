@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
 from traceback import format_exc
+from typing import Any
 
 import torch
 
@@ -22,8 +23,9 @@ from vecfl.model_file import SAFE, save_model
 from vecfl.report import draw_curves, summary
 from vecfl.resume import CHECKPOINTS, Before, go_on, settings
 from vecfl.signals import Signals, Stopped
-from vecfl.simulation import Metrics, Simulation, State
-from vecfl.track import Console, Jsonl, Tracker, Wandb, create_run_dir, new_id
+from vecfl.simulation import Metrics, Simulation
+from vecfl.state import State
+from vecfl.track import Console, Jsonl, Tracker, Wandb, create_run_dir, letting_go, new_id
 
 log = logging.getLogger("vecfl")
 Evaluate = Callable[[State], Metrics]
@@ -47,36 +49,67 @@ def record_run(
         )
     config, first = settings(args, sim.arrangement), sim.mesh.rank == 0
     if before is None:
-        create = partial(create_run_dir, args.out, recipe, config)
-        run_dir, state = sim.mesh.from_first(create), sim.start()
-        keeper = Keeper(sim, args, run_dir, {"config": config, "recipe": recipe, "id": new_id()})
-        if first:
-            (run_dir / CHECKPOINTS).mkdir()
-        keeper.save(state)
+        keeper, state = begin(sim, args, config, recipe)
+    elif finished(sim, args, before):
+        return
     else:
-        run_dir, content = before.run_dir, before.content
-        state = sim.load(content["run"], changed=args.resume_changed)
-        results = ["model.pt", "curves.png", *([f"model{SAFE}"] if args.safetensors else [])]
-        there = sim.mesh.from_first(lambda: all((run_dir / name).exists() for name in results))
-        if state.round == args.rounds and there:
-            log.info("%s is finished: nothing to do", run_dir)
-            if first:
-                print(summary(run_dir))
-            return
-        about = {"config": config, "recipe": recipe, "id": content["id"]}
-        keeper = Keeper(sim, args, run_dir, about, state.round)
-        keeper.go_on(content, state)
-        if first:
-            go_on(before, config)
+        keeper, state = begin_again(sim, args, config, before)
+    run_dir = keeper.run_dir
     track, id = args.track if first else "none", keeper.about["id"]
     with (
+        letting_go(run_dir),
         failures(run_dir, sim.mesh.rank, sim.mesh.size),
         Wandb(run_dir, config, group=recipe, track=track, id=id) as board,
     ):
         state = run_rounds(sim, state, evaluate, args, keeper, board)
         if first:
-            finish(sim, state, run_dir, args.safetensors)
+            finish(sim, state, args.safetensors, keeper)
             board.log_image("curves", run_dir / "curves.png")
+
+
+def begin(
+    sim: Simulation, args: RunArgs, config: dict[str, Any], recipe: str
+) -> tuple[Keeper, State]:
+    """A new run: its directory, the first state, and that on the disk."""
+    run_dir = sim.mesh.from_first(partial(create_run_dir, args.out, recipe, config))
+    state = sim.start()
+    keeper = Keeper(sim, args, run_dir, {"config": config, "recipe": recipe, "id": new_id()})
+    if sim.mesh.rank == 0:
+        (run_dir / CHECKPOINTS).mkdir()
+    keeper.save(state)
+    return keeper, state
+
+
+def finished(sim: Simulation, args: RunArgs, before: Before) -> bool:
+    """Whether all rounds are done and all results there; then its summary is printed."""
+    results = ["model.pt", "curves.png", *([f"model{SAFE}"] if args.safetensors else [])]
+    there = sim.mesh.from_first(lambda: all((before.run_dir / name).exists() for name in results))
+    if before.content["run"]["round"] != args.rounds or not there:
+        return False
+    log.info("%s is finished: nothing to do", before.run_dir)
+    if sim.mesh.rank == 0:
+        print(summary(before.run_dir))
+    with letting_go(before.run_dir):
+        return True
+
+
+def begin_again(
+    sim: Simulation, args: RunArgs, config: dict[str, Any], before: Before
+) -> tuple[Keeper, State]:
+    """A run that is gone on with; what would be refused is refused before anything is changed.
+
+    Later checkpoints go before the rows of clients go back: no checkpoint may be left that nothing
+    leads to.
+    """
+    run, content = before.content["run"], before.content
+    sim.check(run, changed=args.resume_changed)
+    config = config | {"init": content["config"]["init"]}  # which is not read again
+    about = {"config": config, "recipe": content["recipe"], "id": content["id"]}
+    keeper = Keeper(sim, args, before.run_dir, about, run["round"])
+    sim.mesh.from_first(partial(go_on, before, config))
+    state = sim.load(run, changed=args.resume_changed)
+    keeper.go_on(content, state)
+    return keeper, state
 
 
 @contextmanager
@@ -145,9 +178,9 @@ def run_rounds(
     return state
 
 
-def finish(sim: Simulation, state: State, run_dir: Path, safetensors: bool) -> None:
+def finish(sim: Simulation, state: State, safetensors: bool, keeper: Keeper) -> None:
     """Save the model, print the summary and draw the curves of a run that is complete."""
-    model = sim.state_dict(state)
+    model, run_dir = sim.state_dict(state), keeper.run_dir
     if safetensors:
         save_model(run_dir / f"model{SAFE}", model)
     kept = keep_model(model, run_dir / "model.pt", state.round)
@@ -160,6 +193,8 @@ def finish(sim: Simulation, state: State, run_dir: Path, safetensors: bool) -> N
         raise InputError(f"{reason(error)}; training finished, model: {kept}") from error
     finally:
         print(summary(run_dir))
+        if keeper.watch is not None and (best := keeper.watch.back_at(state)) is not None:
+            print(f"model.pt        of round {best}, the best by {keeper.watch.metric}")
 
 
 def keep_model(model: dict[str, torch.Tensor], path: Path, rounds: int) -> Path:

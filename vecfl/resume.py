@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vecfl.checkpoint import load, newest_good, rewind, rounds_in
+from vecfl.cli import flag
 from vecfl.errors import InputError
 from vecfl.files import atomic_file
 from vecfl.flags import RunArgs
 from vecfl.mesh import join
-from vecfl.track import as_yaml
+from vecfl.track import as_yaml, hold
 from vecfl.trainer import Arrangement
 
 log = logging.getLogger("vecfl")
@@ -24,8 +25,8 @@ CHECKPOINTS = "checkpoints"  # the folder in the directory of a run
 RESULTS = ("model.pt", "model.safetensors", "curves.png")  # what a finished run has
 
 # What a run may be resumed with although it was begun otherwise: the rounds stay what they are.
-OF_THIS_START = {"resume", "resume_changed"}
-FREE = OF_THIS_START | {"out", "track", "checkpoint_every", "keep", "safetensors"}
+OF_THIS_START = {"resume", "resume_changed", "out"}
+FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors"}
 FREE_WITHOUT_FALL_BACK = {"rounds", "eval_every", "watch"}  # they say when it may fall back
 ARRANGEMENT = {field.name for field in fields(Arrangement)}  # taken from the checkpoint
 
@@ -61,15 +62,21 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
     different = changes(config, asdict(args))
     if args.resume_changed:
         log.warning("going on with other settings: %s", "; ".join(different) or "none")
+        with (before.run_dir / "changes.log").open("a", encoding="utf-8") as file:
+            file.write(f"after round {done}: {'; '.join(different) or 'none'}\n")
         return args, before
     if different:
         raise InputError(
             f"--resume: {before.run_dir} was begun with other settings: {'; '.join(different)}; "
             "give the same, or --resume-changed True for another result"
         )
-    log.info("going on with %s after round %d, arranged as before", before.run_dir, done)
+    if done < args.rounds:
+        log.info("going on with %s after round %d of %d", before.run_dir, done, args.rounds)
     facts = before.content["run"]["facts"]
-    return replace(args, **{name: facts[name] for name in ARRANGEMENT}), before
+    for name in ARRANGEMENT:
+        if getattr(args, name) not in ("auto", None, facts[name]):
+            log.warning("%s: the run has %s and keeps it", flag(name), facts[name])
+    return replace(args, init=None, **{name: facts[name] for name in ARRANGEMENT}), before
 
 
 def changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -79,8 +86,14 @@ def changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} {there.get(name)} there, {here.get(name)} here"
         for name in {**there, **here}
-        if name not in free and there.get(name) != here.get(name)
+        if name not in free and not _same(name, there.get(name), here.get(name))
     ]
+
+
+def _same(name: str, there: Any, here: Any) -> bool:
+    if name == "init" and there is not None and here is not None:
+        return Path(there).expanduser().resolve() == Path(here).expanduser().resolve()
+    return bool(there == here)
 
 
 def settings(args: RunArgs, arrangement: Arrangement) -> dict[str, Any]:
@@ -96,35 +109,38 @@ def go_on(before: Before, config: Mapping[str, Any]) -> None:
     """
     run_dir, done = before.run_dir, before.content["run"]["round"]
     rows, kept = run_dir / "metrics.jsonl", rows_of(run_dir / "metrics.jsonl", done)
+    last = max(rounds_in(run_dir / CHECKPOINTS))
+    if last > done:
+        log.warning("rounds %d to %d, which are done, are trained again", done + 1, last)
+    rewind(run_dir / CHECKPOINTS, done)  # first: a checkpoint needs the rows before it
     for name in RESULTS:
         (run_dir / name).unlink(missing_ok=True)
-    if rows.read_text(encoding="utf-8") != kept:
+    if rows.read_bytes() != kept:
         with atomic_file(rows) as file:
-            file.write(kept.encode())
-    rewind(run_dir / CHECKPOINTS, done)
+            file.write(kept)
     with atomic_file(run_dir / "config.yaml") as file:
         file.write(as_yaml(config))
 
 
-def rows_of(path: Path, done: int) -> str:
+def rows_of(path: Path, done: int) -> bytes:
     """The lines of the first `done` rounds, without later ones and a last one that was cut off.
 
     Raises InputError for a line that is no row, and where rows are missing.
     """
     try:
-        text, kept = path.read_text(encoding="utf-8"), []
+        lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected {done} rows") from error
-    whole = text[: text.rfind("\n") + 1]
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(lines[:done], start=1):
         try:
-            if json.loads(line)["round"] <= done:
-                kept.append(line + "\n")
+            row = json.loads(line)["round"] if line.endswith(b"\n") else None
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path}, line {number}: not the row of a round") from error
-    if len(kept) != done:
-        raise InputError(f"{path}: {len(kept)} rows of {done} rounds; it is not the run's own")
-    return "".join(kept)
+        if row != number:
+            raise InputError(f"{path}, line {number}: not the row of round {number}")
+    if len(lines) < done:
+        raise InputError(f"{path}: {len(lines)} rows of {done} rounds; put the missing ones back")
+    return b"".join(lines[:done])
 
 
 def _find(args: RunArgs) -> Before | None:
@@ -133,6 +149,8 @@ def _find(args: RunArgs) -> Before | None:
         return None
     if args.resume == "auto":
         assert out is not None  # check_run says so
+        if out.is_dir():
+            hold(out)
         if rounds_in(out / CHECKPOINTS):
             return Before(out, newest_good(out / CHECKPOINTS)[1])
         _forget_start(out)
@@ -141,9 +159,18 @@ def _find(args: RunArgs) -> Before | None:
     if path.is_file():
         if path.absolute().parent.name != CHECKPOINTS:
             raise InputError(f"--resume: {path} is not in the folder {CHECKPOINTS} of a run")
-        run_dir, content = path.absolute().parents[1], load(path)
+        run_dir = path.absolute().parents[1]
+        hold(run_dir)
+        content = load(path)
     else:
-        run_dir, content = path, newest_good(path / CHECKPOINTS)[1]
+        run_dir = path
+        if not rounds_in(path / CHECKPOINTS):
+            what = "holds no checkpoint of a run" if path.is_dir() else "does not exist"
+            raise InputError(
+                f"--resume: {args.resume or '(empty)'} {what}; expected the directory of a run"
+            )
+        hold(run_dir)
+        content = newest_good(path / CHECKPOINTS)[1]
     if out is not None and out.resolve() != run_dir.resolve():
         raise InputError(f"--out: a run goes on where it is, in {run_dir}; got {out}")
     return Before(run_dir, content)

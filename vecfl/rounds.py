@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from vecfl.errors import InputError
 from vecfl.losses import Batch
-from vecfl.simulation import Simulation, State
+from vecfl.simulation import Simulation
+from vecfl.state import State
 from vecfl.track import Tracker
 
 

@@ -119,5 +119,7 @@ def share(steps: np.ndarray, parts: int, together: int = 1) -> list[np.ndarray]:
     The sum of steps counts, or the longest slot where `together` slots of a part step at a time;
     entries without steps go to the last part.
     """
+    if parts == 1:
+        return [np.arange(len(steps))]
     lane, _ = assign(steps, parts * together)
     return [np.flatnonzero(lane % parts == i) for i in range(parts)]

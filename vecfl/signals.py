@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks a run to stop after its round, the second stops it at once."""
+"""SIGINT, SIGTERM, SIGHUP: the first stops a run after its round, the second stops it at once."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+NUMBERS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
 class Stopped(KeyboardInterrupt):
@@ -19,7 +19,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """Inside `with`, `came` is the last SIGINT or SIGTERM that came, 0 before.
+    """Inside `with`, `came` is the last of these signals that came, 0 before.
 
     The first is told in a line and no more; the second raises KeyboardInterrupt wherever the main
     thread is. Other threads than the main one never get a signal, and change nothing here.

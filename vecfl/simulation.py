@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +24,14 @@ from vecfl.participation import Trace
 from vecfl.probe import Probe
 from vecfl.random import check_seed
 from vecfl.sampling import Sampler
-from vecfl.state import open_table, pack, unpack
-from vecfl.table import Table, Tables
+from vecfl.state import State, known_by, open_table, pack, together, unpack
+from vecfl.table import Tables
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
 from vecfl.trainer import Arrangement, Trainer, operator_threads
 from vecfl.worker import Job
 
 Metrics = dict[str, float | int | str]
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything a run is between two rounds: how many are finished, and the server's tensors.
-
-    table  what clients keep, changed in place by the next round: an older state cannot go on
-    """
-
-    round: int
-    server: dict[str, Tensor]
-    table: Table | None = None
 
 
 class Simulation:
@@ -145,6 +133,8 @@ class Simulation:
     def round(self, state: State) -> tuple[State, Metrics]:
         """One round: the next state, and `train/...` and `system/...` metrics."""
         began = time.perf_counter()
+        if state.table is not None:
+            self.mesh.sum(torch.zeros(1))  # nobody still reads the rows of the round before
         with self.feed(self.cohorts.ask, state.round) as examples:
             waited, cohort = time.perf_counter() - began, self.cohorts.take(state.round)
             plan = replace(cohort.plan.of(cohort.mine), first=examples.first)
@@ -213,12 +203,21 @@ class Simulation:
         return {name: t.detach().clone() for name, t in module.state_dict().items()}
 
     def save(self, state: State) -> dict[str, Any]:
-        """All that `load` needs to give `state` back: tensors on the CPU, and plain values."""
+        """All that `load` needs to give `state` back: tensors on the CPU, and plain values.
+
+        Raises OSError on all ranks where one cannot bring its clients' rows to the disk.
+        """
         content = pack(state.round, state.server, self.task.layout, self._facts())
-        if state.table is not None:
-            content["table"] = state.table.content(state.round)
-            self.mesh.sum(torch.zeros(1))  # all ranks have their rows on the disk
+        if (table := state.table) is not None:
+            content["table"] = together(self.mesh, lambda: table.content(state.round))
         return content
+
+    def check(self, content: Mapping[str, Any], *, changed: bool = False) -> None:
+        """Raise the InputError that `load` would raise, before anything is changed."""
+        w = self.task.layout.flatten(self.task.module)
+        fresh = self.algorithm.init(w, self.task.layout.trainable)
+        unpack(content, fresh, self._facts(), changed)
+        self.tables.check(content["round"], content.get("table"))
 
     def load(self, content: Mapping[str, Any], *, changed: bool = False) -> State:
         """The state that `save` gave, for rounds that have the bits of a run that never stopped.
@@ -241,5 +240,6 @@ class Simulation:
             "clients": self.data.num_clients,
             "examples": int(self.data.offsets[-1]),
             "exact_sums": self.exact_sums,
+            "rule": known_by(self.algorithm.rule),
             "parameters": [f"{e.name} {list(e.shape)}" for e in self.task.layout.params],
         } | asdict(self.arrangement)

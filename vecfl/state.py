@@ -1,18 +1,35 @@
 """The state of a run as tensors on the CPU and plain values, and back: what a checkpoint holds."""
 
-from collections.abc import Mapping
-from typing import Any
+import errno
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from vecfl.algorithms.base import Server
+from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
 from vecfl.layout import Layout
 from vecfl.mesh import Mesh
 from vecfl.table import Table, Tables
 
+T = TypeVar("T")
 Facts = Mapping[str, Any]  # what a run is known by, plain values
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a run is between two rounds: how many are finished, and the server's tensors.
+
+    table  what clients keep, changed in place by the next round: an older state cannot go on
+    """
+
+    round: int
+    server: dict[str, Tensor]
+    table: Table | None = None
 
 
 def open_table(
@@ -25,12 +42,39 @@ def open_table(
     table = None
     if tables.shapes and tables.folder is None and mesh.size > 1:
         raise InputError("clients keep rows, which several ranks share on disk: give table=FOLDER")
+    if tables.shapes and mesh.machines > 1:
+        raise InputError(
+            f"clients keep rows, which ranks share through the memory of one machine; these are on "
+            f"{mesh.machines}"
+        )
     for rank in range(mesh.size):
         if rank == mesh.rank:
             table = tables.at(round, content)
         if tables.shapes:
             mesh.sum(torch.zeros(1))
     return table
+
+
+def together(mesh: Mesh, save: Callable[[], T]) -> T:
+    """What `save` gives, once all ranks have it; an OSError of one of them is one of all."""
+    failed, result = None, None
+    try:
+        result = save()
+    except OSError as error:
+        failed = error
+    (ranks,) = mesh.sum(mesh.place(int(failed is not None)))
+    if failed is not None:
+        raise failed
+    if ranks.any():
+        what = f"rank {int(ranks.argmax())} could not write the rows of its clients"
+        raise OSError(errno.EIO, what, "table")
+    return cast(T, result)
+
+
+def known_by(rule: LocalRule) -> str:
+    """A rule as text: its parts and numbers, of functions only that they are some."""
+    plain = rule if isinstance(rule.lr, (int, float)) else replace(rule, lr=math.nan)
+    return str(plain)
 
 
 def pack(round: int, server: Server, layout: Layout, facts: Facts) -> dict[str, Any]:
@@ -46,6 +90,10 @@ def unpack(content: Mapping[str, Any], fresh: Server, facts: Facts, changed: boo
     Raises InputError where they are not of the same names, types and shapes; and where a fact
     differs, unless `changed` says that the result may be another one.
     """
+    if not isinstance(content, Mapping) or not {"server", "facts", "round"} <= content.keys():
+        raise InputError(
+            "not what Simulation.save gave; in a checkpoint of a recipe that is its part 'run'"
+        )
     server = content["server"]
     for name in server.keys() | fresh.keys():
         there, here = (_kind(tensors.get(name)) for tensors in (server, fresh))

@@ -48,20 +48,21 @@ def tally(mesh: Mesh, fold: Fold, cohort: Cohort, round: int, server: Server, si
     """
     sums, distinct = fold.aggregate, cohort.clients.unique()
     ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
-    losses = on_grid(torch.cat(fold.sums).cpu().double()[ok], sums.grid).sum(0)
+    loss = torch.cat(fold.sums).cpu().double()[ok]
+    losses, range = on_grid(loss, sums.grid).sum(0), loss.abs().sum()
     counts = torch.tensor([int((weight > 0).sum()), fold.executed])
     bad = torch.searchsorted(distinct, torch.cat(fold.clients)[~ok]).bincount(
         minlength=len(distinct)
     )
     state = server.values() if round % COMPARE == 0 else ()
     marks = torch.stack((mesh.mark(cohort.clients), mesh.mark(*state), mesh.place(signal)))
-    parts = (sums.total, sums.weight, sums.bound, losses, counts, bad, marks)
-    total, weight, bound, losses, counts, bad, marks = mesh.sum(*parts)
+    parts = (sums.total, sums.weight, sums.bound, range, losses, counts, bad, marks)
+    total, weight, bound, range, losses, counts, bad, marks = mesh.sum(*parts)
     drawn, models, signals = marks.cpu()
     mesh.check("cohort", drawn)
     mesh.check("model", models)
     return Tally(
-        replace(sums, total=total, weight=weight, bound=bound),
+        replace(sums, total=total, weight=weight, bound=torch.maximum(bound, range.to(bound))),
         distinct.repeat_interleave(bad.cpu().long()).tolist(),
         float(losses[0] / losses[1]),
         int(counts[0]),
@@ -82,7 +83,7 @@ def warn(round: int, cohort: Cohort, found: Tally, client_ids: Sequence[Hashable
             level, who = logging.INFO, "client takes part"
         log.log(level, "round %d: no %s; the model stays as it is", round + 1, who)
     if left_grid(found.aggregate, clients):
-        what = "updates are too large for exact sums, whose last bits may depend on the order"
+        what = "updates or losses are too large for exact sums: last bits may depend on the order"
         log.warning("round %d: %s", round + 1, what)
 
 

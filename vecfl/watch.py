@@ -7,9 +7,12 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
+import torch
+
 from vecfl.algorithms.base import Server
 from vecfl.errors import InputError
-from vecfl.simulation import Metrics, State
+from vecfl.simulation import Metrics
+from vecfl.state import State
 
 log = logging.getLogger("vecfl")
 SIGN = {"max": 1, "min": -1}
@@ -39,21 +42,31 @@ class Watch:
 
         Rounds without the metric change nothing. Raises InputError where an evaluation lacks it.
         """
-        if self.metric not in metrics:
+        found = metrics.get(self.metric)
+        if isinstance(found, str):
+            raise InputError(f"--watch: {self.metric} is text, {found!r}; expected a number")
+        if found is None:
             if evaluated:
                 near = ", ".join(get_close_matches(self.metric, metrics, 1, cutoff=0))
                 raise InputError(f"--watch: no metric {self.metric} in this run; is it {near}?")
             return state, False
-        value = self.sign * float(metrics[self.metric])
+        value = self.sign * float(found)
         if value > self.sign * self.value or (self.round is None and value == value):
             self.round, self.value = state.round, float(metrics[self.metric])
             self.server = state.server if self.fall_back else None
             return state, True
         if self.server is not None and not value >= self.sign * self.value:
-            said = "round %d: %s %g is worse than %g: going on from the model of round %d"
+            said = "round %d: %s %g is worse than %g: back to the model of round %d"
             log.info(said, state.round, self.metric, self.sign * value, self.value, self.round)
             state = replace(state, server=self.server)
         return state, False
+
+    def back_at(self, state: State) -> int | None:
+        """The best round, where the server's tensors of `state` are those of it again."""
+        if self.server is None or state.round == self.round:
+            return None
+        same = all(torch.equal(t, state.server[name]) for name, t in self.server.items())
+        return self.round if same else None
 
     def save(self) -> dict[str, Any]:
         """What `load` needs; the best round's tensors where it may be fallen back to."""

@@ -96,7 +96,7 @@ def points(steps: dict[str, int], every: bool) -> list[str]:
 def test_a_kill_at_every_step_of_a_run(server: Server, every: bool) -> None:
     whole = server.run(f"whole-{every}")
     assert (whole["code"], whole["rounds"]) == (0, 8), server.said(f"whole-{every}")
-    assert "going on from the model of round" in server.said(f"whole-{every}")
+    assert "back to the model of round" in server.said(f"whole-{every}")
     expected = server.result(f"whole-{every}")
     assert [row["round"] for row in expected[0]] == [1, 2, 3, 4, 5, 6, 7, 8]
     kinds = {"ckpt written", "ckpt synced", "ckpt renamed", "checkpoint pruned", "pt renamed"}

@@ -1,6 +1,10 @@
 """Which run is gone on with, what its directory is then, and what is refused."""
 
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +13,15 @@ import pytest
 import torch
 import yaml
 
-from tests.persist.tiny import arguments
+from tests.persist.tiny import TinyArgs, arguments
 from vecfl.checkpoint import path_of, rounds_in
+from vecfl.cli import main
 from vecfl.errors import InputError
 from vecfl.resume import changes, resume, rows_of
 from vecfl.simulation import Simulation
 
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
 Tiny = Callable[..., Path]
 Rows = Callable[[Path], list[dict[str, Any]]]
 
@@ -85,8 +92,9 @@ def test_the_directory_or_a_checkpoint_in_it(tiny: Tiny, rows: Rows, trained: li
     assert trained == [5, 6, 7, 8] and same(whole, part, rows)
     tiny("./part", resume="part", **flags)
     for where, said in (
-        ("part/checkpoints/round-000005.ckpt", "round-000005.ckpt/checkpoints: no checkpoint$"),
-        ("nowhere", "nowhere/checkpoints: no checkpoint$"),
+        ("part/checkpoints/round-000005.ckpt", "000005.ckpt does not exist; expected the dir"),
+        ("nowhere", "^--resume: nowhere does not exist; expected the directory of a run$"),
+        ("part/checkpoints", "checkpoints holds no checkpoint of a run; expected the directory"),
         ("part/model.pt", "part/model.pt is not in the folder checkpoints of a run$"),
     ):
         with pytest.raises(InputError, match=said):
@@ -119,7 +127,8 @@ def test_the_arrangement_is_that_of_before(
         tiny("part", resume="auto", backend="vmap", slots="auto", workers="auto", threads=None)
     assert same(whole, Path("part"), rows)
     assert {row["system/backend"] for row in rows(Path("part"))} == {"loop"}
-    assert "going on with part after round 4, arranged as before" in caplog.text
+    assert "going on with part after round 4 of 8" in caplog.text
+    assert "--backend: the run has loop and keeps it" in caplog.text
 
 
 def test_other_settings_are_refused_with_their_names(
@@ -138,10 +147,60 @@ def test_other_settings_are_refused_with_their_names(
     assert {path: path.read_bytes() for path in part.rglob("*") if path.is_file()} == before
     tiny("part", resume="auto", resume_changed=True, seed=4, backend="vmap")
     assert "going on with other settings: seed 0 there, 4 here" in caplog.text
+    assert (part / "changes.log").read_text() == "after round 3: seed 0 there, 4 here\n"
     assert [row["system/backend"] for row in rows(part)] == ["loop"] * 3 + ["vmap"] * 5
     assert rows(part)[3:] != rows(tiny("whole"))[3:]
     with pytest.raises(InputError, match="seed 4 there, 0 here"):  # the run is another one now
         tiny("part", resume="auto")
+
+
+def test_a_run_in_use_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its first row to its last, and by whatever way the other process comes."""
+    said, train = [], Simulation.round
+
+    def busy(sim: Simulation, state: Any) -> Any:
+        for way in ("auto", "run"):
+            command = f"from tests.persist.tiny import *; run(arguments('run', resume={way!r}))"
+            done = subprocess.run(
+                [sys.executable, "-c", command], env=PYTHON, capture_output=True, text=True
+            )
+            said.append(done.stderr.splitlines()[-1])
+        return train(sim, state)
+
+    monkeypatch.setattr(Simulation, "round", busy)
+    tiny("run", rounds=1)
+    taken = f"{Path('run').resolve()} is in use by another process; end it, or choose another "
+    assert said == [f"vecfl.errors.InputError: {taken}directory"] * 2
+    monkeypatch.setattr(Simulation, "round", train)
+    tiny("run", rounds=2, resume="auto")
+
+
+def test_what_is_not_said_is_as_before(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--resume RUN means the settings of the run, but for what is said anew."""
+    part, got = tiny("part", rounds=3, batch=5, seed=4), list[TinyArgs]()
+    shutil.copy(part / "config.yaml", "before.yaml")
+    for flags, rounds in (
+        (["--resume", "part"], 3),
+        (["--resume=part/checkpoints/round-000003.ckpt", "--rounds", "9"], 9),
+        (["--out", "part", "--resume", "auto", "--rounds", "4"], 4),
+    ):
+        monkeypatch.setattr(sys, "argv", ["tiny", *flags])
+        main(got.append, TinyArgs)
+        assert (got[-1].rounds, got[-1].batch, got[-1].seed) == (rounds, 5, 4), flags
+        assert (got[-1].backend, got[-1].workers) == ("loop", 2)
+    monkeypatch.setattr(sys, "argv", ["tiny", "--out", "part"])
+    main(got.append, TinyArgs)
+    assert (got[-1].rounds, got[-1].batch) == (100, 10)  # no run is gone on with
+
+
+def test_the_first_model_is_not_needed_again(tiny: Tiny) -> None:
+    torch.save(model(tiny("zero", rounds=1)), "first.pt")
+    run_dir = tiny("run", rounds=1, init="first.pt")
+    Path("first.pt").unlink()
+    tiny("run", rounds=2, init=str(Path("first.pt").resolve()), resume="auto")
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["init"] == "first.pt"
+    with pytest.raises(InputError, match="init first.pt there, other.pt here"):
+        tiny("run", rounds=2, init="other.pt", resume="auto")
 
 
 def test_another_recipe_is_refused(tiny: Tiny) -> None:
@@ -155,13 +214,13 @@ FREE += ("backend", "workers", "threads", "slots", "resume", "resume_changed")
 
 
 def test_which_settings_change_the_result() -> None:
-    base = {name: 1 for name in (*FREE, "lr", "seed", "init", "device", "data")} | {
+    base = {name: "1" for name in (*FREE, "lr", "seed", "init", "device", "data")} | {
         "fall_back": False
     }
-    counts = [name for name in base if changes(base, base | {name: 2})]
+    counts = [name for name in base if changes(base, base | {name: "2"})]
     assert counts == ["lr", "seed", "init", "device", "data", "fall_back"]
     base["fall_back"] = True  # then evaluations decide what comes next
-    counts = [name for name in base if changes(base, base | {name: 2})]
+    counts = [name for name in base if changes(base, base | {name: "2"})]
     assert [name for name in counts if name in FREE] == ["rounds", "eval_every", "watch"]
     assert changes({"lr": 1}, {"lr": 1, "mu": 2}) == ["mu None there, 2 here"]
 
@@ -169,21 +228,22 @@ def test_which_settings_change_the_result() -> None:
 LINES = ['{"round": 1, "a": 0.1}\n', '{"round": 2, "a": 0.2}\n', '{"round": 3, "a": 0.3}\n']
 
 
-@pytest.mark.parametrize("torn", ["", '{"round": 4, "a"', '{"round": 4}'])
+@pytest.mark.parametrize("torn", [b"", b'{"round": 4, "a"', b'{"round": 4}', b"\xff\0\n"])
 @pytest.mark.parametrize("done", [0, 2, 3])
-def test_later_rows_and_a_torn_one_are_cut(tmp_path: Path, done: int, torn: str) -> None:
+def test_later_rows_and_a_torn_one_are_cut(tmp_path: Path, done: int, torn: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(LINES) + torn)
-    assert rows_of(path, done) == "".join(LINES[:done])
+    path.write_bytes("".join(LINES).encode() + torn)
+    assert rows_of(path, done) == "".join(LINES[:done]).encode()
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("".join(LINES[:2]), "metrics.jsonl: 2 rows of 3 rounds; it is not the run's own"),
-        ("", "metrics.jsonl: 0 rows of 3 rounds; it is not the run's own"),
+        ("".join(LINES[:2]), "metrics.jsonl: 2 rows of 3 rounds; put the missing ones back"),
+        ("", "metrics.jsonl: 0 rows of 3 rounds; put the missing ones back"),
         ("x\n", "metrics.jsonl, line 1: not the row of a round"),
         (LINES[0] + "[2]\n", "metrics.jsonl, line 2: not the row of a round"),
+        ("".join(LINES[:2] * 2), "metrics.jsonl, line 3: not the row of round 3"),
     ],
 )
 def test_rows_of_something_else_are_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -253,7 +313,9 @@ def test_falling_back_is_where_it_was(tiny: Tiny, rows: Rows) -> None:
     assert config["fall_back"] is True and "resume" not in config
 
 
-def test_a_final_round_that_fails_leaves_the_best_model(tiny: Tiny, rows: Rows) -> None:
+def test_a_final_round_that_fails_leaves_the_best_model(
+    tiny: Tiny, rows: Rows, capsys: pytest.CaptureFixture[str]
+) -> None:
     for rounds in range(2, 9):
         run_dir = tiny(f"r{rounds}", rounds=rounds, watch="eval/loss:min", fall_back=True)
         losses = [row["eval/loss"] for row in rows(run_dir)]
@@ -262,6 +324,7 @@ def test_a_final_round_that_fails_leaves_the_best_model(tiny: Tiny, rows: Rows) 
     else:
         pytest.fail("no last round was worse than the best")
     best = losses.index(min(losses)) + 1
+    assert f"model.pt        of round {best}, the best by eval/loss\n" in capsys.readouterr().out
     kept = torch.load(run_dir / "model.pt")
     other = model(tiny("best", rounds=best, watch="eval/loss:min", fall_back=True))
     assert all(torch.equal(kept[name], other[name]) for name in other)

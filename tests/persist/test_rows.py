@@ -1,5 +1,6 @@
 """Recorded runs whose clients keep rows: what goes on has the rows of the checkpoint."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+import vecfl.files
 from tests.persist.tiny import arguments, make_simulation
 from vecfl.checkpoint import load, path_of, rounds_in
 from vecfl.errors import InputError
+from vecfl.simulation import Simulation
+from vecfl.table.journal import Journal
 
 Tiny = Callable[..., Path]
 Rows = Callable[[Path], list[dict[str, Any]]]
@@ -82,3 +86,52 @@ def test_falling_back_is_refused_for_the_rows_would_stay(tiny: Tiny) -> None:
         "model; give --watch alone"
     )
     assert not Path("run").exists()
+
+
+def test_a_disk_without_room_for_a_journal_is_a_warning(
+    tiny: Tiny, rows: Rows, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the checkpoint of round 3: that of round 0 stays, and the journal that leads to it."""
+    real = Journal.open
+
+    def full(journal: Journal, base: int) -> None:
+        if base == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", "undo-3")
+        real(journal, base)
+
+    monkeypatch.setattr(Journal, "open", full)
+    part = tiny("part", rows="disk", checkpoint_every=3)
+    assert "round 3 is not saved: undo-3: No space left on device; free some" in caplog.text
+    assert rounds_in(part / "checkpoints") == [6, 8]
+    assert_same(tiny("whole", rows="memory"), part, rows)
+
+
+@pytest.mark.parametrize("step", ["jsonl written", "jsonl renamed", "yaml written", "load"])
+def test_going_back_may_be_killed_and_refused(
+    tiny: Tiny, rows: Rows, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left is a run that goes on from the newest of its checkpoints."""
+    plan = {"rows": "disk", "checkpoint_every": 2, "keep": 9}
+    part = tiny("part", **plan)
+    lines = (part / "metrics.jsonl").read_text()
+    (part / "metrics.jsonl").write_text("x")
+    back = {"resume": "part/checkpoints/round-000004.ckpt", **plan}
+    with pytest.raises(InputError, match="line 1: not the row of round 1"):
+        tiny("part", **back)
+    (part / "metrics.jsonl").write_text(lines)
+
+    class Killed(BaseException):
+        pass
+
+    load = Simulation.load
+
+    def reached(name: str) -> None:
+        if name == step:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(vecfl.files, "reached", reached)
+        patch.setattr(Simulation, "load", lambda *_, **__: reached("load") or load(*_, **__))
+        tiny("part", **back)
+    tiny("part", resume="auto", **plan)
+    assert_same(tiny("whole", rows="memory"), part, rows)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from vecfl.errors import InputError
-from vecfl.table.journal import UNDO, Journal, Records, naming, opened, sync_folder, write_all
+from vecfl.files import Lock, naming, sync_folder
+from vecfl.table.journal import UNDO, Journal, Records, opened, write_all
 
 VERSION, META = 1, "meta.json"
 Shapes = Mapping[str, tuple[int, ...]]
@@ -39,7 +40,8 @@ class Folder:
         self.path, number = path.absolute(), torch.empty(0, dtype=dtype).numpy().dtype
         whole = {name: (clients, *shape) for name, shape in shapes.items()}
         self.name = name_of(self.path, whole, number)
-        self.lock = Lock(self.path / f"lock-{writer}")
+        taken = f"{self.path}: in use by another run; give each run a folder of its own"
+        self.lock = Lock(self.path / f"lock-{writer}", taken, os.O_RDWR | os.O_CREAT)
         self.columns = {
             name: Column(self.path / f"column_{i}.npy", shape, number)
             for i, (name, shape) in enumerate(whole.items())
@@ -76,8 +78,8 @@ class Folder:
         rows = {name: torch.from_numpy(records["row"][name].copy()) for name in self.columns}
         return torch.from_numpy(records["client"].copy()), rows
 
-    def restore(self, round: int, content: Mapping[str, object]) -> None:
-        """Write back what has changed since; InputError if no journal leads to that round."""
+    def check(self, round: int, content: Mapping[str, object]) -> None:
+        """InputError if no journal leads to that round, or it is another table's."""
         if content and content.get("table") != self.name:
             raise InputError(f"{self.path}: not the table that this checkpoint belongs to")
         bases = self.journal.bases()
@@ -86,6 +88,10 @@ class Folder:
                 f"{self.path}: no way back to its rows after round {round}, only after round "
                 f"{', '.join(map(str, bases))}: resume from there, or give a new folder"
             )
+
+    def restore(self, round: int, content: Mapping[str, object]) -> None:
+        """Write back what has changed since."""
+        self.check(round, content)
         self.journal.absorb(round)
         for record in self.journal.since(round):
             self.write(*self._rows(record.reshape(1)))
@@ -116,6 +122,12 @@ class Column:
 
     def __init__(self, path: Path, shape: tuple[int, ...], number: np.dtype) -> None:
         try:
+            with path.open("rb") as file:
+                np.lib.format.read_magic(file)
+                np.lib.format.read_array_header_1_0(file)
+                expected = file.tell() + number.itemsize * prod(shape)
+            if path.stat().st_size != expected:  # a map would make it longer, with zeros
+                raise ValueError(f"{path.stat().st_size} bytes, expected {expected}")
             mapped = np.load(path, mmap_mode="r+")
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: no column of a table, or cut: {error}") from error
@@ -147,22 +159,6 @@ class Column:
         if size != self.end:
             found = "missing" if size is None else f"{size} bytes"
             raise InputError(f"{self.path}: {found}, expected {self.end} bytes")
-
-
-class Lock:
-    """Held while it lives; InputError where another process, or this one, holds it."""
-
-    def __init__(self, path: Path) -> None:
-        import fcntl  # not on Windows
-
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        weakref.finalize(self, os.close, file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{path.parent}: in use by another run; give each run a folder of its own"
-            ) from None
 
 
 def name_of(path: Path, whole: Shapes, number: np.dtype) -> str:

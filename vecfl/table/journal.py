@@ -20,6 +20,8 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from vecfl.files import naming, sync_folder
+
 Records = NDArray[np.void]
 UNDO, GONE = "undo-", "gone-"
 CHUNK = 1 << 22  # bytes of records that are made at a time
@@ -43,15 +45,16 @@ class Journal:
     def open(self, base: int) -> None:
         """What is appended from now on leads back to the checkpoint of round `base`."""
         folder = self.folder / f"{UNDO}{base}"
-        folder.mkdir(exist_ok=True)
-        self.path = folder / self.writer
-        whole = sum(len(records) for records in self._whole(self.path))
-        with opened(self.path, os.O_RDWR | os.O_CREAT) as file:
+        path = folder / self.writer
+        with naming(folder):
+            folder.mkdir(exist_ok=True)
+        whole = sum(len(records) for records in self._whole(path))
+        with opened(path, os.O_RDWR | os.O_CREAT) as file:
             os.ftruncate(file, whole * self.record.itemsize)  # what is torn would hide the next
             os.fsync(file)
         sync_folder(folder)
         sync_folder(self.folder)
-        self.base = base
+        self.path, self.base = path, base  # where it fails, the journal before goes on
 
     def append(self, parts: Iterable[Records]) -> None:
         """Add records, all but their checksums, and wait until the disk has them."""
@@ -130,24 +133,9 @@ def opened(path: Path, flags: int) -> Iterator[int]:
             os.close(file)
 
 
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An OSError names the file at `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
 def write_all(file: int, data: bytes | memoryview, at: int | None = None) -> None:
     """Write `data` at byte `at`, or at the end of a file that was opened to append."""
     left = memoryview(data)
     while len(left):
         done = os.write(file, left) if at is None else os.pwrite(file, left, at)
         left, at = left[done:], None if at is None else at + done
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder."""
-    with opened(folder, os.O_RDONLY) as names:
-        os.fsync(names)

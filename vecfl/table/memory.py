@@ -39,22 +39,31 @@ class Memory:
     def kept(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         return iter(self.old)
 
-    def restore(self, round: int, content: Mapping[str, object]) -> None:
-        """Take the rows of `content`; those of no round are zero."""
+    def check(self, round: int, content: Mapping[str, object]) -> None:
+        """InputError where `content` holds other rows, or those of a table on disk."""
+        if "table" in content:
+            raise InputError(
+                f"the checkpoint after round {round} belongs to rows of clients on disk: give "
+                "their folder, Simulation(table=...)"
+            )
         rows = {name: t for name, t in content.items() if isinstance(t, Tensor)}
         found = {name: (*t.shape, t.dtype) for name, t in rows.items()}
         right = {name: (*t.shape, t.dtype) for name, t in self.columns.items()}
         if (round or content) and found != right:
             raise InputError(
-                f"the checkpoint after round {round} holds rows of clients {found or 'nowhere'}, "
-                f"this run needs {right}"
+                f"the checkpoint after round {round} holds {found or 'no'} rows of clients, this "
+                f"run needs {right}"
             )
-        for name, column in rows.items():
-            self.columns[name].copy_(column)
+
+    def restore(self, round: int, content: Mapping[str, object]) -> None:
+        """Take the rows of `content`; those of no round are zero."""
+        self.check(round, content)
+        for name, column in content.items():
+            self.columns[name].copy_(column)  # type: ignore[arg-type]
 
     def content(self, round: int) -> dict[str, object]:
-        """The columns themselves, no copies: to be saved before the next round."""
-        return dict(self.columns)
+        """Copies of the columns."""
+        return {name: column.clone() for name, column in self.columns.items()}
 
     def forget(self, oldest: int) -> None:
         """A checkpoint holds its rows itself: nothing leads back."""

@@ -30,6 +30,8 @@ class Store(Protocol):
     def kept(self) -> Iterator[tuple[Tensor, Rows]]:
         """Clients and their rows, as the last `keep` found them."""
 
+    def check(self, round: int, content: Mapping[str, object]) -> None: ...
+
     def restore(self, round: int, content: Mapping[str, object]) -> None: ...
 
     def content(self, round: int) -> dict[str, object]: ...
@@ -143,11 +145,20 @@ class Tables:
         """
         if not self.shapes:
             return None
-        table, columns = self.on_disk, (self.shapes, self.clients, self.dtype)
-        if self.folder is None:
-            table = Table(self.shapes, self.clients, Memory(*columns))
-        elif table is None:
-            store = Folder(Path(self.folder), *columns, self.writer)
-            table = self.on_disk = Table(self.shapes, self.clients, store)
+        table = self._open()
         table.restore(round, content or {})
         return table
+
+    def check(self, round: int, content: Mapping[str, object] | None) -> None:
+        """InputError where `at` could not go back, before anything is changed."""
+        if self.shapes:
+            self._open().store.check(round, content or {})
+
+    def _open(self) -> Table:
+        columns = (self.shapes, self.clients, self.dtype)
+        if self.folder is None:
+            return Table(self.shapes, self.clients, Memory(*columns))
+        if self.on_disk is None:
+            store = Folder(Path(self.folder), *columns, self.writer)
+            self.on_disk = Table(self.shapes, self.clients, store)
+        return self.on_disk

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from vecfl.track.console import Console
 from vecfl.track.jsonl import Jsonl
-from vecfl.track.run_dir import as_yaml, check_out, create_run_dir
+from vecfl.track.run_dir import as_yaml, check_out, create_run_dir, hold, letting_go
 from vecfl.track.wandb import Wandb, check_wandb, new_id
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "check_out",
     "check_wandb",
     "create_run_dir",
+    "hold",
+    "letting_go",
     "new_id",
 ]
 

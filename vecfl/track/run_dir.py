@@ -2,12 +2,13 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 from vecfl.errors import InputError
-from vecfl.files import atomic_file
+from vecfl.files import Lock, atomic_file
 
 
 def create_run_dir(out: str | None, recipe: str, config: Mapping[str, object]) -> Path:
@@ -24,10 +25,36 @@ def create_run_dir(out: str | None, recipe: str, config: Mapping[str, object]) -
             file.write(text)
             file.flush()
             (path / "metrics.jsonl").touch(exist_ok=False)  # of two runs at once, one fails here
+        hold(path)
     except OSError as error:
         reason = f"cannot write {error.filename}: {error.strerror}"
         raise InputError(f"{reason}; choose another run directory with --out") from error
     return path
+
+
+_held: dict[Path, Lock] = {}
+
+
+def hold(path: Path) -> None:
+    """Keep other processes out of the directory of a run until `letting_go`, or this one ends.
+
+    InputError where one is in it.
+    """
+    path = path.resolve()
+    if path not in _held:
+        taken = f"{path} is in use by another process; end it, or choose another directory"
+        _held[path] = Lock(path, taken)
+
+
+@contextmanager
+def letting_go(path: Path) -> Iterator[None]:
+    """After the block, other processes may take the directory."""
+    try:
+        yield
+    finally:
+        held = _held.pop(path.resolve(), None)
+        if held is not None:
+            held.release()
 
 
 def as_yaml(config: Mapping[str, object]) -> bytes:
