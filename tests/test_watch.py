@@ -15,7 +15,7 @@ NAN = math.nan
 
 def play(watch: Watch, values: list[float | None], first: int = 1) -> list[tuple[int, bool]]:
     """Rounds with these values, None for one without: from whose tensors the next starts, and
-    whether it is the best so far. The tensors of a round, of model and optimizer, are its number."""
+    whether it is the best so far. Tensors of a round, of model and optimizer, are its number."""
     found = []
     for round, value in enumerate(values, start=first):
         metrics: dict[str, Any] = {"round": round} | ({} if value is None else {"eval/loss": value})

@@ -10,8 +10,9 @@ import pytest
 import torch
 import yaml
 
-from tests.persist.tiny import arguments
-from vecfl.checkpoint import path_of, rounds_in
+import tests.persist.tiny
+from tests.persist.tiny import CLIENT, X, Y, arguments
+from vecfl.checkpoint import load, path_of, rounds_in, save
 from vecfl.errors import InputError
 from vecfl.flags import RunArgs
 from vecfl.resume import changes, resume, rows_of
@@ -144,6 +145,37 @@ def test_other_settings_are_refused_with_their_names(
     assert rows(part)[3:] != rows(tiny("whole"))[3:]
     with pytest.raises(InputError, match="seed 4 there, 0 here"):  # the run is another one now
         tiny("part", resume="auto")
+
+
+def test_another_population_under_the_same_settings_is_refused(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """config.yaml does not tell what lies in a data set; the checkpoint does."""
+    part = tiny("part", rounds=3)
+    monkeypatch.setattr(tests.persist.tiny, "X", X[:39])
+    monkeypatch.setattr(tests.persist.tiny, "Y", Y[:39])
+    monkeypatch.setattr(tests.persist.tiny, "CLIENT", CLIENT[:39])
+    with pytest.raises(InputError) as caught:
+        tiny("part", resume="auto")
+    assert str(caught.value) == "the checkpoint is of another run: examples 40 there, 39 here"
+    assert (part / "model.pt").exists()
+    tiny("part", resume="auto", resume_changed=True)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_another_torch_or_number_of_ranks_is_told(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture, exact: bool
+) -> None:
+    """Exact sums have the same bits on any number of ranks."""
+    last = path_of(tiny(rounds=1, exact_sums=exact) / "checkpoints", 1)
+    content = load(last)
+    assert (content["torch"], content["ranks"]) == (torch.__version__, 1)
+    tiny(rounds=2, exact_sums=exact, resume="auto")
+    save(last, content | {"torch": "2.0", "ranks": 3})
+    tiny(None, rounds=2, exact_sums=exact, resume=str(last))
+    said = ["begun with torch 2.0: other bits may come"]
+    said += [] if exact else ["begun with 3 ranks: other last bits may come"]
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == said
 
 
 def test_another_recipe_is_refused(tiny: Tiny) -> None:
