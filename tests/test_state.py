@@ -1,5 +1,6 @@
 """What a simulation gives a checkpoint, and takes back."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,17 @@ class Counting(nn.Module):
         return self.linear(x) * self.frozen
 
 
-def simulation(optimizer: str, dtype: torch.dtype = torch.float32) -> vecfl.Simulation:
-    data = FederatedDataset.from_arrays({"x": X, "y": Y}, [i % 5 for i in range(40)])
+def simulation(
+    optimizer: str,
+    dtype: torch.dtype = torch.float32,
+    clients: int = 5,
+    examples: int = 40,
+    module: Callable[[], nn.Module] = Counting,
+) -> vecfl.Simulation:
+    client = [i % clients for i in range(examples)]
+    data = FederatedDataset.from_arrays({"x": X[:examples], "y": Y[:examples]}, client)
     torch.manual_seed(0)
-    task = vecfl.Task(Counting(), vecfl.cross_entropy, example=data.examples(2))
+    task = vecfl.Task(module(), vecfl.cross_entropy, example=data.examples(2))
     batches = vecfl.Batches(size=3)
     algorithm = vecfl.fedavg(lr=0.2, batches=batches, server=OPTIMIZERS[optimizer])
     return vecfl.Simulation(task, data, algorithm, vecfl.uniform(3), backend="loop", dtype=dtype)
@@ -90,6 +98,7 @@ def test_the_model_is_named_views_of_the_row() -> None:
         ({"slots": 1}, "slots 2 there, 1 here"),
         ({"workers": 1}, "workers 2 there, 1 here"),
         ({"backend": "vmap"}, "backend loop there, vmap here"),
+        ({"exact_sums": True}, "exact_sums False there, True here"),
     ],
 )
 def test_the_state_of_another_run_is_refused(change: dict[str, Any], said: str) -> None:
@@ -99,6 +108,27 @@ def test_the_state_of_another_run_is_refused(change: dict[str, Any], said: str) 
         other.load(content)
     assert str(caught.value) == f"the checkpoint is of another run: {said}"
     assert other.load(content, changed=True).round == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"clients": 4}, "clients 5 there, 4 here"),
+        ({"examples": 39}, "examples 40 there, 39 here"),
+        (
+            {"module": lambda: nn.Sequential(Counting())},
+            "parameters ['linear.weight [2, 3]', 'linear.bias [2]'] there, "
+            "['0.linear.weight [2, 3]', '0.linear.bias [2]'] here",
+        ),
+    ],
+)
+def test_the_state_of_another_population_or_model_is_refused(
+    change: dict[str, Any], said: str
+) -> None:
+    content = simulation("sgd").save(simulation("sgd").start())
+    with pytest.raises(InputError) as caught:
+        simulation("sgd", **change).load(content)
+    assert str(caught.value) == f"the checkpoint is of another run: {said}"
 
 
 @pytest.mark.parametrize(

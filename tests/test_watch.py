@@ -15,13 +15,13 @@ NAN = math.nan
 
 def play(watch: Watch, values: list[float | None], first: int = 1) -> list[tuple[int, bool]]:
     """Rounds with these values, None for one without: from whose tensors the next starts, and
-    whether it is the best so far. The tensors of a round are its number."""
+    whether it is the best so far. Tensors of a round, of model and optimizer, are its number."""
     found = []
     for round, value in enumerate(values, start=first):
         metrics: dict[str, Any] = {"round": round} | ({} if value is None else {"eval/loss": value})
-        state = State(round, {"w": torch.tensor([float(round)])})
+        state = State(round, {"w": torch.tensor([float(round)]), "mean": torch.tensor(round)})
         after, best = watch.look(state, metrics, value is not None)
-        assert after.round == round
+        assert (after.round, after.server["mean"]) == (round, after.server["w"])
         found.append((int(after.server["w"]), best))
     return found
 
@@ -55,7 +55,7 @@ def test_it_goes_on_where_it_was_saved(cut: int) -> None:
     whole = play(Watch("eval/loss:min", True), VALUES)
     before, after = (Watch("eval/loss:min", True) for _ in range(2))
     first = play(before, VALUES[:cut])
-    after.load(before.save(), {"w": torch.zeros(1)})
+    after.load(before.save(), {"w": torch.zeros(1), "mean": torch.tensor(0)})
     assert first + play(after, VALUES[cut:], first=cut + 1) == whole
 
 

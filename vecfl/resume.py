@@ -112,9 +112,9 @@ def go_on(before: Before, config: Mapping[str, Any]) -> None:
     last = max(rounds_in(run_dir / CHECKPOINTS))
     if last > done:
         log.warning("rounds %d to %d, which are done, are trained again", done + 1, last)
-    rewind(run_dir / CHECKPOINTS, done)  # first: a checkpoint needs the rows before it
     for name in RESULTS:
         (run_dir / name).unlink(missing_ok=True)
+    rewind(run_dir / CHECKPOINTS, done)  # before the rows, for a checkpoint needs those before it
     if rows.read_bytes() != kept:
         with atomic_file(rows) as file:
             file.write(kept)

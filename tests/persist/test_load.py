@@ -16,10 +16,11 @@ from vecfl.errors import InputError
 from vecfl.model_file import save_model
 
 Tiny = Callable[..., Path]
+FROZEN = {"4.weight", "4.bias"}  # not in checkpoints
 
 
 def test_a_finished_run(tiny: Tiny, rows: Callable[[Path], list[dict[str, Any]]]) -> None:
-    run_dir = tiny(eval_every=3, watch="eval/accuracy:max")
+    run_dir = tiny(eval_every=3, watch="eval/accuracy:max", keep=1)
     run = vecfl.load_run(run_dir)
     assert (run.finished, run.round) == (True, 8)
     assert run.config == yaml.safe_load((run_dir / "config.yaml").read_text())
@@ -36,8 +37,11 @@ def test_a_finished_run(tiny: Tiny, rows: Callable[[Path], list[dict[str, Any]]]
     assert run.model.keys() == expected.keys()
     assert all(torch.equal(run.model[name], expected[name]) for name in expected)
     best = max((a, -r) for r, a in enumerate(accuracy, 1) if a == a)
-    assert run.best_round == -best[1]
-    assert run.best is not None and run.best.keys() == expected.keys()
+    assert run.best_round == -best[1] == 6  # --keep 1 alone would leave the last
+    there = torch.load(tiny("best", rounds=6) / "model.pt")
+    assert run.best is not None and run.best.keys() == there.keys() - FROZEN
+    assert all(torch.equal(run.best[name], there[name]) for name in run.best)
+    assert not torch.equal(run.best["0.weight"], run.model["0.weight"])
 
 
 def test_a_run_that_is_not_finished(
@@ -52,7 +56,8 @@ def test_a_run_that_is_not_finished(
     assert (run.finished, run.round, run.best_round, run.best) == (False, 4, None, None)
     assert len(run.metrics["round"]) == 8  # what metrics.jsonl has
     assert "taking round-000004.ckpt" in caplog.text
-    assert all(torch.equal(run.model[name], short.model[name]) for name in short.model)
+    assert run.model.keys() == short.model.keys() - FROZEN
+    assert all(torch.equal(run.model[name], short.model[name]) for name in run.model)
 
 
 def test_what_is_no_run_is_named(tiny: Tiny, tmp_path: Path) -> None:
@@ -70,7 +75,7 @@ def test_a_warm_start(tiny: Tiny) -> None:
     begun = vecfl.load_run(first).model
     first_model = load(path_of(again / "checkpoints", 0))["run"]["model"]
     assert first_model["0.weight"].dtype == torch.float64
-    assert all(torch.equal(first_model[name], begun[name].double()) for name in begun)
+    assert all(torch.equal(first_model[name], begun[name].double()) for name in first_model)
     a, b = torch.load(other / "model.pt"), torch.load(plain / "model.pt")
     assert not torch.equal(a["0.weight"], b["0.weight"])
 

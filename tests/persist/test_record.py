@@ -93,6 +93,7 @@ def test_a_finished_run_that_goes_on_looks_unfinished_again(
 ) -> None:
     run_dir = tiny(rounds=2)
     assert vecfl.load_run(run_dir).finished
+    (run_dir / "model.safetensors").touch()  # as --safetensors leaves it
     call_before(monkeypatch, Simulation, "round", send(signal.SIGTERM, 2))
     with pytest.raises(Stopped):
         tiny(resume="auto")
@@ -221,6 +222,38 @@ def test_metrics_that_cannot_be_written_end_the_run(
     )
     monkeypatch.setattr(vecfl.record, "Jsonl", create)
     assert rows(tiny(None, resume="part")) == rows(whole)
+
+
+def test_the_way_on_is_known_before_a_resumed_run_has_saved(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny(rounds=2)
+    monkeypatch.setattr(vecfl.keeper, "save", full(1, 2))
+    call_before(monkeypatch, Simulation, "round", send(signal.SIGTERM, 2))
+    with pytest.raises(Stopped, match="^stopped after round 4 .* to go on after round 2: the same"):
+        tiny(resume="auto")
+
+
+def test_rows_reach_the_disk_before_the_checkpoint_that_counts_them(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, int]] = []
+    sync, save, metrics = os.fsync, vecfl.keeper.save, Path("run/metrics.jsonl")
+
+    def fsync(file: int) -> None:
+        sync(file)
+        if os.path.samestat(os.fstat(file), metrics.stat()):
+            done.append(("rows", len(metrics.read_text().splitlines())))
+
+    def saved(path: Path, content: dict[str, Any]) -> None:
+        done.append(("checkpoint", content["run"]["round"]))
+        save(path, content)
+
+    tiny(rounds=1)  # this one has metrics.jsonl
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(vecfl.keeper, "save", saved)
+    tiny(rounds=3, checkpoint_every=1, resume="auto")
+    assert done == [("rows", 2), ("checkpoint", 2), ("rows", 3), ("checkpoint", 3)]
 
 
 class Board:

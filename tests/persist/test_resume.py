@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 import torch
 import yaml
 
-from tests.persist.tiny import TinyArgs, arguments
-from vecfl.checkpoint import path_of, rounds_in
+import tests.persist.tiny
+from tests.persist.tiny import CLIENT, TinyArgs, X, Y, arguments
+from vecfl.checkpoint import load, path_of, rounds_in, save
 from vecfl.cli import main
 from vecfl.errors import InputError
+from vecfl.flags import RunArgs
 from vecfl.resume import changes, resume, rows_of
 from vecfl.simulation import Simulation
 
@@ -203,25 +206,55 @@ def test_the_first_model_is_not_needed_again(tiny: Tiny) -> None:
         tiny("run", rounds=2, init="other.pt", resume="auto")
 
 
+def test_another_population_under_the_same_settings_is_refused(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """config.yaml does not tell what lies in a data set; the checkpoint does."""
+    part = tiny("part", rounds=3)
+    monkeypatch.setattr(tests.persist.tiny, "X", X[:39])
+    monkeypatch.setattr(tests.persist.tiny, "Y", Y[:39])
+    monkeypatch.setattr(tests.persist.tiny, "CLIENT", CLIENT[:39])
+    with pytest.raises(InputError) as caught:
+        tiny("part", resume="auto")
+    assert str(caught.value) == "the checkpoint is of another run: examples 40 there, 39 here"
+    assert (part / "model.pt").exists()
+    tiny("part", resume="auto", resume_changed=True)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_another_torch_or_number_of_ranks_is_told(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture, exact: bool
+) -> None:
+    """Exact sums have the same bits on any number of ranks."""
+    last = path_of(tiny(rounds=1, exact_sums=exact) / "checkpoints", 1)
+    content = load(last)
+    assert (content["torch"], content["ranks"]) == (torch.__version__, 1)
+    tiny(rounds=2, exact_sums=exact, resume="auto")
+    save(last, content | {"torch": "2.0", "ranks": 3})
+    tiny(None, rounds=2, exact_sums=exact, resume=str(last))
+    said = ["rounds 2 to 2, which are done, are trained again"]
+    said += ["begun with torch 2.0: other bits may come"]
+    said += [] if exact else ["begun with 3 ranks: other last bits may come"]
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == said
+
+
 def test_another_recipe_is_refused(tiny: Tiny) -> None:
     tiny("run", rounds=1)
     with pytest.raises(InputError, match="^--resume: run is a run of tiny$"):
         resume(arguments("run", resume="auto"), "quickstart")
 
 
-FREE = ("out", "track", "rounds", "eval_every", "checkpoint_every", "keep", "watch", "safetensors")
-FREE += ("backend", "workers", "threads", "slots", "resume", "resume_changed")
+COUNT = ["cohort", "batch", "seed", "sample_seed", "device", "dtype", "exact_sums", "init"]
+COUNT += ["fall_back", "lr"]  # a recipe's own count, too
 
 
 def test_which_settings_change_the_result() -> None:
-    base = {name: "1" for name in (*FREE, "lr", "seed", "init", "device", "data")} | {
-        "fall_back": False
-    }
-    counts = [name for name in base if changes(base, base | {name: "2"})]
-    assert counts == ["lr", "seed", "init", "device", "data", "fall_back"]
+    base = asdict(RunArgs()) | {"lr": 1}
+    counts = [name for name in base if changes(base, base | {name: 2})]
+    assert counts == COUNT
     base["fall_back"] = True  # then evaluations decide what comes next
-    counts = [name for name in base if changes(base, base | {name: "2"})]
-    assert [name for name in counts if name in FREE] == ["rounds", "eval_every", "watch"]
+    counts = [name for name in base if changes(base, base | {name: 2})]
+    assert [n for n in counts if n not in COUNT] == ["rounds", "eval_every", "watch"]
     assert changes({"lr": 1}, {"lr": 1, "mu": 2}) == ["mu None there, 2 here"]
 
 

@@ -31,6 +31,9 @@ def make_simulation(args: TinyArgs) -> vecfl.Simulation:
     data = FederatedDataset.from_arrays({"x": X, "y": Y}, CLIENT, num_clients=7)
     torch.manual_seed(args.seed)
     module = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(5, 2))
+    frozen = nn.Linear(2, 2).requires_grad_(False)  # no checkpoint has it; it changes nothing
+    frozen.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+    module.append(frozen)
     metrics = {"accuracy": vecfl.accuracy}
     task = vecfl.Task(module, vecfl.cross_entropy, metrics, example=data.examples(2))
     batches = vecfl.Batches(size=args.batch, epochs=2)

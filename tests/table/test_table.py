@@ -144,11 +144,12 @@ def test_a_checkpoint_brings_the_rows_back(folder: Path | None) -> None:
     play(table, k1=3, k4=4)
     table.begin(2, torch.tensor([4, 2]))
     write(table, {"k2": 9, "k4": 9})
-    del table  # killed here
-    table = new(folder, 1, saved)
-    assert (values(table), table.round) == ([1, 2, 0, 0, 0], 1)
-    play(table, k4=5)
-    assert (values(table), table.round) == ([1, 2, 0, 0, 5], 2)
+    for _ in range(2):  # what comes after leaves the checkpoint as it is
+        del table  # killed here
+        table = new(folder, 1, saved)
+        assert (values(table), table.round) == ([1, 2, 0, 0, 0], 1)
+        play(table, k4=5)
+        assert (values(table), table.round) == ([1, 2, 0, 0, 5], 2)
 
 
 def test_a_round_that_did_not_end_is_not_saved(folder: Path | None) -> None:
