@@ -238,6 +238,14 @@ def test_a_schedule_that_leaves_the_range_is_refused_in_its_round() -> None:
         sim.round(state)
 
 
+def test_weights_too_small_for_exact_sums_are_refused_in_their_round() -> None:
+    """5 examples: steps of 2^-41; two clients are rounded by more than 2^-24 of 5e-7."""
+    weights = lambda done: done.examples * 1e-7  # noqa: E731
+    sim = simulate(algorithm=fedavg(lr=0.1, batches=ONE, weights=weights), exact_sums=True)
+    with pytest.raises(InputError, match="^exact_sums: weights add up to 5e-07, too little for"):
+        sim.round(sim.start())
+
+
 def test_what_vecfl_has_not_made_is_named() -> None:
     with pytest.raises(InputError, match=r"^optimizer must be made by vecfl, such as sgd\(\), not"):
         fedavg(lr=0.1, batches=ONE, optimizer=vecfl.adam)  # type: ignore[arg-type]

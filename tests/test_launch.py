@@ -3,9 +3,12 @@
 import re
 
 import pytest
+import torch
 
+import vecfl.mesh
 from vecfl.errors import InputError
 from vecfl.launch import Launch, launched, threads_given
+from vecfl.mesh import settled
 
 MEET = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", **MEET}
@@ -63,6 +66,26 @@ def test_launchers(env: dict[str, str], found: Launch | None) -> None:
 def test_variables_that_are_refused(env: dict[str, str], line: str) -> None:
     with pytest.raises(InputError, match=f"^{re.escape(line)}"):
         launched(env)
+
+
+def test_ranks_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks 0 and 2 on a, bound to other cores of it; 1, 3 and 4 on b, where they may all run."""
+    beside = [("a", [0, 1, 2]), ("b", [*range(8)]), ("a", [2, 3])] + [("b", [*range(8)])] * 2
+    threads: list[int] = []
+
+    def gather(found: list[object], mine: object) -> None:
+        found[:] = beside
+
+    monkeypatch.setattr(vecfl.mesh.dist, "all_gather_object", gather)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    found = [settled(rank, 5, None) for rank in range(5)]
+    assert [mesh.local for mesh in found] == [0, 0, 1, 1, 2]
+    assert threads == [2, 2, 2, 2, 2]  # of 4 cores on a, of 8 on b
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    settled(0, 5, None)
+    assert len(threads) == 5
 
 
 def test_whose_number_of_threads_it_is(tmp_path) -> None:

@@ -276,6 +276,28 @@ class Board:
         pass
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_launcher_cannot_stop_a_rank_that_says_why_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    """It sends SIGTERM to all ranks when another one has ended."""
+    heard: list[int] = []
+
+    def told() -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return "planted"
+
+    monkeypatch.setattr(vecfl.record, "format_exc", told)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(ZeroDivisionError), vecfl.record.failures(tmp_path, 1, ranks):
+            raise ZeroDivisionError
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == ([signal.SIGTERM] if ranks == 1 else [])
+    assert "rank 1: planted" in (tmp_path / "error.log").read_text()
+
+
 def test_a_tracker_that_fails_leaves_training_and_rows(
     tiny: Tiny, rows: Rows, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

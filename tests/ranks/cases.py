@@ -6,22 +6,26 @@ client steps of every rank. Rank 0 saves them all.
 
 import logging
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 import vecfl
 from vecfl.algorithms import Algorithm
-from vecfl.mesh import RankError, join
+from vecfl.mesh import Mesh, RankError, join
+from vecfl.resume import resume
 from vecfl.worker import Fold, Job
 
 from ..oracles.bridge import dataset
 from ..oracles.tasks import PROBLEMS
 from ..oracles.toy import habit
+from ..persist import tiny
 
 SIZES = (5, 0, 1, 23, 3, 4, 8)
 MANY = tuple(7 + (i * i) % 31 for i in range(40))  # 7 to 36 examples, 13 clients for three ranks
@@ -74,6 +78,9 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
     "rows": Case(
         habit(lr=0.1, batches=B), sampler=vecfl.uniform(4), rounds=5, bad=(3,), keeps=True
     ),
+    # 36 examples: weights times largest numbers, 10954, are beyond 2^(6 + 7) = 8192, but those of
+    # no rank alone: of the six clients the three largest come to 6458.
+    "beyond the grid": Case(vecfl.fedavg(lr=300.0, batches=B), "linear", sizes=(6,) * 6, rounds=1),
     "many": Case(FEDAVG(), "linear", sampler=vecfl.uniform(30), sizes=MANY),
 }
 
@@ -149,16 +156,17 @@ def all_cases(folder: Path) -> dict[str, Any]:
 
 
 def simulation(algorithm: Algorithm, sampler: Sampler, seed: int) -> vecfl.Simulation:
-    problem = PROBLEMS["linear"]
-    data = dataset(problem.clients())
+    problem, rank = PROBLEMS["linear"], join().rank
+    data = dataset(problem.clients(SIZES[::-1] if seed == 8 and rank == 1 else SIZES))
     task = vecfl.Task(problem.build(), problem.loss, example=data.examples(2))
     if seed == 9:
-        task.module.weight.data += join().rank
+        task.module.weight.data += rank
     return vecfl.Simulation(task, data, algorithm, sampler, seed=seed, backend="loop")
 
 
 def refused() -> list[str]:
-    """What is said where ranks are not alike: seeds, models, algorithms, later a cohort."""
+    """What this rank says where they are not alike: in seed, model, population, algorithm, later
+    in a cohort; where one has no table for all; and what rank 0 alone finds wrong."""
     rank, lines = join().rank, []
     other = vecfl.fedavg(lr=0.1, batches=B) if rank == 1 else vecfl.fedprox(lr=1, mu=1, batches=B)
 
@@ -175,10 +183,12 @@ def refused() -> list[str]:
     for fails in (
         lambda: simulation(FEDAVG(), vecfl.everyone(), seed=10 + rank),
         lambda: simulation(FEDAVG(), vecfl.everyone(), seed=9),
+        lambda: simulation(FEDAVG(), vecfl.everyone(), seed=8),
         lambda: simulation(other, vecfl.everyone(), seed=1),
         two_rounds,
         lambda: simulation(habit(lr=0.1, batches=B), vecfl.everyone(), seed=1).start(),
         lambda: join().from_first(told),
+        lambda: resume(tiny.arguments(f"of-rank-{rank}", resume=f"of-rank-{rank}"), "tiny"),
     ):
         try:
             fails()
@@ -187,16 +197,33 @@ def refused() -> list[str]:
     return lines
 
 
+def of_ranks(mesh: Mesh, value: Any) -> list[Any]:
+    """The value of every rank."""
+    found = [None] * mesh.size
+    dist.all_gather_object(found, value)
+    return found
+
+
+def waits(mesh: Mesh, mark: Path) -> bool:
+    """Whether this rank is at its end no sooner than rank 0, which leaves a mark before."""
+    if mesh.rank == 0:
+        time.sleep(0.3)
+        mark.touch()
+    mesh.let_first_end()
+    return mark.exists()
+
+
 if __name__ == "__main__":
     mesh = join()
     folder = Path(sys.argv[1])
     folder.mkdir(exist_ok=True)
     found = all_cases(folder)
-    found["refused"] = refused()
+    found["refused"] = of_ranks(mesh, refused())
     assert mesh.from_first(lambda: [mesh.rank, "x"]) == [0, "x"]
     of_all = mesh.sum(torch.ones(2, 3), torch.tensor(mesh.rank), torch.empty(0))
     assert [t.shape for t in of_all] == [(2, 3), (), (0,)]
     assert of_all[0].eq(mesh.size).all() and of_all[1] == mesh.size * (mesh.size - 1) / 2
     assert torch.get_num_threads() == 1  # what OMP_NUM_THREADS said
+    found["waits"] = of_ranks(mesh, waits(mesh, folder / "mark"))
     if mesh.rank == 0:
         torch.save(found, folder / "found")

@@ -17,6 +17,7 @@ import vecfl.record
 from tests.persist import tiny
 from vecfl.cli import main
 from vecfl.simulation import Simulation
+from vecfl.track import Wandb
 
 RANK, ATTEMPT = os.environ.get("RANK", "0"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 doomed, step, number = os.environ.get("DEATH", "-:-:-").split(":")
@@ -46,10 +47,20 @@ def planted(sim: Simulation, state: Any) -> Any:
     return state, metrics
 
 
+class Board(Wandb):
+    """W&B whose `track` is written to DIARY<rank>.board."""
+
+    def __init__(self, *args: Any, track: Any, **kwargs: Any) -> None:
+        with Path(f"{os.environ['DIARY']}{RANK}.board").open("a") as diary:
+            diary.write(f"{track}\n")
+        super().__init__(*args, track=track, **kwargs)
+
+
 if __name__ == "__main__":
     if doomed and step != "after":
         os.environ["VECFL_KILL_AT"] = f"{step}:{number}"
     Simulation.round = planted  # type: ignore[method-assign]
+    vecfl.record.Wandb = Board  # type: ignore[misc]
     vecfl.record.draw_curves = lambda run_dir: None  # half a second
     sys.argv[0] = "recipe"
     main(tiny.run, tiny.TinyArgs)
