@@ -1,7 +1,6 @@
 """The state of a run as tensors on the CPU and plain values, and back: what a checkpoint holds."""
 
 import errno
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
@@ -73,8 +72,9 @@ def together(mesh: Mesh, save: Callable[[], T]) -> T:
 
 def known_by(rule: LocalRule) -> str:
     """A rule as text: its parts and numbers, of functions only that they are some."""
-    plain = rule if isinstance(rule.lr, (int, float)) else replace(rule, lr=math.nan)
-    return str(plain)
+    if isinstance(rule.lr, (int, float)):
+        return str(rule)
+    return f"{replace(rule, lr=0.0)}, lr by round"
 
 
 def pack(round: int, server: Server, layout: Layout, facts: Facts) -> dict[str, Any]:
