@@ -271,7 +271,7 @@ def test_slot_steps_are_those_that_a_round_executes(backend: str, workers: int) 
     p = probe()
     trainer = Trainer(p.task, p.data, p.algorithm, Arrangement(backend, workers, 1, 2), 3)
     plan = trainer.plan(p.cohort)
-    server = p.algorithm.init(p.task.layout.flatten(p.task.module), p.task.layout.trainable)
+    server = p.algorithm.init(p.task.layout.flatten(p.task.module), p.task.layout)
     fold = trainer.train(Job(server, 0, plan, p.data.columns))
     assert fold.executed == slot_steps(trainer, plan)
 

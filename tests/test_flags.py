@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 import vecfl
+from vecfl.algorithms import Round
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.flags import EVERY_OPTION, OPTIONS, AlgorithmArgs, make_algorithm, settle, simulation
+from vecfl.layout import Entry, Layout
 
 ALGORITHMS = ["fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
 X = torch.linspace(-1, 1, 60).view(20, 3).sin()
@@ -60,9 +62,11 @@ def test_betas_by_hand() -> None:
     options = {"server_lr": 1.0, "beta1": 0.5, "beta2": 0.9, "tau": 0.1}
     args = settle(AlgorithmArgs(algorithm="fedadam", **options))
     algorithm = make_algorithm(args)
-    server = algorithm.init(torch.zeros(1, dtype=torch.float64), 1)
+    layout = Layout((Entry("w", (1,), 0, torch.float64),))
+    server = algorithm.init(torch.zeros(1, dtype=torch.float64), layout)
     one = torch.ones((), dtype=torch.float64)
-    after = algorithm.server(server, vecfl.aggregate.Aggregate(one.view(1), one, None, one), 1)
+    sums = vecfl.aggregate.Aggregate(one.view(1), one, None, one)
+    after = algorithm.server(server, sums, Round(0, 0, layout))
     assert after["w"].item() == pytest.approx(-0.5 / (0.109**0.5 + 0.1))
 
 

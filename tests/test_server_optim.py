@@ -155,7 +155,7 @@ def test_algorithms_step_the_server_by_the_mean_update(name: str, task: str, bac
     memory = optimizer.init(state.server["w"][:trainable])
     for t in range(3):
         w = state.server["w"]
-        mean, _ = plain.round(vecfl.State(t, plain.algorithm.init(w, trainable)))
+        mean, _ = plain.round(vecfl.State(t, plain.algorithm.init(w, sim.task.layout)))
         state, _ = sim.round(state)
         update = w - mean.server["w"]
         expected, memory = optimizer.step(w[:trainable], update[:trainable], memory)

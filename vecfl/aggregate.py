@@ -1,6 +1,7 @@
 """The weighted mean of a cohort as a fold, so that rows stream through and are never all held."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,12 +21,14 @@ class Aggregate:
     weight  [] float64, the sum of weights
     grid    what every addend is rounded by, so that sums are exact (`exact_grid`); None: by nothing
     bound   [] float64, with a grid: no sum of these addends, in any order, is greater
+    extra   {name: [] float64}, sums of further numbers that clients sent, without weights
     """
 
     total: Tensor
     weight: Tensor
     grid: float | None
     bound: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def mean(self) -> Tensor | None:
         """The weighted mean [M], float64; None if no client had a positive weight."""
@@ -50,11 +53,20 @@ def add_(aggregate: Aggregate, update: Tensor, weight: Tensor) -> None:
     aggregate.weight += on_grid(weight, aggregate.grid).sum()
 
 
+def add_extra_(aggregate: Aggregate, extra: Mapping[str, Tensor]) -> None:
+    """Fold in the numbers [K] of clients by name; with a grid, each is rounded by it."""
+    for name, values in extra.items():
+        total = on_grid(values.double(), aggregate.grid).sum()
+        aggregate.extra[name] = aggregate.extra.get(name, 0) + total
+
+
 def merge_(aggregate: Aggregate, other: Aggregate) -> None:
     """Fold in another aggregate."""
     aggregate.total += other.total
     aggregate.weight += other.weight
     aggregate.bound += other.bound
+    for name, value in other.extra.items():
+        aggregate.extra[name] = aggregate.extra.get(name, 0) + value
 
 
 def exact_grid(examples: int) -> float:

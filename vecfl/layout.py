@@ -1,5 +1,6 @@
 """Where each parameter sits in a row of length P, and views of a [S, P] buffer."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -84,6 +85,14 @@ class Layout:
         for e in self.buffers:
             tensors[e.name] = restore(e, e.of(row))
         return tensors
+
+    def state_dict(self, module: nn.Module, row: Tensor) -> dict[str, Tensor]:
+        """The state dict that `module` would have with the numbers of `row` [P]."""
+        module = copy.deepcopy(module)
+        for name, value in self.unflatten(row).items():
+            parent, _, leaf = name.rpartition(".")
+            getattr(module.get_submodule(parent), leaf).data.copy_(value)
+        return {name: t.detach().clone() for name, t in module.state_dict().items()}
 
     def round_integers_(self, row: Tensor) -> None:
         """Round the integer buffers of row [P], which may hold means."""

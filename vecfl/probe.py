@@ -123,7 +123,7 @@ class Probe:
     def _clock(self, trainer: Trainer, plan: Plan) -> float:
         """Seconds that a part takes, without what only the first call pays."""
         weight = self.task.layout.flatten(self.task.module)
-        server, shortest = self.algorithm.init(weight, self.task.layout.trainable), math.inf
+        server, shortest = self.algorithm.init(weight, self.task.layout), math.inf
         for _ in range(3):
             began = time.perf_counter()
             trainer.train(Job(server, 0, plan, self.examples.columns))
@@ -146,7 +146,7 @@ class Probe:
             plan = self.plan(trainer)
             few = plan.of(np.flatnonzero(plan.steps)[: 2 * arrangement.workers])
             part = replace(few, steps=few.steps.clip(max=most))
-            server = self.algorithm.init(task.layout.flatten(task.module), task.layout.trainable)
+            server = self.algorithm.init(task.layout.flatten(task.module), task.layout)
             job = Job(server, 0, part, self.examples.columns)
             with torch.no_grad():
                 sums.append(trainer.train(job).aggregate.total)

@@ -158,6 +158,7 @@ def run_rounds(
                 if evaluated:
                     metrics |= evaluate(state)
                     reached("round evaluated")
+                state = sim.observe(state, metrics)
                 for tracker in trackers:
                     tracker.log(metrics)
                 reached("round logged")

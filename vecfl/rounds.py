@@ -31,6 +31,7 @@ def run(
         state, metrics = sim.round(state)
         if i % evaluate_every == 0 or i == rounds:
             metrics |= sim.evaluate_clients(state) | (sim.evaluate(state, test) if test else {})
+        state = sim.observe(state, metrics)
         for tracker in trackers:
             tracker.log(metrics)
     return state

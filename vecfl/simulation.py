@@ -1,6 +1,5 @@
 """The round and the run: the only file that knows everybody."""
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vecfl.aggregate import exact_grid
-from vecfl.algorithms import Algorithm
+from vecfl.algorithms import Algorithm, Round
 from vecfl.arrange import Wanted, arrange
 from vecfl.cohorts import Cohorts
 from vecfl.data import FederatedDataset
@@ -24,7 +23,7 @@ from vecfl.participation import Trace
 from vecfl.probe import Probe
 from vecfl.random import check_seed
 from vecfl.sampling import Sampler
-from vecfl.state import State, known_by, open_table, pack, together, unpack
+from vecfl.state import State, known_by, open_table, pack, unpack
 from vecfl.table import Tables
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
@@ -114,7 +113,7 @@ class Simulation:
         Raises InputError if a folder for the table holds rows that cannot go back to zero.
         """
         w = self.task.layout.flatten(self.task.module)
-        server = self.algorithm.init(w, self.task.layout.trainable)
+        server = self.algorithm.init(w, self.task.layout)
         return State(0, server, open_table(self.tables, self.mesh, 0))
 
     @property
@@ -132,7 +131,8 @@ class Simulation:
     @torch.no_grad()
     def round(self, state: State) -> tuple[State, Metrics]:
         """One round: the next state, and `train/...` and `system/...` metrics."""
-        began = time.perf_counter()
+        began, at = time.perf_counter(), Round(state.round, self.seed, self.task.layout)
+        self._check_observed(state)
         if state.table is not None:
             self.mesh.sum(torch.zeros(1))  # nobody still reads the rows of the round before
         with self.feed(self.cohorts.ask, state.round) as examples:
@@ -146,19 +146,18 @@ class Simulation:
         self.stopped = found.signal
         if self.mesh.rank == 0:
             warn(state.round, cohort, found, self.data.client_ids)
-        server = self.algorithm.server(state.server, found.aggregate, self.task.layout.trainable)
+        metrics = self.algorithm.metrics(state.server, found.aggregate, at)
+        server = self.algorithm.server(state.server, found.aggregate, at)
         self.task.layout.round_integers_(server["w"])
         how = {"data": self.source.name, "ranks": self.mesh.size, **asdict(self.arrangement)}
         seconds, steps = time.perf_counter() - began, int(cohort.plan.steps.sum())
         if state.table is not None:
             state.table.end()
-        return State(state.round + 1, server, state.table), {
+        seen = self.algorithm.observe is None
+        return State(state.round + 1, server, state.table, seen), {
             "round": state.round + 1,
-            "train/loss": found.loss,
-            "train/cohort": cohort.drawn,
-            "train/lost_clients": cohort.drawn - len(cohort.clients),
-            "train/clients": found.clients,
-            "train/dropped_clients": len(found.dropped),
+            **found.metrics(cohort),
+            **metrics,
             "system/clients_per_s": len(cohort.clients) / seconds,
             "system/round_s": seconds,
             "system/wait_s": waited,
@@ -166,22 +165,34 @@ class Simulation:
             "system/client_steps": steps,
         } | {f"system/{name}": value for name, value in how.items()}
 
+    def observe(self, state: State, metrics: Metrics) -> State:
+        """Let the algorithm see the metrics of the round that led to `state`, evaluations included.
+
+        Needed, once after each round, where the algorithm adapts to them; else of no effect.
+        """
+        if state.observed or self.algorithm.observe is None:
+            return state
+        return replace(state, server=self.algorithm.observe(state.server, metrics), observed=True)
+
+    def _check_observed(self, state: State) -> None:
+        if not state.observed:
+            raise InputError(
+                f"{self.algorithm.name} adapts to the metrics of a round: after each round and its "
+                "evaluation call state = sim.observe(state, metrics)"
+            )
+
     @property
     def arrangement(self) -> Arrangement:
         """How cohorts are laid out on the machine."""
         return self.trainer.arrangement
 
-    @property
-    def cores(self) -> int:
-        """Operator threads of all workers together."""
-        return self.arrangement.workers * self.arrangement.threads
-
     def evaluate(self, state: State, columns: Batch, name: str = "eval") -> Metrics:
         """`name/...`: loss and metrics of the model on pooled examples, columns [n, ...]."""
         check_name(name)
         self.task.check(columns)
-        with operator_threads(self.cores):
-            values = evaluate(self.task, state.server["w"], columns, self.mesh)
+        with operator_threads(self.arrangement.cores):
+            w = self.algorithm.model(state.server)
+            values = evaluate(self.task, w, columns, self.mesh)
         return {f"{name}/{metric}": value for metric, value in values.items()}
 
     def evaluate_clients(
@@ -189,47 +200,41 @@ class Simulation:
     ) -> Metrics:
         """`name/...`: the spread over clients, those of `data` or those that train."""
         check_name(name)
-        with operator_threads(self.cores):
-            w, data = state.server["w"], data or self.data
+        with operator_threads(self.arrangement.cores):
+            w, data = self.algorithm.model(state.server), data or self.data
             per_client = evaluate_clients(self.task, w, data, self.mesh)
         return dict(spread(per_client, name))
 
     def state_dict(self, state: State) -> dict[str, Tensor]:
         """The model as a state dict of the module that the task was made from."""
-        module = copy.deepcopy(self.task.module)
-        for name, value in self.task.layout.unflatten(state.server["w"]).items():
-            parent, _, leaf = name.rpartition(".")
-            getattr(module.get_submodule(parent), leaf).data.copy_(value)
-        return {name: t.detach().clone() for name, t in module.state_dict().items()}
+        return self.task.layout.state_dict(self.task.module, self.algorithm.model(state.server))
 
     def save(self, state: State) -> dict[str, Any]:
         """All that `load` needs to give `state` back: tensors on the CPU, and plain values.
 
         Raises OSError on all ranks where one cannot bring its clients' rows to the disk.
         """
-        content = pack(state.round, state.server, self.task.layout, self._facts())
-        if (table := state.table) is not None:
-            content["table"] = together(self.mesh, lambda: table.content(state.round))
-        return content
-
-    def check(self, content: Mapping[str, Any], *, changed: bool = False) -> None:
-        """Raise the InputError that `load` would raise, before anything is changed."""
-        w = self.task.layout.flatten(self.task.module)
-        fresh = self.algorithm.init(w, self.task.layout.trainable)
-        unpack(content, fresh, self._facts(), changed)
-        self.tables.check(content["round"], content.get("table"))
+        self._check_observed(state)
+        model = self.task.layout.unflatten(self.algorithm.model(state.server))
+        return pack(self.mesh, state, model, self._facts())
 
     def load(self, content: Mapping[str, Any], *, changed: bool = False) -> State:
         """The state that `save` gave, for rounds that have the bits of a run that never stopped.
 
         Raises InputError where its tensors do not fit this model and algorithm; and where seeds,
-        population or arrangement are others, unless `changed` allows another result.
+        population, rule or arrangement are others, unless `changed` allows another result.
         """
-        w = self.task.layout.flatten(self.task.module)
-        fresh = self.algorithm.init(w, self.task.layout.trainable)
-        server = unpack(content, fresh, self._facts(), changed)
+        server = self.check(content, changed=changed)
         table = open_table(self.tables, self.mesh, content["round"], content.get("table"))
         return State(content["round"], server, table)
+
+    def check(self, content: Mapping[str, Any], *, changed: bool = False) -> dict[str, Tensor]:
+        """The server's tensors in `content`, or the InputError of `load`; nothing is changed."""
+        w = self.task.layout.flatten(self.task.module)
+        fresh = self.algorithm.init(w, self.task.layout)
+        server = unpack(content, fresh, self._facts(), changed)
+        self.tables.check(content["round"], content.get("table"))
+        return server
 
     def _facts(self) -> dict[str, Any]:
         """What the bits of a round depend on, as far as values tell: functions cannot."""

@@ -11,7 +11,6 @@ from torch import Tensor
 from vecfl.algorithms.base import Server
 from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
-from vecfl.layout import Layout
 from vecfl.mesh import Mesh
 from vecfl.table import Table, Tables
 
@@ -23,12 +22,14 @@ Facts = Mapping[str, Any]  # what a run is known by, plain values
 class State:
     """Everything a run is between two rounds: how many are finished, and the server's tensors.
 
-    table  what clients keep, changed in place by the next round: an older state cannot go on
+    table     what clients keep, changed in place by the next round: an older state cannot go on
+    observed  whether the algorithm has seen the metrics of the last round, if it wants to
     """
 
     round: int
     server: dict[str, Tensor]
     table: Table | None = None
+    observed: bool = True
 
 
 def open_table(
@@ -77,11 +78,13 @@ def known_by(rule: LocalRule) -> str:
     return f"{replace(rule, lr=0.0)}, lr by round"
 
 
-def pack(round: int, server: Server, layout: Layout, facts: Facts) -> dict[str, Any]:
-    """What `unpack` needs; "model" names the parts of "w", as views, which cost nothing."""
-    server = {name: value.cpu() for name, value in server.items()}
-    model = layout.unflatten(server["w"])
-    return {"round": round, "server": server, "model": model, "facts": dict(facts)}
+def pack(mesh: Mesh, state: State, model: Server, facts: Facts) -> dict[str, Any]:
+    """What `unpack` needs, and the model by the names of its parts, for whoever reads the file."""
+    server, model = ({k: t.cpu() for k, t in part.items()} for part in (state.server, model))
+    content = {"round": state.round, "server": server, "model": model, "facts": dict(facts)}
+    if (table := state.table) is not None:
+        content["table"] = together(mesh, lambda: table.content(state.round))
+    return content
 
 
 def unpack(content: Mapping[str, Any], fresh: Server, facts: Facts, changed: bool) -> Server:

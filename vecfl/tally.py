@@ -39,6 +39,16 @@ class Tally:
     executed: int
     signal: int
 
+    def metrics(self, cohort: Cohort) -> dict[str, float | int]:
+        """`train/...`: what a round says about its clients."""
+        return {
+            "train/loss": self.loss,
+            "train/cohort": cohort.drawn,
+            "train/lost_clients": cohort.drawn - len(cohort.clients),
+            "train/clients": self.clients,
+            "train/dropped_clients": len(self.dropped),
+        }
+
 
 def tally(mesh: Mesh, fold: Fold, cohort: Cohort, round: int, server: Server, signal: int) -> Tally:
     """Add up what the ranks gathered for a cohort that began from the server's state.
@@ -57,12 +67,20 @@ def tally(mesh: Mesh, fold: Fold, cohort: Cohort, round: int, server: Server, si
     state = server.values() if round % COMPARE == 0 else ()
     marks = torch.stack((mesh.mark(cohort.clients), mesh.mark(*state), mesh.place(signal)))
     parts = (sums.total, sums.weight, sums.bound, range, losses, counts, bad, marks)
-    total, weight, bound, range, losses, counts, bad, marks = mesh.sum(*parts)
+    total, weight, bound, range, losses, counts, bad, marks, *extra = mesh.sum(
+        *parts, *sums.extra.values()
+    )
     drawn, models, signals = marks.cpu()
     mesh.check("cohort", drawn)
     mesh.check("model", models)
     return Tally(
-        replace(sums, total=total, weight=weight, bound=torch.maximum(bound, range.to(bound))),
+        replace(
+            sums,
+            total=total,
+            weight=weight,
+            bound=torch.maximum(bound, range.to(bound)),
+            extra=dict(zip(sums.extra, extra, strict=True)),
+        ),
         distinct.repeat_interleave(bad.cpu().long()).tolist(),
         float(losses[0] / losses[1]),
         int(counts[0]),

@@ -39,6 +39,11 @@ class Arrangement:
     threads: int
     slots: int
 
+    @property
+    def cores(self) -> int:
+        """Operator threads of all workers together."""
+        return self.workers * self.threads
+
     def __str__(self) -> str:
         workers = f"{self.workers} worker{'s' * (self.workers > 1)}"
         threads = f"{self.threads} operator thread{'s' * (self.threads > 1)}"

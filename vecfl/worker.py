@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vecfl.aggregate import Aggregate, add_, empty, merge_
-from vecfl.algorithms import Algorithm, Finished, Starting
+from vecfl.aggregate import Aggregate, add_, add_extra_, empty, merge_
+from vecfl.algorithms import Algorithm, Finished, Round, Starting, Upload
 from vecfl.algorithms.base import Server
 from vecfl.engine import Slots, make_backend, make_update
 from vecfl.losses import Batch
@@ -106,7 +106,8 @@ class Worker:
     @torch.no_grad()  # grad mode belongs to a thread
     def train(self, job: Job, stop: Event | None = None) -> Fold:
         """Train the clients of `job`; ends between two blocks when `stop` is set."""
-        rule, slots, seed, draws = self.algorithm.rule, self.slots, self.seed, self.draws
+        rule, slots = self.algorithm.local(job.server, self.algorithm.rule), self.slots
+        seed, draws = self.seed, self.draws
         tape = Tape(job.plan, rule.batches, slots.number, seed=seed, round=job.round, draws=draws)
         update = make_update(rule, self.layout.param_views(job.server["w"]), job.round)
         fold = Fold(empty(self.layout.size, self.device, job.grid))
@@ -129,35 +130,27 @@ class Worker:
     def _seat(self, job: Job, seats: Tensor, members: Tensor) -> None:
         """Let clients, at `members` [k] in the plan, begin in the slots `seats` [k]."""
         clients = job.clients[members]
-        starting = Starting(self._send(clients), self._gather(job.table, clients))
+        rows = self._gather(job.table, clients)
+        starting = Starting(self._round(job), self._send(clients), rows)
         begin = self.algorithm.begin(job.server, starting)
         self.slots.start_(self._send(seats), begin.model, begin.bias)
 
     def _commit(self, job: Job, seats: Tensor, members: Tensor, fold: Fold) -> None:
         """Fold the messages of the clients, at `members` [K] in the plan, that end in `seats`."""
         seats, order = seats.sort()  # neighbours need no copy
-        clients, n = job.clients[members[order]], torch.from_numpy(job.plan.n)[members[order]]
-        for some, client, examples in zip(
-            *(t.split(self.rows) for t in (seats, clients, n)), strict=True
-        ):
-            done = self._finished(some, client, examples, self._gather(job.table, client))
+        parts = (seats.split(self.rows), members[order].split(self.rows))
+        for some, who in zip(*parts, strict=True):
+            done, clients = self._finished(job, some, who), job.clients[who]
             upload = self.algorithm.upload(job.server, done)
-            update, weight = upload.update, upload.weight.double()
-            sent = [update, *(rows[..., None].flatten(1) for rows in upload.table.values())]
-            ok = sum((t.sum(1) for t in sent), done.loss).isfinite()  # a finite sum, finite terms
-            if not (ok.is_cpu and ok.all()):  # asking a GPU would wait for it
-                ok = done.loss.isfinite()
-                for t in sent:
-                    ok = ok & t.abs().amax(1).isfinite()
-                update = update.where(ok[:, None], 0)  # a weight of 0 is not enough: 0 * nan is nan
-                weight = weight.where(ok, 0)
+            ok, upload = finite(done, upload)
             if job.table is not None:
-                self._scatter(job.table, client, upload.table, ok.cpu())
-            add_(fold.aggregate, update, weight)
-            fold.clients.append(client)
+                self._scatter(job.table, clients, upload.table, ok.cpu())
+            add_(fold.aggregate, upload.update, upload.weight)
+            add_extra_(fold.aggregate, upload.extra)
+            fold.clients.append(clients)
             fold.ok.append(ok)
             fold.sums.append(torch.stack((done.loss, done.weight), 1))
-            fold.weight.append(weight.clone())  # it may be a view of the slots
+            fold.weight.append(upload.weight.clone())  # it may be a view of the slots
 
     def _gather(self, table: Table | None, clients: Tensor) -> dict[str, Tensor]:
         """The rows of clients [K] in the table, on the device."""
@@ -173,26 +166,45 @@ class Worker:
             clients, rows = clients[ok], {name: values[ok] for name, values in rows.items()}
         table.scatter(clients, rows)
 
-    def _finished(
-        self, seats: Tensor, clients: Tensor, examples: Tensor, table: dict[str, Tensor]
-    ) -> Finished:
+    def _finished(self, job: Job, seats: Tensor, members: Tensor) -> Finished:
         """The rows of `seats` [K], ascending: views of slots that are neighbours, else copies."""
-        slots = self.slots
+        slots, clients = self.slots, job.clients[members]
         first, end = (int(seats[0]), int(seats[-1]) + 1) if len(seats) else (0, 0)
         where = slice(first, end) if end - first == len(seats) else self._send(seats)
         sums = slots.sums[where]
         return Finished(
+            round=self._round(job),
             model=slots.flat[where],
             state=[t[where] for t in slots.state],
             bias=None if slots.bias is None else slots.bias[where],
             client=self._send(clients),
-            examples=self._send(examples),
+            occurrence=self._send(torch.from_numpy(job.plan.occurrence)[members]),
+            examples=self._send(torch.from_numpy(job.plan.n)[members]),
             loss=sums[:, 0],
             weight=sums[:, 1],
             seen=slots.seen[where],
-            table=table,
+            table=self._gather(job.table, clients),
         )
+
+    def _round(self, job: Job) -> Round:
+        return Round(job.round, self.seed, self.layout)
 
     def _send(self, column: Tensor) -> Tensor:
         """A column on the device, without waiting for the steps that are queued there."""
         return column.to(self.device, non_blocking=True)
+
+
+def finite(done: Finished, upload: Upload) -> tuple[Tensor, Upload]:
+    """Which clients [K] are finite, and what they upload; all others upload zeros."""
+    weight = upload.weight.double()
+    sent = [upload.update, *(rows[..., None].flatten(1) for rows in upload.table.values())]
+    ok = sum((t.sum(1) for t in sent), done.loss + weight).isfinite()  # a finite sum, finite terms
+    if ok.is_cpu and ok.all():  # asking a GPU would wait for it
+        return ok, replace(upload, weight=weight)
+    ok = done.loss.isfinite() & weight.isfinite()
+    for t in sent:
+        ok = ok & t.abs().amax(1).isfinite()
+    # a weight of 0 is not enough: 0 * nan is nan
+    update, weight = upload.update.where(ok[:, None], 0), weight.where(ok, 0)
+    extra = {name: values.where(ok, 0) for name, values in upload.extra.items()}
+    return ok, replace(upload, update=update, weight=weight, extra=extra)

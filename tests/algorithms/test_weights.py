@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vecfl.algorithms import Finished, by_examples, by_tokens, capped, uniform_weights
+from vecfl.algorithms import Finished, Round, by_examples, by_tokens, capped, uniform_weights
 from vecfl.errors import InputError
+from vecfl.layout import Layout
 
 # Client 0 visited its 4 examples twice, with 20 tokens in all; client 2 has none; client 3 took
 # no step; client 4 visited 2 of its 3 examples, 1 token each.
@@ -15,10 +16,12 @@ EXAMPLES, SEEN, TOKENS = [4, 10, 0, 5, 3], [8, 10, 0, 0, 2], [20.0, 10.0, 0.0, 0
 def finished() -> Finished:
     nothing = torch.zeros(5, 1)
     return Finished(
+        round=Round(0, 0, Layout(())),
         model=nothing,
         state=[],
         bias=None,
         client=torch.arange(5),
+        occurrence=torch.zeros(5, dtype=torch.int64),
         examples=torch.tensor(EXAMPLES),
         loss=torch.full((5,), 99.0, dtype=torch.float64),
         weight=torch.tensor(TOKENS, dtype=torch.float64),

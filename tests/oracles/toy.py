@@ -11,15 +11,17 @@ from torch import Tensor
 
 import vecfl
 from vecfl.aggregate import Aggregate
-from vecfl.algorithms import Algorithm, Begin, Finished, Starting, Upload
+from vecfl.algorithms import Algorithm, Begin, Finished, Round, Starting, Upload
+from vecfl.layout import Layout
 
 
 def habit(**averaging: object) -> Algorithm:
     """FedAvg, whose clients keep "habit" [P] and "visits" []; arguments as those of `fedavg`."""
     plain = vecfl.fedavg(**averaging)
 
-    def init(w: Tensor, trainable: int) -> dict[str, Tensor]:
-        return plain.init(w, trainable) | {"half": (torch.arange(len(w)) < trainable).to(w) / 2}
+    def init(w: Tensor, layout: Layout) -> dict[str, Tensor]:
+        half = (torch.arange(len(w)) < layout.trainable).to(w) / 2
+        return plain.init(w, layout) | {"half": half}
 
     def begin(server: dict[str, Tensor], starting: Starting) -> Begin:
         return Begin(server["w"] + server["half"] * starting.table["habit"])
@@ -30,8 +32,8 @@ def habit(**averaging: object) -> Algorithm:
         rows = {"habit": mean, "visits": visits + 1}
         return Upload(sent.update, sent.weight * (1 + visits), rows)
 
-    def server(state: dict[str, Tensor], sums: Aggregate, trainable: int) -> dict[str, Tensor]:
-        return plain.server(state, sums, trainable) | {"half": state["half"]}
+    def server(state: dict[str, Tensor], sums: Aggregate, round: Round) -> dict[str, Tensor]:
+        return plain.server(state, sums, round) | {"half": state["half"]}
 
     return replace(
         plain,

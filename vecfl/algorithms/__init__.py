@@ -1,6 +1,6 @@
 """Federated algorithms: one paper, one file, each a builder of an `Algorithm` value."""
 
-from vecfl.algorithms.base import Algorithm, Begin, Finished, Starting, Upload
+from vecfl.algorithms.base import Algorithm, Begin, Finished, Round, Starting, Upload
 from vecfl.algorithms.fedavg import fedavg
 from vecfl.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedopt, fedyogi
 from vecfl.algorithms.fedprox import fedprox
@@ -11,6 +11,7 @@ __all__ = [
     "Algorithm",
     "Begin",
     "Finished",
+    "Round",
     "Starting",
     "Upload",
     "by_examples",

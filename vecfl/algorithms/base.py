@@ -4,15 +4,31 @@ Axes: K finished rows, P numbers in a row, M = P numbers in a message. A row is 
 parameters, then the buffers that training changes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from vecfl.aggregate import Aggregate
 from vecfl.engine.rule import LocalRule
+from vecfl.layout import Layout
 
 Server = dict[str, Tensor]
+Metrics = Mapping[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Where a call stands.
+
+    number  of the round, from 0
+    seed    of the run, which keys draws
+    layout  of a row: its first `trainable` numbers are parameters, the rest changing buffers
+    """
+
+    number: int
+    seed: int
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -22,6 +38,7 @@ class Starting:
     table  {column: [K, ...]}
     """
 
+    round: Round
     client: Tensor
     table: dict[str, Tensor]
 
@@ -39,15 +56,18 @@ class Finished:
     """Rows of clients that have finished.
 
     model     [K, P]; state: optimizer tensors, each [K, trainable]; bias [K, trainable] or None
-    client    [K] positions in the dataset; examples [K] how many an epoch visits
+    client    [K] positions in the dataset; occurrence [K] how often each stood before in the cohort
+    examples  [K] how many an epoch visits
     loss, weight  [K] float64 sums over all batches; seen [K] examples visited, with repetition
     table     {column: [K, ...]}, the clients' rows as they were when they started
     """
 
+    round: Round
     model: Tensor
     state: list[Tensor]
     bias: Tensor | None
     client: Tensor
+    occurrence: Tensor
     examples: Tensor
     loss: Tensor
     weight: Tensor
@@ -60,15 +80,32 @@ class Upload:
     """What clients send, `update` [K, M] with `weight` [K] float64, and what they keep.
 
     table  {column: [K, ...]}, their new rows; a client is finite where both update and rows are
+    extra  {name: [K]}, numbers that are added up over the finite clients, without weights
     """
 
     update: Tensor
     weight: Tensor
     table: dict[str, Tensor] = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 def no_table(size: int) -> dict[str, tuple[int, ...]]:
     """Clients keep nothing between rounds."""
+    return {}
+
+
+def as_it_is(server: Server, rule: LocalRule) -> LocalRule:
+    """Clients train by the same rule in every round."""
+    return rule
+
+
+def the_model(server: Server) -> Tensor:
+    """The model that clients start from is the one that is evaluated and kept."""
+    return server["w"]
+
+
+def no_metrics(server: Server, sums: Aggregate, round: Round) -> Metrics:
+    """Nothing to tell of a round."""
     return {}
 
 
@@ -78,19 +115,25 @@ class Algorithm:
 
     name    as the recipes call it
     rule    how a client trains
-    init    (w [P], trainable) -> server state; its entry "w" is the model
+    init    (w [P], Layout) -> server state; its entry "w" is the model that clients start from
     begin   (server state, Starting) -> Begin
     upload  (server state, Finished) -> Upload
-    server  (server state, Aggregate, trainable) -> server state
+    server  (server state, Aggregate, Round) -> server state
     table   P -> {column: shape}: what each client keeps from one round to its next, zero at first
-
-    The first `trainable` numbers of "w" are parameters, the rest changing buffers.
+    local   (server state, rule) -> the rule of this round: its numbers may differ, not its parts
+    model   server state -> the model [P] that is evaluated and kept
+    metrics (server state before the round, Aggregate, Round) -> {name: number}
+    observe (server state, the metrics of a round) -> server state; None where nobody looks
     """
 
     name: str
     rule: LocalRule
-    init: Callable[[Tensor, int], Server] = field(repr=False)
+    init: Callable[[Tensor, Layout], Server] = field(repr=False)
     begin: Callable[[Server, Starting], Begin] = field(repr=False)
     upload: Callable[[Server, Finished], Upload] = field(repr=False)
-    server: Callable[[Server, Aggregate, int], Server] = field(repr=False)
+    server: Callable[[Server, Aggregate, Round], Server] = field(repr=False)
     table: Callable[[int], dict[str, tuple[int, ...]]] = field(default=no_table, repr=False)
+    local: Callable[[Server, LocalRule], LocalRule] = field(default=as_it_is, repr=False)
+    model: Callable[[Server], Tensor] = field(default=the_model, repr=False)
+    metrics: Callable[[Server, Aggregate, Round], Metrics] = field(default=no_metrics, repr=False)
+    observe: Callable[[Server, Metrics], Server] | None = field(default=None, repr=False)

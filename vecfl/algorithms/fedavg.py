@@ -5,9 +5,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from vecfl.aggregate import Aggregate
-from vecfl.algorithms.base import Algorithm, Begin, Finished, Server, Starting, Upload
+from vecfl.algorithms.base import Algorithm, Begin, Finished, Round, Server, Starting, Upload
 from vecfl.algorithms.weights import Weights, by_examples
 from vecfl.engine.rule import LocalRule
+from vecfl.layout import Layout
 from vecfl.optim import ClientOptimizer, sgd
 from vecfl.schedule import Batches
 from vecfl.server_optim import ServerOptimizer, server_sgd
@@ -49,19 +50,19 @@ def broadcast(state: Server, starting: Starting) -> Begin:
     return Begin(state["w"])
 
 
-def server_init(optimizer: ServerOptimizer) -> Callable[[Tensor, int], Server]:
+def server_init(optimizer: ServerOptimizer) -> Callable[[Tensor, Layout], Server]:
     """The server state of a model w [P]: "w" and the optimizer's tensors [trainable]."""
-    return lambda w, trainable: {"w": w} | optimizer.init(w[:trainable].double())
+    return lambda w, layout: {"w": w} | optimizer.init(w[: layout.trainable].double())
 
 
-def server_step(optimizer: ServerOptimizer) -> Callable[[Server, Aggregate, int], Server]:
+def server_step(optimizer: ServerOptimizer) -> Callable[[Server, Aggregate, Round], Server]:
     """w moves by the optimizer in float64; behind it, changing buffers become their mean.
 
     Without a client of positive weight nothing moves.
     """
 
-    def step(state: Server, aggregate: Aggregate, trainable: int) -> Server:
-        mean = aggregate.mean()
+    def step(state: Server, aggregate: Aggregate, round: Round) -> Server:
+        mean, trainable = aggregate.mean(), round.layout.trainable
         if mean is None:
             return state
         moved = state["w"].double() - mean
