@@ -57,6 +57,8 @@ SAME_FLOOR = {
     ("vecfl.trial", "vecfl.modules"),
     ("vecfl.models", "vecfl.task"),
     ("vecfl.algorithms", "vecfl.aggregate"),
+    ("vecfl.transforms", "vecfl.algorithms"),
+    ("vecfl.transforms", "vecfl.aggregate"),
     ("vecfl.participation", "vecfl.sampling"),
     ("vecfl.state", "vecfl.algorithms"),
     ("vecfl.trainer", "vecfl.worker"),

@@ -1,0 +1,136 @@
+"""What happens to messages between clients and server: a chain of transforms around an algorithm."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from vecfl.aggregate import Aggregate
+from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
+from vecfl.layout import Layout
+
+T = TypeVar("T")
+
+
+def sent_as_it_is(own: Server, done: Finished, upload: Upload) -> Upload:
+    """Clients' messages stay as they are."""
+    return upload
+
+
+def summed_as_it_is(own: Server, sums: Aggregate, round: Round) -> tuple[Aggregate, Server]:
+    """The aggregate stays as it is."""
+    return sums, own
+
+
+def nothing_kept(layout: Layout) -> Server:
+    """The server keeps nothing for it."""
+    return {}
+
+
+def no_columns(size: int) -> dict[str, tuple[int, ...]]:
+    """Clients keep nothing for it."""
+    return {}
+
+
+def nothing_told(own: Server, sums: Aggregate, round: Round) -> Metrics:
+    """It has no metrics."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A change of everything that clients send: all messages of a client are one row [K, M].
+
+    name    with what the result depends on, such as "clip 1.0": it tells runs apart
+    client  (own state, Finished, Upload) -> Upload, on rows of clients that have finished; `table`
+            holds the transform's own columns, and `extra` the numbers that it has added up
+    server  (own state, Aggregate, Round) -> (Aggregate, own state), with its own `extra` sums
+    init    Layout -> own state, tensors by name: they are part of the run's state
+    table   P -> {column: shape}, what clients keep for it
+    metrics (own state before the round, Aggregate, Round) -> {name: number}
+    """
+
+    name: str
+    client: Callable[[Server, Finished, Upload], Upload] = field(default=sent_as_it_is, repr=False)
+    server: Callable[[Server, Aggregate, Round], tuple[Aggregate, Server]] = field(
+        default=summed_as_it_is, repr=False
+    )
+    init: Callable[[Layout], Server] = field(default=nothing_kept, repr=False)
+    table: Callable[[int], dict[str, tuple[int, ...]]] = field(default=no_columns, repr=False)
+    metrics: Callable[[Server, Aggregate, Round], Metrics] = field(default=nothing_told, repr=False)
+
+
+def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
+    """`algorithm` whose clients' messages pass through transforms on their way.
+
+    Their client sides act in this order on the rows of each client, weights not yet applied; their
+    server sides act on the sums in reverse order, before the algorithm's own server.
+    """
+    for i, transform in enumerate(transforms):
+        algorithm = around(algorithm, transform, f"{i}.{transform.name}.")
+    return algorithm
+
+
+def around(inner: Algorithm, transform: Transform, prefix: str) -> Algorithm:
+    """`inner` with one more transform; names that begin with `prefix` are the transform's."""
+
+    def table(size: int) -> dict[str, tuple[int, ...]]:
+        return inner.table(size) | named(prefix, transform.table(size))
+
+    def upload(server: Server, done: Finished) -> Upload:
+        sent = inner.upload(others(prefix, server), replace(done, table=others(prefix, done.table)))
+        own, mine = part(prefix, server), replace(done, table=part(prefix, done.table))
+        changed = transform.client(own, mine, replace(sent, table={}, extra={}))
+        return replace(
+            changed,
+            table=sent.table | named(prefix, changed.table),
+            extra=sent.extra | named(prefix, changed.extra),
+        )
+
+    def step(server: Server, sums: Aggregate, round: Round) -> Server:
+        extra = sums.extra
+        mine = replace(sums, extra=part(prefix, extra))
+        changed, own = transform.server(part(prefix, server), mine, round)
+        changed = replace(changed, extra=others(prefix, extra))
+        return inner.server(others(prefix, server), changed, round) | named(prefix, own)
+
+    def metrics(server: Server, sums: Aggregate, round: Round) -> Metrics:
+        mine = replace(sums, extra=part(prefix, sums.extra))
+        rest = replace(sums, extra=others(prefix, sums.extra))
+        told = inner.metrics(others(prefix, server), rest, round)
+        return {**told, **transform.metrics(part(prefix, server), mine, round)}
+
+    observe = inner.observe
+    return replace(
+        inner,
+        name=f"{inner.name}, {transform.name}",
+        init=lambda w, layout: inner.init(w, layout) | named(prefix, transform.init(layout)),
+        begin=lambda server, starting: inner.begin(
+            others(prefix, server), replace(starting, table=others(prefix, starting.table))
+        ),
+        upload=upload,
+        server=step,
+        table=table,
+        local=lambda server, rule: inner.local(others(prefix, server), rule),
+        model=lambda server: inner.model(others(prefix, server)),
+        metrics=metrics,
+        observe=None
+        if observe is None
+        else lambda server, told: (
+            observe(others(prefix, server), told) | named(prefix, part(prefix, server))
+        ),
+    )
+
+
+def named(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
+    """The values under names with the prefix."""
+    return {prefix + name: value for name, value in values.items()}
+
+
+def part(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
+    """The values whose names have the prefix, without it."""
+    return {n.removeprefix(prefix): value for n, value in values.items() if n.startswith(prefix)}
+
+
+def others(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
+    """The values whose names do not have the prefix."""
+    return {name: value for name, value in values.items() if not name.startswith(prefix)}
