@@ -1,4 +1,4 @@
-"""What happens to messages between clients and server: a chain of transforms around an algorithm."""
+"""What happens to messages between clients and server: transforms, chained around an algorithm."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
