@@ -1,0 +1,129 @@
+"""What a flag names: a part of vecfl, or a function of the user's own, with its arguments.
+
+    uniform(20)                          of vecfl
+    separated(poisson(0.1), rounds=5)    parts inside parts
+    mine.py:median                       the function itself, in a file
+    package.module:proximal(mu=0.1)      what it gives when it is called, in a module
+
+Arguments are literals and parts; nothing else is evaluated.
+"""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vecfl.errors import InputError
+
+Known = Mapping[str, Callable[..., Any]]
+
+
+def part(flag: str, text: str, known: Known) -> Any:
+    """What `text` names: `known` parts by their names, others by file or module.
+
+    Raises InputError, with the flag, for what cannot be read, found or called so.
+    """
+    where, name, call = _split(flag, text)
+    named = _imported(flag, where, name) if where else _known(flag, name, known)
+    if call is None:
+        if not where:
+            raise InputError(f"{flag}: {name} takes arguments, or (): {_form(name, named)}")
+        return named
+    return _called(flag, named, name, call, known)
+
+
+def function(flag: str, text: str, known: Known) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function that `text` names, not called, and the named arguments that stand behind it."""
+    where, name, call = _split(flag, text)
+    named = _imported(flag, where, name) if where else _known(flag, name, known)
+    if call is not None and call.args:
+        raise InputError(f"{flag}: {text}: give arguments by name, {_form(name, named)}")
+    keywords = [] if call is None else call.keywords
+    return named, {k.arg or "**": _value(flag, k.value, known) for k in keywords}
+
+
+def _split(flag: str, text: str) -> tuple[str, str, ast.Call | None]:
+    """File or module ("" for none), name, and the call behind it."""
+    head = text.partition("(")[0]
+    where, _, name = head.rpartition(":")
+    try:
+        tree = ast.parse(text[len(where) + bool(where) :].strip(), mode="eval").body
+    except SyntaxError:
+        tree = None
+    if isinstance(tree, ast.Name):
+        return where, tree.id, None
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
+        return where, tree.func.id, tree
+    raise InputError(f"{flag}: {text}: expected name(arguments), file.py:name or module:name")
+
+
+def _known(flag: str, name: str, known: Known) -> Callable[..., Any]:
+    if name not in known:
+        near = ", ".join(get_close_matches(name, known, 3, cutoff=0.5) or sorted(known))
+        raise InputError(f"{flag}: no {name} here; is it {near}? Your own is file.py:{name}")
+    return known[name]
+
+
+def _imported(flag: str, where: str, name: str) -> Callable[..., Any]:
+    """`name` of a file or module; what is wrong inside of it keeps its traceback."""
+    try:
+        module = _file(flag, Path(where)) if where.endswith(".py") else _module(where)
+    except ModuleNotFoundError as error:
+        if error.name is None or not where.startswith(error.name):
+            raise
+        raise InputError(f"{flag}: no module {where}; a file is file.py:{name}") from error
+    found: Callable[..., Any] | None = getattr(module, name, None)
+    if found is None:
+        own = [n for n, value in vars(module).items() if inspect.isfunction(value)]
+        raise InputError(f"{flag}: {where} has no {name}; it has {', '.join(own) or 'no function'}")
+    return found
+
+
+def _module(where: str) -> ModuleType:
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` has it
+    return importlib.import_module(where)
+
+
+def _file(flag: str, path: Path) -> ModuleType:
+    path = path.expanduser()
+    if not path.is_file():
+        raise InputError(f"{flag}: no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _called(flag: str, named: Callable[..., Any], name: str, call: ast.Call, known: Known) -> Any:
+    args = [_value(flag, value, known) for value in call.args]
+    kwargs = {k.arg or "**": _value(flag, k.value, known) for k in call.keywords}
+    try:
+        inspect.signature(named).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"{flag}: {name}: {error}; it is {_form(name, named)}") from error
+    return named(*args, **kwargs)
+
+
+def _value(flag: str, node: ast.expr, known: Known) -> Any:
+    """A literal, or a known part that is called."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return _called(flag, _known(flag, node.func.id, known), node.func.id, node, known)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        text = ast.unparse(node)
+        raise InputError(f"{flag}: {text}: expected a number, a text or a list") from None
+
+
+def _form(name: str, named: Callable[..., Any]) -> str:
+    """How it is called, without types."""
+    bare = [p.replace(annotation=p.empty) for p in inspect.signature(named).parameters.values()]
+    return f"{name}{inspect.Signature(bare)}"
