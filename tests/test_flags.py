@@ -14,11 +14,13 @@ from vecfl.flags import EVERY_OPTION, OPTIONS, AlgorithmArgs, make_algorithm, se
 from vecfl.layout import Entry, Layout
 
 ALGORITHMS = ["fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
+ALGORITHMS += ["dga"]
 X = torch.linspace(-1, 1, 60).view(20, 3).sin()
 Y = (X[:, 0] > 0).long()
 
 CHANGED = {"lr": 0.07, "epochs": 2, "optimizer": "momentum", "clip": 0.01, "mu": 3.0, "tau": 0.5}
 CHANGED |= {"server_lr": 0.5, "beta": 0.1, "beta1": 0.3, "beta2": 0.2, "start": 2.0}
+CHANGED |= {"softmax_beta": 3.0, "weighting": "rms"}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

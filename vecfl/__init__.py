@@ -5,6 +5,7 @@ from vecfl.algorithms import (
     by_examples,
     by_tokens,
     capped,
+    dga,
     fedadagrad,
     fedadam,
     fedavg,
@@ -19,6 +20,7 @@ from vecfl.augment import crop, flip, normalise
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.evaluate import evaluate, evaluate_clients
+from vecfl.layout import freeze
 from vecfl.load import load_run
 from vecfl.losses import accuracy, cross_entropy, squared_error
 from vecfl.modules import batchnorm_to_groupnorm
@@ -47,6 +49,7 @@ from vecfl.server_optim import (
 from vecfl.simulation import Simulation
 from vecfl.state import State
 from vecfl.task import Task
+from vecfl.transforms import Transform, chain, clip_by_layer, clip_by_norm
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,6 +60,7 @@ __all__ = [
     "Simulation",
     "State",
     "Task",
+    "Transform",
     "accuracy",
     "adam",
     "adamw",
@@ -65,9 +69,13 @@ __all__ = [
     "by_examples",
     "by_tokens",
     "capped",
+    "chain",
+    "clip_by_layer",
+    "clip_by_norm",
     "crop",
     "cross_entropy",
     "cyclic",
+    "dga",
     "evaluate",
     "evaluate_clients",
     "everyone",
@@ -84,6 +92,7 @@ __all__ = [
     "fedyogi",
     "flip",
     "fraction",
+    "freeze",
     "load_run",
     "momentum",
     "normalise",

@@ -10,6 +10,7 @@ from vecfl.errors import InputError
 from vecfl_kernels import exact_weighted_sum_, weighted_sum_
 
 HEADROOM = 8  # bits between the examples of a cohort and its grid: see `exact_grid`
+MOST = 700.0  # a weight of exp(-700) is still a number
 COARSE = 2.0**-24  # a mean that is rounded more than float32 rounds 1 is refused
 
 
@@ -22,6 +23,8 @@ class Aggregate:
     grid    what every addend is rounded by, so that sums are exact (`exact_grid`); None: by nothing
     bound   [] float64, with a grid: no sum of these addends, in any order, is greater
     extra   {name: [] float64}, sums of further numbers that clients sent, without weights
+    shift   [] float64, with weights that came as logs: `total` and `weight` are divided by
+            exp(shift), the largest of them; None: they are sums as they stand
     """
 
     total: Tensor
@@ -29,6 +32,7 @@ class Aggregate:
     grid: float | None
     bound: Tensor
     extra: dict[str, Tensor] = field(default_factory=dict)
+    shift: Tensor | None = None
 
     def mean(self) -> Tensor | None:
         """The weighted mean [M], float64; None if no client had a positive weight."""
@@ -41,8 +45,15 @@ def empty(length: int, device: torch.device, grid: float | None = None) -> Aggre
     return Aggregate(total, total.new_zeros(()), grid, total.new_zeros(()))
 
 
-def add_(aggregate: Aggregate, update: Tensor, weight: Tensor) -> None:
-    """Fold in the messages `update` [K, M] with `weight` [K] float64, at least 0."""
+def add_(
+    aggregate: Aggregate, update: Tensor, weight: Tensor, log_weight: Tensor | None = None
+) -> None:
+    """Fold in the messages `update` [K, M] with `weight` [K] float64, at least 0.
+
+    With `log_weight` [K] float64 a client counts weight * exp(log_weight).
+    """
+    if log_weight is not None:
+        weight = weight * from_logs_(aggregate, log_weight, weight > 0)
     if aggregate.grid is None:
         weighted_sum_(aggregate.total, update, weight)
     else:
@@ -53,6 +64,29 @@ def add_(aggregate: Aggregate, update: Tensor, weight: Tensor) -> None:
     aggregate.weight += on_grid(weight, aggregate.grid).sum()
 
 
+def from_logs_(aggregate: Aggregate, log_weight: Tensor, counted: Tensor) -> Tensor:
+    """exp(log_weight - shift) [K], where the shift has grown to the largest that is `counted`.
+
+    On a grid the shift is 0, for what the grid rounds must not depend on who came before.
+    """
+    if aggregate.grid is not None:
+        return log_weight.clamp(min=-MOST).exp()
+    nothing = log_weight.new_full((1,), -torch.inf)
+    largest = torch.cat((nothing, log_weight.where(counted, nothing))).max()
+    shift = largest if aggregate.shift is None else torch.maximum(aggregate.shift, largest)
+    shift_(aggregate, shift)
+    return (log_weight - shift).where(counted, 0).exp()
+
+
+def shift_(aggregate: Aggregate, shift: Tensor) -> None:
+    """Divide the sums by exp(shift), and no more by the shift that they had."""
+    old = shift if aggregate.shift is None else aggregate.shift
+    factor = (old - shift).exp().where(old != shift, 1)  # not of -inf + inf, where nobody came
+    aggregate.total *= factor
+    aggregate.weight *= factor
+    aggregate.shift = shift
+
+
 def add_extra_(aggregate: Aggregate, extra: Mapping[str, Tensor]) -> None:
     """Fold in the numbers [K] of clients by name; with a grid, each is rounded by it."""
     for name, values in extra.items():
@@ -61,7 +95,11 @@ def add_extra_(aggregate: Aggregate, extra: Mapping[str, Tensor]) -> None:
 
 
 def merge_(aggregate: Aggregate, other: Aggregate) -> None:
-    """Fold in another aggregate."""
+    """Fold in another aggregate; with logs both get the larger shift."""
+    if aggregate.shift is not None and other.shift is not None:
+        shift = torch.maximum(aggregate.shift, other.shift)
+        shift_(aggregate, shift)
+        shift_(other, shift)
     aggregate.total += other.total
     aggregate.weight += other.weight
     aggregate.bound += other.bound
@@ -88,10 +126,11 @@ def on_grid(values: Tensor, grid: float | None) -> Tensor:
 def left_grid(aggregate: Aggregate, clients: int) -> bool:
     """Whether sums over so many clients may have left the range in which their grid is exact.
 
-    They are right there as float64 sums are, but their last bits may depend on the order. Raises
-    InputError where the weights are so small that the grid is too coarse for the mean.
+    One of them has a positive weight. Outside, sums are right as float64 sums are, but their last
+    bits may depend on the order. Raises InputError where the weights are so small that the grid is
+    too coarse for the mean.
     """
-    if aggregate.grid is None or not aggregate.weight > 0:
+    if aggregate.grid is None:
         return False
     step = aggregate.grid / 1.5 * 2.0**-52
     if clients**0.5 * step / 2 > COARSE * aggregate.weight:

@@ -13,6 +13,7 @@ import torch
 import vecfl.algorithms as algorithms
 import vecfl.optim as optim
 from vecfl.algorithms import Algorithm
+from vecfl.algorithms.dga import Weighting
 from vecfl.cli import check, flag, has_device
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
@@ -88,7 +89,7 @@ class AlgorithmArgs(RunArgs):
     batch: int = 10
     """examples in a batch; for fedsgd, of a micro-batch, which bounds memory alone"""
     algorithm: Literal[
-        "fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"
+        "fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "dga"
     ] = "fedavg"
     """the options below that say 'by algorithm' are an error where it does not take them"""
     lr: float | None = None
@@ -111,6 +112,10 @@ class AlgorithmArgs(RunArgs):
     """decay of the server's mean of squared updates; by algorithm"""
     tau: float | None = None
     """added to the root of the squared updates, which it bounds below; by algorithm"""
+    softmax_beta: float | None = None
+    """how much clients that train well count for more; by algorithm (dga)"""
+    weighting: Weighting | None = None
+    """what tells how well a client trained; by algorithm (dga)"""
     start: float | None = None
     """first value of the squared updates, tau^2 if not given; by algorithm"""
     eval_every: int = 5
@@ -128,6 +133,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedadagrad": CLIENTS | {"server_lr": 0.1, "beta1": 0.0, "tau": 1e-3, "start": None},
     "fedadam": CLIENTS | ADAPTIVE,
     "fedyogi": CLIENTS | ADAPTIVE,
+    "dga": CLIENTS | {"softmax_beta": 1.0, "weighting": "loss"},
 }
 EVERY_OPTION = tuple(dict.fromkeys(name for options in OPTIONS.values() for name in options))
 
@@ -155,16 +161,8 @@ def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
 
 def check_run(args: RunArgs) -> None:
     """Raise InputError, with the name of the flag, before anything is made."""
-    at_least_one = (
-        "rounds",
-        "cohort",
-        "batch",
-        "threads",
-        "eval_every",
-        "checkpoint_every",
-        "keep",
-    )
-    check(args, at_least_one, lambda n: n >= 1, "at least 1")
+    sizes = ("rounds", "cohort", "batch", "threads", "eval_every", "checkpoint_every", "keep")
+    check(args, sizes, lambda n: n >= 1, "at least 1")
     check(args, ("seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
     some = ("workers", "slots")
     check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
@@ -194,7 +192,9 @@ def check_algorithm(args: AlgorithmArgs) -> None:
     check(args, ("epochs",), lambda n: n >= 1, "at least 1")
     positive = ("lr", "server_lr", "clip", "tau")
     check(args, positive, lambda x: 0 < x < math.inf, "a positive number")
-    check(args, ("mu", "start"), lambda x: 0 <= x < math.inf, "a number of at least 0")
+    check(
+        args, ("mu", "start", "softmax_beta"), lambda x: 0 <= x < math.inf, "a number of at least 0"
+    )
     check(args, ("beta", "beta1", "beta2"), lambda x: 0 <= x < 1, "a number in [0, 1)")
 
 

@@ -1,12 +1,15 @@
 """Where each parameter sits in a row of length P, and views of a [S, P] buffer."""
 
 import copy
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor, nn
+
+from vecfl.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,28 @@ def restore(entry: Entry, value: Tensor) -> Tensor:
     if entry.dtype.is_floating_point:
         return value
     return value.round().to(entry.dtype)
+
+
+def freeze(module: nn.Module, pattern: str) -> list[str]:
+    """Freeze, in place, the parameters with a name in which `pattern` is found (`re.search`).
+
+    They get requires_grad=False: a `Task` made of the module neither trains, stacks nor sends them,
+    and its state dicts keep their values. Returns their names; a tied parameter has several, of
+    which one is enough. Raises InputError, and changes nothing, for a pattern that is no regular
+    expression, finds nothing, or leaves nothing to train.
+    """
+    try:
+        found = re.compile(pattern).search
+    except re.error as error:
+        raise InputError(f"freeze({pattern!r}): no regular expression: {error}") from error
+    named = list(module.named_parameters(remove_duplicate=False))
+    chosen = {name: p for name, p in named if found(name)}
+    if not chosen:
+        names = ", ".join(name for name, _ in named)
+        raise InputError(f"freeze({pattern!r}): no parameter is called so; there are {names}")
+    frozen = {id(p) for p in chosen.values()}
+    if not any(p.requires_grad and id(p) not in frozen for _, p in named):
+        raise InputError(f"freeze({pattern!r}): nothing would remain to train")
+    for p in chosen.values():
+        p.requires_grad_(False)
+    return list(chosen)

@@ -21,6 +21,8 @@ class Rows:
     w      the parameters; state: the optimizer's tensors; bias: the correction, or None
     total  the accumulated gradient sum, and `count` [R] its weight; None: nothing accumulates
     steps  optimizer steps that each row has made, float32 [R]; None: the optimizer does not count
+    gradients  float64 [R, 3]: number, sum and sum of squares of the entries of all gradients; None:
+           nobody asks
     """
 
     w: list[Tensor]
@@ -29,6 +31,7 @@ class Rows:
     total: list[Tensor] | None
     count: Tensor | None
     steps: Tensor | None
+    gradients: Tensor | None = None
 
     @cached_property
     def apart(self) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vecfl.aggregate import Aggregate, left_grid, on_grid
+from vecfl.aggregate import Aggregate, left_grid, on_grid, shift_
 from vecfl.algorithms.base import Server
 from vecfl.cohorts import Cohort
 from vecfl.data import FederatedDataset
@@ -57,6 +57,9 @@ def tally(mesh: Mesh, fold: Fold, cohort: Cohort, round: int, server: Server, si
     states: then their rounds were not one.
     """
     sums, distinct = fold.aggregate, cohort.clients.unique()
+    if sums.shift is not None:
+        (shifts,) = mesh.sum(mesh.place(float(sums.shift)))
+        shift_(sums, shifts.max().to(sums.shift))
     ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
     loss = torch.cat(fold.sums).cpu().double()[ok]
     losses, range = on_grid(loss, sums.grid).sum(0), loss.abs().sum()
@@ -100,7 +103,7 @@ def warn(round: int, cohort: Cohort, found: Tally, client_ids: Sequence[Hashable
         if not clients:  # legal, as Poisson sampling has it
             level, who = logging.INFO, "client takes part"
         log.log(level, "round %d: no %s; the model stays as it is", round + 1, who)
-    if left_grid(found.aggregate, clients):
+    if found.clients and left_grid(found.aggregate, clients):
         what = "updates or losses are too large for exact sums: last bits may depend on the order"
         log.warning("round %d: %s", round + 1, what)
 

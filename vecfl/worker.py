@@ -145,7 +145,7 @@ class Worker:
             ok, upload = finite(done, upload)
             if job.table is not None:
                 self._scatter(job.table, clients, upload.table, ok.cpu())
-            add_(fold.aggregate, upload.update, upload.weight)
+            add_(fold.aggregate, upload.update, upload.weight, upload.log_weight)
             add_extra_(fold.aggregate, upload.extra)
             fold.clients.append(clients)
             fold.ok.append(ok)
@@ -184,6 +184,7 @@ class Worker:
             weight=sums[:, 1],
             seen=slots.seen[where],
             table=self._gather(job.table, clients),
+            statistics=None if slots.statistics is None else slots.statistics.of(where),
         )
 
     def _round(self, job: Job) -> Round:
@@ -198,6 +199,8 @@ def finite(done: Finished, upload: Upload) -> tuple[Tensor, Upload]:
     """Which clients [K] are finite, and what they upload; all others upload zeros."""
     weight = upload.weight.double()
     sent = [upload.update, *(rows[..., None].flatten(1) for rows in upload.table.values())]
+    if (logs := upload.log_weight) is not None:
+        sent.append(logs[:, None])
     ok = sum((t.sum(1) for t in sent), done.loss + weight).isfinite()  # a finite sum, finite terms
     if ok.is_cpu and ok.all():  # asking a GPU would wait for it
         return ok, replace(upload, weight=weight)
@@ -207,4 +210,5 @@ def finite(done: Finished, upload: Upload) -> tuple[Tensor, Upload]:
     # a weight of 0 is not enough: 0 * nan is nan
     update, weight = upload.update.where(ok[:, None], 0), weight.where(ok, 0)
     extra = {name: values.where(ok, 0) for name, values in upload.extra.items()}
-    return ok, replace(upload, update=update, weight=weight, extra=extra)
+    logs = None if logs is None else logs.where(ok, 0)
+    return ok, replace(upload, update=update, weight=weight, extra=extra, log_weight=logs)

@@ -77,7 +77,15 @@ def algorithm(s: Setting) -> Algorithm:
     }
     if s.algorithm == "habit":
         return habit(**common)
+    if s.weighting:
+        del common["weights"]
+        return vecfl.dga(weighting=s.weighting, softmax_beta=s.softmax_beta, **common)
     return vecfl.fedprox(mu=s.mu, **common) if s.mu else vecfl.fedavg(**common)
+
+
+def clips(s: Setting) -> list[vecfl.Transform]:
+    made = {"norm": vecfl.clip_by_norm, "layer": vecfl.clip_by_layer}
+    return [made[per](limit) for per, limit in s.clips]
 
 
 def recorded(algorithm: Algorithm, updates: list[dict]) -> Algorithm:
@@ -89,7 +97,8 @@ def recorded(algorithm: Algorithm, updates: list[dict]) -> Algorithm:
 
     def upload(state: dict, done: Finished) -> Upload:
         sent = algorithm.upload(state, done)
-        rows = zip(done.client.tolist(), sent.update.clone(), sent.weight.tolist(), strict=True)
+        weight = sent.weight if sent.log_weight is None else sent.weight * sent.log_weight.exp()
+        rows = zip(done.client.tolist(), sent.update.clone(), weight.tolist(), strict=True)
         for k, row, weight in rows:
             updates[-1].setdefault(k, []).append((row, weight))
         return sent
@@ -120,11 +129,13 @@ def run_vecfl(
 ) -> Run:
     """The rounds of `s`; asserts that these backend, slots and workers really ran."""
     data, result = dataset(clients), Run()
+    if s.freeze:
+        vecfl.freeze(module, s.freeze)
     task = Task(module, loss, example=data.examples(2), augment=transforms(s.augment))
     sim = Simulation(
         task,
         data,
-        recorded(algorithm(s), result.updates),
+        recorded(vecfl.chain(algorithm(s), *clips(s)), result.updates),
         sampler(s),
         backend=backend,
         workers=workers,

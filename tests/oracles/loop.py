@@ -5,6 +5,7 @@ Written from docs/design.md alone, with nn.Module, autograd and torch.optim, one
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -48,6 +49,10 @@ class Setting:
     weight_cap: int | None = None
     server_lr: float = 1.0
     augment: Transforms = ()  # of "x", in training
+    weighting: str = ""  # DGA: loss | flute_loss | uniform | [update_]variance, mean, rms
+    softmax_beta: float = 1.0
+    clips: tuple[tuple[str, float], ...] = ()  # of what clients send: ("norm" | "layer", C), ...
+    freeze: str = ""  # parameters with a name in which this is found do not train
 
 
 @dataclass
@@ -71,6 +76,8 @@ class Tally:
     examples: int = 0
     loss: float = 0.0
     weight: float = 0.0
+    means: float = 0.0  # the mean losses of all batches, added up
+    gradients: list[Tensor] = field(default_factory=list)  # of each step, after clipping
 
 
 def federated_loop(
@@ -83,6 +90,9 @@ def federated_loop(
     """
     assert setting.algorithm in ("fedavg", "fedsgd", "habit")
     model = copy.deepcopy(module).train()
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if setting.freeze and re.search(setting.freeze, name):
+            p.requires_grad = False
     buffers = changing_buffers(model, loss, clients, setting)
     result = Result()
     moves: list[list[Tensor]] = [[] for _ in clients]
@@ -100,6 +110,8 @@ def federated_loop(
             if math.isfinite(seen.loss) and update.isfinite().all():
                 loss_sum, weight_sum = loss_sum + seen.loss, weight_sum + seen.weight
                 moves[k].append(-update)
+                for clip in setting.clips:
+                    update = clip_message(update, sizes_of(model, buffers), *clip)
             else:
                 update, weight = torch.zeros_like(update), 0.0
                 dropped.append(k)
@@ -115,9 +127,23 @@ def federated_loop(
 
 def habit_of(model: nn.Module, moves: list[Tensor], buffers: list[str]) -> Tensor:
     """The mean of a client's moves [P], zero at first."""
-    named = dict(model.named_buffers())
-    size = sum(t.numel() for t in [*trainable(model), *(named[name] for name in buffers)])
+    size = sum(sizes_of(model, buffers))
     return torch.stack([torch.zeros(size, dtype=torch.float64), *moves]).sum(0) / max(1, len(moves))
+
+
+def sizes_of(model: nn.Module, buffers: list[str]) -> list[int]:
+    """How many numbers of a message each tensor has."""
+    named = dict(model.named_buffers())
+    return [t.numel() for t in [*trainable(model), *(named[name] for name in buffers)]]
+
+
+def clip_message(update: Tensor, sizes: list[int], per: str, limit: float) -> Tensor:
+    """The update [P] scaled to a norm of at most `limit`; by layer, each of its m tensors to
+    limit / sqrt(m)."""
+    assert per in ("norm", "layer")
+    parts = update.split(sizes) if per == "layer" else [update]
+    bound = limit / math.sqrt(len(parts))
+    return torch.cat([part * min(1.0, bound / max(float(part.norm()), 1e-300)) for part in parts])
 
 
 def cohort_of(s: Setting, t: int, population: int) -> list[int]:
@@ -161,14 +187,33 @@ def client_update(
         if s.clip is not None:
             factor = torch.clamp(s.clip / flat(grads).norm(), max=1.0)
             grads = [g * factor.to(g.dtype) for g in grads]
+        seen.gradients.append(flat(grads))
         for p, w, g in zip(params, start, grads, strict=True):
             p.grad = g + s.mu * (p.detach() - w.detach())
         optimizer.step()
         sent = [w.double() - p.double() for w, p in zip(start, params, strict=True)]
     old, new = dict(model.named_buffers()), dict(local.named_buffers())
     update = flat(sent + [old[name].double() - new[name].double() for name in buffers])
+    if s.weighting:
+        return update, dga_weight(flat(sent), seen, s), seen
     n = len(kept) // s.batch * s.batch if s.last == "drop" else len(kept)
     return update, client_weight(n, seen, s), seen
+
+
+def dga_weight(update: Tensor, seen: Tally, s: Setting) -> float:
+    """a_k of DGA, for the update [trainable] of a client."""
+    if not seen.weight > 0:
+        return 0.0
+    numbers = update if s.weighting.startswith("update_") else torch.cat(seen.gradients)
+    x = {
+        "loss": seen.loss / seen.weight,
+        "flute_loss": seen.means / seen.weight,
+        "variance": float(numbers.var(correction=0)),
+        "mean": float(numbers.mean()),
+        "rms": float(numbers.norm()) / math.sqrt(len(numbers)),
+        "uniform": 0.0,
+    }[s.weighting.removeprefix("update_")]
+    return min(100.0, math.exp(-s.softmax_beta * x))
 
 
 def client_weight(n: int, seen: Tally, s: Setting) -> float:
@@ -253,6 +298,7 @@ def mean_gradient(
         seen.examples += len(batch["x"])
         seen.loss += float(sums.detach().double().sum())
         seen.weight += weight
+        seen.means += float(sums.detach().double().sum()) / weight if weight else 0.0
     return [g / total if total else torch.zeros_like(g) for g in grads]
 
 

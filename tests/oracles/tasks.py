@@ -21,6 +21,7 @@ class Problem:
     x: Callable[[torch.Generator, int], Tensor]
     y: Callable[[torch.Generator, int], Tensor]
     augment: Transforms = ()
+    freeze: str = ""
 
     def clients(self, sizes: tuple[int, ...] = SIZES) -> list[Columns]:
         g = torch.Generator().manual_seed(11)

@@ -28,6 +28,7 @@ from .tasks import (
     classes,
     floats,
     integers,
+    mlp,
     some_labels,
     tokens,
 )
@@ -102,10 +103,41 @@ DENSE = {
     "positions": Problem(Positions, tokens, floats(6, 5), some_labels),
     "images": AUGMENTED["images"],
 }
-KINDS, PROBLEM_OF = BACKENDS | STACKED, TASKS | DENSE
+FROZEN = {
+    "one layer": Problem(mlp, classes, floats(5), integers(3), freeze="^0[.]"),
+    "biases": Problem(mlp, classes, floats(5), integers(3), freeze="bias$"),
+    "tied and a gain": Problem(lambda: Tied(0.25), classes, floats(5), integers(3), (), "de|gain"),
+}
+MEASURES = ("loss", "variance", "mean", "rms")
+DGA = {f"dga {name}": {"weighting": name, "softmax_beta": 2.0} for name in MEASURES}
+DGA |= {f"dga {name}": {"weighting": name, "softmax_beta": 30.0} for name in ("flute_loss", "loss")}
+DGA |= {
+    f"dga update_{name}": {"weighting": f"update_{name}", "softmax_beta": 900.0}
+    for name in ("variance", "mean", "rms")
+} | {"dga uniform": {"weighting": "uniform"}}
+CLIPS = {
+    "none": {},
+    "norm": {"clips": (("norm", 0.05),)},
+    "layer": {"clips": (("layer", 0.08),)},
+    "both": {"clips": (("layer", 0.1), ("norm", 0.06))},
+}
+KINDS, PROBLEM_OF = BACKENDS | STACKED, TASKS | DENSE | FROZEN
 SOME_EXAMPLES = [case for case in HAND if any(len(c["x"]) for c in case.clients)]
 STACKED_COLUMNS = COLUMNS | {"backend": STACKED, "task": DENSE}
-TABLES = (COLUMNS, STACKED_COLUMNS)
+MESSAGES = {  # what clients send, and how much it counts
+    "algorithm": {name: ALGORITHMS[name] for name in ("fedavg", "fedsgd", "habit")} | DGA,
+    "backend": {name: BACKENDS[name] for name in ("loop S=1", "loop W=3", "vmap S=3", "vmap W=2")},
+    "optimizer": {name: OPTIMIZERS[name] for name in ("sgd", "clipped", "adam")},
+    "task": FROZEN | {name: TASKS[name] for name in ("linear", "tokens", "buffers")},
+    "batches": {name: BATCHES[name] for name in ("two epochs", "drop", "full")},
+    "cohort": COHORTS,
+    "clips": CLIPS,
+}
+STACKED_MESSAGES = MESSAGES | {
+    "backend": {name: STACKED[name] for name in ("stacked S=3", "stacked W=2")},
+    "task": {"one layer": FROZEN["one layer"], "positions": DENSE["positions"]},
+}
+TABLES = (COLUMNS, STACKED_COLUMNS, MESSAGES, STACKED_MESSAGES)
 COVERS = [pairwise({name: list(values) for name, values in t.items()}) for t in TABLES]
 
 
@@ -113,16 +145,17 @@ def setting_of(row: Row) -> Setting:
     fields = (
         COHORTS[row["cohort"]]
         | BATCHES[row["batches"]]
-        | WEIGHTS[row["weights"]]
+        | WEIGHTS[row.get("weights", "examples")]
         | OPTIMIZERS[row["optimizer"]]
     )
-    algorithm = ALGORITHMS[row["algorithm"]]
+    algorithm = (ALGORITHMS | DGA)[row["algorithm"]]
     if row["algorithm"] == "fedsgd":  # one pass, no client optimizer
         fields = {name: v for name, v in fields.items() if name in TAKEN}
     if row["algorithm"] == "habit" and row["cohort"] == "repeats":  # a client has one row
         fields["cohort"] = tuple(tuple(dict.fromkeys(cohort)) for cohort in fields["cohort"])
-    augment = PROBLEM_OF[row["task"]].augment
-    return Setting(seed=2**40 + 3, augment=augment, **(fields | algorithm))
+    problem = PROBLEM_OF[row["task"]]
+    fields |= CLIPS[row.get("clips", "none")] | algorithm
+    return Setting(seed=2**40 + 3, augment=problem.augment, freeze=problem.freeze, **fields)
 
 
 def truth_of(row: Row) -> Result:
@@ -161,7 +194,7 @@ def by_client(sent: dict[int, list[tuple[Tensor, float]]]) -> list[tuple[int, Te
     return sorted(((k, *one) for k, several in sent.items() for one in several), key=order)
 
 
-@pytest.mark.parametrize("row", COVERS[0] + COVERS[1], ids=lambda row: "-".join(row.values()))
+@pytest.mark.parametrize("row", sum(COVERS, []), ids=lambda row: "-".join(row.values()))
 def test_pairwise_cover(row: Row) -> None:
     check(row, truth_of(row))
 

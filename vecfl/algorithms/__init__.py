@@ -1,6 +1,7 @@
 """Federated algorithms: one paper, one file, each a builder of an `Algorithm` value."""
 
 from vecfl.algorithms.base import Algorithm, Begin, Finished, Round, Starting, Upload
+from vecfl.algorithms.dga import dga
 from vecfl.algorithms.fedavg import fedavg
 from vecfl.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedopt, fedyogi
 from vecfl.algorithms.fedprox import fedprox
@@ -17,6 +18,7 @@ __all__ = [
     "by_examples",
     "by_tokens",
     "capped",
+    "dga",
     "fedadagrad",
     "fedadam",
     "fedavg",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from vecfl.aggregate import Aggregate
-from vecfl.engine.rule import LocalRule
+from vecfl.engine.rule import LocalRule, Statistics
 from vecfl.layout import Layout
 
 Server = dict[str, Tensor]
@@ -59,6 +59,7 @@ class Finished:
     client    [K] positions in the dataset; occurrence [K] how often each stood before in the cohort
     examples  [K] how many an epoch visits
     loss, weight  [K] float64 sums over all batches; seen [K] examples visited, with repetition
+    statistics    what the rule collects of its steps (`vecfl.engine.rule.Statistics`), or None
     table     {column: [K, ...]}, the clients' rows as they were when they started
     """
 
@@ -73,6 +74,7 @@ class Finished:
     weight: Tensor
     seen: Tensor
     table: dict[str, Tensor] = field(default_factory=dict)
+    statistics: Statistics | None = None
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,15 @@ class Upload:
 
     table  {column: [K, ...]}, their new rows; a client is finite where both update and rows are
     extra  {name: [K]}, numbers that are added up over the finite clients, without weights
+    log_weight  [K] float64: a client counts weight * exp(log_weight), in range or not. An
+           algorithm gives it always or never
     """
 
     update: Tensor
     weight: Tensor
     table: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
+    log_weight: Tensor | None = None
 
 
 def no_table(size: int) -> dict[str, tuple[int, ...]]:

@@ -99,6 +99,10 @@ class LoopBackend:
                 if apply[step]:
                     apply_(rows, update)
             sums.append(value.detach())
+        if slots.statistics is not None:
+            counts = [w.sum() for w in weights] or [sums[0].new_tensor(n) for n in valid]
+            for values, counted in zip(sums, counts, strict=True):
+                slots.statistics.batch_loss[s] += values.sum() * mean_weight(counted)
         total, count = slots.sums[s].unbind()
         total += torch.cat(sums).sum(dtype=torch.float64)
         count += torch.cat(weights).sum(dtype=torch.float64) if weights else sum(valid)

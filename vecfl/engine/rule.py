@@ -13,6 +13,29 @@ from vecfl.schedule import Batches
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """What rows [R] did in their steps, float64.
+
+    gradients   [R, 3]: number, sum and sum of squares of the entries of the gradients of all steps,
+                each after clipping, before pull and bias
+    batch_loss  [R]: sum over batches of the batch's mean loss
+    """
+
+    gradients: Tensor
+    batch_loss: Tensor
+
+    @classmethod
+    def zeros(cls, rows: int, device: torch.device) -> "Statistics":
+        """Of rows without a step."""
+        zeros = torch.zeros(rows, 4, device=device, dtype=torch.float64)
+        return cls(zeros[:, :3], zeros[:, 3])
+
+    def of(self, where: Tensor | slice) -> "Statistics":
+        """Those of some rows."""
+        return Statistics(self.gradients[where], self.batch_loss[where])
+
+
+@dataclass(frozen=True)
 class LocalRule:
     """How a client trains. The correction is data: g <- clip(g) + mu (w_k - anchor) + bias.
 
@@ -21,6 +44,7 @@ class LocalRule:
     clip       largest norm of the raw gradient of a step, or None
     mu         pull towards the anchor, the model of the round
     bias       whether the algorithm gives each client a correction row
+    statistics whether `Statistics` of the steps are collected
     """
 
     optimizer: ClientOptimizer
@@ -29,6 +53,7 @@ class LocalRule:
     clip: float | None = None
     mu: float = 0.0
     bias: bool = False
+    statistics: bool = False
 
     def __post_init__(self) -> None:
         for name, kind, right in (
@@ -80,6 +105,8 @@ def make_update(rule: LocalRule, anchor: list[Tensor], round: int) -> Update:
     def act(rows: Rows, grads: list[Tensor]) -> None:
         if clip is not None:
             grads = clip_rows(grads, clip)
+        if rows.gradients is not None:
+            collect_(rows.gradients, grads)
         if mu:
             pull = torch._foreach_sub(rows.w, anchor)
             grads = list(torch._foreach_add(grads, pull, alpha=mu))
@@ -87,8 +114,16 @@ def make_update(rule: LocalRule, anchor: list[Tensor], round: int) -> Update:
             grads = list(torch._foreach_add(grads, rows.bias))
         step_(rows, grads, lr)
 
-    corrected = clip is not None or mu or rule.bias
-    return Update(act, lr if rule.optimizer.plain and not corrected else None)
+    seen = clip is not None or mu or rule.bias or rule.statistics
+    return Update(act, lr if rule.optimizer.plain and not seen else None)
+
+
+def collect_(gradients: Tensor, grads: list[Tensor]) -> None:
+    """Add gradients [R, *shape] to what `Statistics.gradients` [R, 3] says of them."""
+    for g in (g.reshape(len(g), -1) for g in grads):
+        gradients[:, 0] += g.shape[1]
+        gradients[:, 1] += g.sum(1, dtype=torch.float64)
+        gradients[:, 2] += torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square()
 
 
 def mean_weight(count: Tensor) -> Tensor:

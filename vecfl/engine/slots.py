@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vecfl.engine.rule import LocalRule
+from vecfl.engine.rule import LocalRule, Statistics
 from vecfl.errors import InputError
 from vecfl.layout import Layout
 from vecfl.optim import Rows
@@ -18,6 +18,7 @@ class Slots:
     total  [S, trainable] accumulated gradient sums, and `count` [S] their weights, or None
     sums   [S, 2] float64: loss and loss weight over the client's batches
     seen   [S] examples visited
+    statistics  of each row's steps, where the rule collects them
     """
 
     def __init__(
@@ -36,12 +37,15 @@ class Slots:
         self.steps = torch.zeros(slots, device=device) if rule.optimizer.counts else None
         self.sums = torch.zeros(slots, 2, device=device, dtype=torch.float64)
         self.seen = torch.zeros(slots, device=device, dtype=torch.int64)
+        self.statistics = Statistics.zeros(slots, device) if rule.statistics else None
         self.all = self._rows(slice(None))
         self.one = [self._rows(slice(s, s + 1)) for s in range(slots)]
         self.model = [layout.param_views(row) for row in self.flat]
         self.buffers = layout.buffer_views(self.flat)
         kept = (*self.state, self.total, self.count, self.steps, self.sums, self.seen)
         self.cleared = [t for t in kept if t is not None]
+        if self.statistics is not None:
+            self.cleared += [self.statistics.gradients, self.statistics.batch_loss]
 
     def _rows(self, which: slice) -> Rows:
         def part(t: Tensor | None) -> Tensor | None:
@@ -57,6 +61,7 @@ class Slots:
             total=views(self.total),
             count=part(self.count),
             steps=part(self.steps),
+            gradients=None if self.statistics is None else self.statistics.gradients[which],
         )
 
     def start_(self, slots: Tensor, model: Tensor, bias: Tensor | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from vecfl.engine.rule import Update, accumulate_, apply_
+from vecfl.engine.rule import Update, accumulate_, apply_, mean_weight
 from vecfl.engine.slots import Slots
 from vecfl.losses import Batch
 from vecfl.tape import Block
@@ -53,6 +53,8 @@ def train_together_(
                 apply_(rows, update)
         slots.sums[:, 0] += total
         slots.sums[:, 1] += count
+        if slots.statistics is not None:
+            slots.statistics.batch_loss.add_(total * mean_weight(count.to(total)))
     slots.seen += valid.sum(0)
     return slots.number * len(index)
 

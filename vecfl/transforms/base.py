@@ -63,15 +63,18 @@ def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
     """`algorithm` whose clients' messages pass through transforms on their way.
 
     Their client sides act in this order on the rows of each client, weights not yet applied; their
-    server sides act on the sums in reverse order, before the algorithm's own server.
+    server sides act on the sums in reverse order, before the algorithm's own server. A chain may be
+    chained further. A metric that is told already gets the place of the transform behind its name.
     """
-    for i, transform in enumerate(transforms):
-        algorithm = around(algorithm, transform, f"{i}.{transform.name}.")
+    for transform in transforms:
+        algorithm = around(algorithm, transform)
     return algorithm
 
 
-def around(inner: Algorithm, transform: Transform, prefix: str) -> Algorithm:
-    """`inner` with one more transform; names that begin with `prefix` are the transform's."""
+def around(inner: Algorithm, transform: Transform) -> Algorithm:
+    """`inner` with one more transform, whose names begin with its place and name."""
+    place = inner.name.count(", ")  # each transform adds one or more, so places differ
+    prefix = f"{place}.{transform.name}."
 
     def table(size: int) -> dict[str, tuple[int, ...]]:
         return inner.table(size) | named(prefix, transform.table(size))
@@ -87,19 +90,22 @@ def around(inner: Algorithm, transform: Transform, prefix: str) -> Algorithm:
         )
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
-        extra = sums.extra
-        mine = replace(sums, extra=part(prefix, extra))
+        mine = replace(sums, extra=part(prefix, sums.extra))
         changed, own = transform.server(part(prefix, server), mine, round)
-        changed = replace(changed, extra=others(prefix, extra))
+        changed = replace(changed, extra=others(prefix, sums.extra))
         return inner.server(others(prefix, server), changed, round) | named(prefix, own)
 
     def metrics(server: Server, sums: Aggregate, round: Round) -> Metrics:
         mine = replace(sums, extra=part(prefix, sums.extra))
         rest = replace(sums, extra=others(prefix, sums.extra))
         told = inner.metrics(others(prefix, server), rest, round)
-        return {**told, **transform.metrics(part(prefix, server), mine, round)}
+        own = transform.metrics(part(prefix, server), mine, round)
+        return {**told, **{n if n not in told else f"{n}.{place}": v for n, v in own.items()}}
 
-    observe = inner.observe
+    def observe(server: Server, seen: Metrics) -> Server:
+        assert inner.observe is not None
+        return inner.observe(others(prefix, server), seen) | named(prefix, part(prefix, server))
+
     return replace(
         inner,
         name=f"{inner.name}, {transform.name}",
@@ -113,11 +119,7 @@ def around(inner: Algorithm, transform: Transform, prefix: str) -> Algorithm:
         local=lambda server, rule: inner.local(others(prefix, server), rule),
         model=lambda server: inner.model(others(prefix, server)),
         metrics=metrics,
-        observe=None
-        if observe is None
-        else lambda server, told: (
-            observe(others(prefix, server), told) | named(prefix, part(prefix, server))
-        ),
+        observe=observe if inner.observe else None,
     )
 
 

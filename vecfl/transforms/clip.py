@@ -1,0 +1,112 @@
+"""Clipping of what clients send, over all of it or by tensor.
+
+McMahan et al., ICLR 2018, arXiv:1710.06963, section 2.1: flat and per-layer clipping. Whatever is
+sent is bounded: changes of buffers that training changes count as the parameters do.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vecfl.aggregate import Aggregate
+from vecfl.algorithms.base import Finished, Metrics, Round, Server, Upload
+from vecfl.errors import InputError
+from vecfl.layout import Layout
+from vecfl.transforms.base import Transform
+
+# What is left of a bound when entries, scale and norm have been rounded, in any order of their sum.
+LEFT = {torch.float32: 1 - 2.0**-22, torch.float64: 1 - 2.0**-40}
+
+
+def clip_by_norm(norm: float) -> Transform:
+    """Scale the message of a client so that its norm is at most `norm`; inf: never.
+
+    The bound holds for the norm in float64 of what is sent: 2^-22 of it in float32, 2^-40 in
+    float64 is left free for rounding. Metrics: `train/clipped`, the share of clients with a
+    positive weight that were scaled, and `train/norm`, the mean of their norms before. Raises
+    InputError for a norm that is not positive.
+    """
+    check("clip_by_norm(norm)", norm)
+
+    def client(own: Server, done: Finished, upload: Upload) -> Upload:
+        update, length, over = clip_rows(upload.update, norm)
+        return counted(upload, update, length, over)
+
+    return Transform(f"clip_by_norm {norm:g}", client, metrics=told)
+
+
+def clip_by_layer(norm: float | Mapping[str, float]) -> Transform:
+    """Scale each tensor of a message so that its norm is at most its own bound.
+
+    norm  a bound of the whole message, of which each of m tensors gets norm / sqrt(m); or the bound
+          of each parameter and changing buffer by name
+
+    Metrics as those of `clip_by_norm`; clipped are clients with a tensor that was scaled. Raises
+    InputError for a bound that is not positive, and, when a run starts, for names that are not
+    those of the model.
+    """
+    bounds = dict(norm) if isinstance(norm, Mapping) else {"": norm}
+    for bound in bounds.values():
+        check("clip_by_layer(norm)", bound)
+
+    def init(layout: Layout) -> Server:
+        names = {e.name for e in layout.params + layout.buffers}
+        if isinstance(norm, Mapping) and names != bounds.keys():
+            wrong = min(names ^ bounds.keys())
+            what = "has no bound" if wrong in names else "is no parameter or changing buffer"
+            raise InputError(f"clip_by_layer(norm): {wrong!r} {what}; give one for each")
+        return {}
+
+    def client(own: Server, done: Finished, upload: Upload) -> Upload:
+        entries = [e for e in done.round.layout.params + done.round.layout.buffers if e.size]
+        share = 1 / math.sqrt(len(entries))
+        update = upload.update.clone()
+        lengths, over = [], torch.zeros_like(upload.weight, dtype=torch.bool)
+        for e in entries:
+            part = slice(e.offset, e.offset + e.size)
+            bound = bounds[e.name] if isinstance(norm, Mapping) else norm * share
+            update[:, part], length, scaled = clip_rows(update[:, part], bound)
+            lengths.append(length)
+            over |= scaled
+        return counted(upload, update, torch.stack(lengths).square().sum(0).sqrt(), over)
+
+    said = f"{norm:g}" if not isinstance(norm, Mapping) else f"{bounds}"
+    return Transform(f"clip_by_layer {said}", client, init=init, metrics=told)
+
+
+def clip_rows(rows: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [K, n] of norm at most `limit`; their norms before, float64 [K]; which [K] were scaled.
+
+    A row that is not finite stays so. What of a scaled row would be denormal, and could only be
+    rounded coarsely, becomes 0.
+    """
+    largest = rows.abs().amax(1, keepdim=True)
+    unit = rows / largest.where(largest != 0, 1)  # squares of 1e30 or 1e-30 leave float32
+    length = torch.linalg.vector_norm(unit, dim=1, keepdim=True, dtype=torch.float64)
+    bound = limit * LEFT[rows.dtype]
+    norm = largest * length
+    over = ~(norm <= bound)  # of a NaN, too
+    scaled = F.hardshrink(unit * (bound / length).to(rows.dtype), torch.finfo(rows.dtype).tiny)
+    return scaled.where(over, rows), norm[:, 0], over[:, 0]
+
+
+def counted(upload: Upload, update: Tensor, norm: Tensor, over: Tensor) -> Upload:
+    """`upload` with another update, and what `told` makes metrics of."""
+    some = upload.weight > 0
+    extra = {"clients": some, "clipped": some & over, "norm": norm.where(some, 0)}
+    return Upload(update, upload.weight, upload.table, extra, upload.log_weight)
+
+
+def told(own: Server, sums: Aggregate, round: Round) -> Metrics:
+    """The share of clients that were clipped, and their mean norm; NaN without any."""
+    clients, clipped, norm = (float(sums.extra[n]) for n in ("clients", "clipped", "norm"))
+    clients = clients or math.nan
+    return {"train/clipped": clipped / clients, "train/norm": norm / clients}
+
+
+def check(what: str, norm: float) -> None:
+    if not norm > 0:
+        raise InputError(f"{what} must be positive, not {norm}")
