@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl_kernels"}),
     frozenset({"vecfl.errors"}),
-    frozenset({"vecfl.layout", "vecfl.random", "vecfl.files", "vecfl.signals", "vecfl.settings"}),
+    frozenset(
+        {"vecfl.layout", "vecfl.random", "vecfl.files", "vecfl.signals", "vecfl.settings"}
+        | {"vecfl.schedules"}
+    ),
     frozenset(
         {"vecfl.schedule", "vecfl.tape", "vecfl.launch", "vecfl.mesh", "vecfl.optim"}
         | {"vecfl.checkpoint"}
