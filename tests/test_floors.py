@@ -39,6 +39,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset(
         {"vecfl.worker", "vecfl.trainer", "vecfl.choices", "vecfl.probe", "vecfl.arrange"}
+        | {"vecfl.replay"}
         | {"vecfl.feed", "vecfl.cohorts", "vecfl.tally", "vecfl.simulation"}
     ),
     frozenset(
@@ -66,6 +67,7 @@ SAME_FLOOR = {
     ("vecfl.state", "vecfl.algorithms"),
     ("vecfl.trainer", "vecfl.worker"),
     ("vecfl.feed", "vecfl.trainer"),
+    ("vecfl.replay", "vecfl.trainer"),
     ("vecfl.probe", "vecfl.choices"),
     ("vecfl.probe", "vecfl.feed"),
     ("vecfl.probe", "vecfl.trainer"),

@@ -124,7 +124,8 @@ def test_as_torch_optim(ours: ServerOptimizer, theirs) -> None:
 
 # One parameter at 1, lr = 1/2, betas (1/2, 1/2), eps 0, updates 1 and then 2.
 # AdamW, decay 1/2: both moments without bias are 1; w = 1 - 1/2 (1/2 * 1 + 1) = 1/4.
-#   Then m = 1/4 + 1 = 5/4 and v = 1/4 + 2 = 9/4, without bias 5/3 and 3: w = 1/4 - 1/2 (1/8 + 5/3 / sqrt(3)).
+#   Then m = 1/4 + 1 = 5/4 and v = 1/4 + 2 = 9/4, without bias 5/3 and 3:
+#   w = 1/4 - 1/2 (1/8 + 5/3 / sqrt(3)).
 # Adamax: m = 1/2, v = 1; w = 1 - 1/2 / (1/2) * 1/2 / 1 = 1/2. Then m = 5/4, v = max(1/2, 2):
 #   w = 1/2 - 1/2 / (3/4) * 5/4 / 2 = 1/12.
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from vecfl.algorithms import (
     by_examples,
     by_tokens,
     capped,
+    clients_on_plateau,
+    ema,
     fedadagrad,
     fedadam,
     fedavg,
@@ -13,6 +15,7 @@ from vecfl.algorithms import (
     fedprox,
     fedsgd,
     fedyogi,
+    server_on_plateau,
     uniform_weights,
 )
 from vecfl.augment import crop, flip, normalise
@@ -24,6 +27,7 @@ from vecfl.losses import accuracy, cross_entropy, squared_error
 from vecfl.modules import batchnorm_to_groupnorm
 from vecfl.optim import adam, adamw, momentum, sgd
 from vecfl.participation import available, separated
+from vecfl.replay import replay
 from vecfl.rounds import run
 from vecfl.sampling import (
     cyclic,
@@ -79,11 +83,13 @@ __all__ = [
     "by_examples",
     "by_tokens",
     "capped",
+    "clients_on_plateau",
     "clipped",
     "cosine",
     "crop",
     "cross_entropy",
     "cyclic",
+    "ema",
     "evaluate",
     "evaluate_clients",
     "everyone",
@@ -107,6 +113,7 @@ __all__ = [
     "normalise",
     "poisson",
     "ramp_hold_decay",
+    "replay",
     "run",
     "scaled",
     "scheduled",
@@ -117,6 +124,7 @@ __all__ = [
     "server_lamb",
     "server_lars",
     "server_momentum",
+    "server_on_plateau",
     "server_sgd",
     "sgd",
     "squared_error",

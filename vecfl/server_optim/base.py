@@ -33,7 +33,7 @@ class ServerOptimizer:
 
 def constant(lr: float) -> Callable[[int], float]:
     """The same learning rate in every round."""
-    return lambda round: lr
+    return lambda round: float(lr)
 
 
 def zeros(*names: str) -> Callable[[Tensor], Tensors]:
