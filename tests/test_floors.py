@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl_kernels"}),
     frozenset({"vecfl.errors"}),
-    frozenset({"vecfl.layout", "vecfl.random", "vecfl.files", "vecfl.signals", "vecfl.settings"}),
+    frozenset(
+        {"vecfl.layout", "vecfl.random", "vecfl.files", "vecfl.signals", "vecfl.settings"}
+        | {"vecfl.schedules"}
+    ),
     frozenset(
         {"vecfl.schedule", "vecfl.tape", "vecfl.launch", "vecfl.mesh", "vecfl.optim"}
         | {"vecfl.checkpoint"}
@@ -36,6 +39,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset(
         {"vecfl.worker", "vecfl.trainer", "vecfl.choices", "vecfl.probe", "vecfl.arrange"}
+        | {"vecfl.replay"}
         | {"vecfl.feed", "vecfl.cohorts", "vecfl.tally", "vecfl.simulation"}
     ),
     frozenset(
@@ -63,6 +67,7 @@ SAME_FLOOR = {
     ("vecfl.state", "vecfl.algorithms"),
     ("vecfl.trainer", "vecfl.worker"),
     ("vecfl.feed", "vecfl.trainer"),
+    ("vecfl.replay", "vecfl.trainer"),
     ("vecfl.probe", "vecfl.choices"),
     ("vecfl.probe", "vecfl.feed"),
     ("vecfl.probe", "vecfl.trainer"),

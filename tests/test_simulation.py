@@ -90,6 +90,8 @@ ROUND_KEYS = [
     "train/lost_clients",
     "train/clients",
     "train/dropped_clients",
+    "server/lr",
+    "server/update_norm",
     "system/clients_per_s",
     "system/ranks",
     "system/round_s",

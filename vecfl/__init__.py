@@ -5,7 +5,9 @@ from vecfl.algorithms import (
     by_examples,
     by_tokens,
     capped,
+    clients_on_plateau,
     dga,
+    ema,
     fedadagrad,
     fedadam,
     fedavg,
@@ -14,6 +16,7 @@ from vecfl.algorithms import (
     fedprox,
     fedsgd,
     fedyogi,
+    server_on_plateau,
     uniform_weights,
 )
 from vecfl.augment import crop, flip, normalise
@@ -26,6 +29,7 @@ from vecfl.losses import accuracy, cross_entropy, squared_error
 from vecfl.modules import batchnorm_to_groupnorm
 from vecfl.optim import adam, adamw, momentum, sgd
 from vecfl.participation import available, separated
+from vecfl.replay import replay
 from vecfl.rounds import run
 from vecfl.sampling import (
     cyclic,
@@ -38,11 +42,25 @@ from vecfl.sampling import (
     with_replacement,
 )
 from vecfl.schedule import Batches
+from vecfl.schedules import (
+    cosine,
+    linear_warmup,
+    multi_step,
+    ramp_hold_decay,
+    scaled,
+    step_decay,
+)
 from vecfl.server_optim import (
+    clipped,
     fedopt_adagrad,
     fedopt_adam,
     fedopt_yogi,
+    scheduled,
     server_adam,
+    server_adamax,
+    server_adamw,
+    server_lamb,
+    server_lars,
     server_momentum,
     server_sgd,
 )
@@ -76,6 +94,10 @@ __all__ = [
     "cross_entropy",
     "cyclic",
     "dga",
+    "clients_on_plateau",
+    "clipped",
+    "cosine",
+    "ema",
     "evaluate",
     "evaluate_clients",
     "everyone",
@@ -93,17 +115,29 @@ __all__ = [
     "flip",
     "fraction",
     "freeze",
+    "linear_warmup",
     "load_run",
     "momentum",
+    "multi_step",
     "normalise",
     "poisson",
+    "ramp_hold_decay",
+    "replay",
     "run",
+    "scaled",
+    "scheduled",
     "separated",
     "server_adam",
+    "server_adamax",
+    "server_adamw",
+    "server_lamb",
+    "server_lars",
     "server_momentum",
+    "server_on_plateau",
     "server_sgd",
     "sgd",
     "squared_error",
+    "step_decay",
     "uniform",
     "uniform_between",
     "uniform_weights",

@@ -11,6 +11,7 @@ from vecfl import FederatedDataset, Simulation, Task
 from vecfl.algorithms import Algorithm, Finished, Upload
 from vecfl.augment import Transform
 from vecfl.optim import ClientOptimizer
+from vecfl.server_optim import ServerOptimizer
 
 from .augment import Transforms
 from .loop import Columns, Loss, Setting
@@ -50,6 +51,51 @@ def optimizer(s: Setting) -> ClientOptimizer:
     }[s.optimizer]
 
 
+def server(s: Setting) -> ServerOptimizer:
+    """What vecfl calls the oracle's server."""
+    if (of := s.server) is None:
+        return vecfl.server_sgd(s.server_lr)
+    betas, decay = of.betas, of.weight_decay
+    made = {
+        "sgd": lambda: vecfl.server_sgd(of.lr),
+        "momentum": lambda: vecfl.server_momentum(of.lr, of.beta),
+        "adam": lambda: vecfl.server_adam(of.lr, betas, of.eps),
+        "adamw": lambda: vecfl.server_adamw(of.lr, betas, of.eps, decay),
+        "adamax": lambda: vecfl.server_adamax(of.lr, betas, of.eps),
+        "adagrad": lambda: vecfl.fedopt_adagrad(of.lr, betas[0], of.eps),
+        "yogi": lambda: vecfl.fedopt_yogi(of.lr, betas, of.eps),
+        "fedadam": lambda: vecfl.fedopt_adam(of.lr, betas, of.eps),
+        "lars": lambda: vecfl.server_lars(of.lr, of.beta, decay, of.trust),
+        "lamb": lambda: vecfl.server_lamb(of.lr, betas, of.eps, decay),
+    }[of.optimizer]()
+    if of.clip is not None:
+        made = vecfl.clipped(made, of.clip)
+    return vecfl.scheduled(made, of.schedule) if of.schedule else made
+
+
+def around(inner: Algorithm, s: Setting, task: Task) -> Algorithm:
+    """The algorithm with what stands around it."""
+    if s.server_plateau is not None:
+        inner = vecfl.server_on_plateau(inner, "train/loss", "min", *s.server_plateau)
+    if s.client_plateau is not None:
+        inner = vecfl.clients_on_plateau(inner, "train/loss", "min", *s.client_plateau)
+    if (r := s.replay) is not None:
+        how = {"lr": r.lr, "batches": batches(r), "optimizer": optimizer(r), "clip": r.clip}
+        inner = vecfl.replay(inner, task, s.replay_data, **how)
+    return inner if s.ema is None else vecfl.ema(inner, s.ema)
+
+
+def batches(s: Setting) -> vecfl.Batches:
+    return vecfl.Batches(
+        s.batch,
+        epochs=s.epochs if s.steps is None else None,
+        steps=s.steps,
+        last=s.last,
+        full=s.full,
+        max_examples=s.cap,
+    )
+
+
 def algorithm(s: Setting) -> Algorithm:
     weights = {
         "examples": vecfl.by_examples,
@@ -58,22 +104,15 @@ def algorithm(s: Setting) -> Algorithm:
         "tokens": vecfl.by_tokens,
     }[s.weight]
     if s.algorithm == "fedsgd":
-        return vecfl.fedsgd(lr=s.server_lr, size=s.batch, max_examples=s.cap, weights=weights)
-    batches = vecfl.Batches(
-        s.batch,
-        epochs=s.epochs if s.steps is None else None,
-        steps=s.steps,
-        last=s.last,
-        full=s.full,
-        max_examples=s.cap,
-    )
+        kind = {"size": s.batch, "max_examples": s.cap, "weights": weights}
+        return vecfl.fedsgd(server=server(s), **kind)
     common = {
         "lr": s.lr,
-        "batches": batches,
+        "batches": batches(s),
         "optimizer": optimizer(s),
         "clip": s.clip,
         "weights": weights,
-        "server": vecfl.server_sgd(s.server_lr),
+        "server": server(s),
     }
     if s.algorithm == "habit":
         return habit(**common)
@@ -135,7 +174,7 @@ def run_vecfl(
     sim = Simulation(
         task,
         data,
-        recorded(vecfl.chain(algorithm(s), *clips(s)), result.updates),
+        recorded(vecfl.chain(around(algorithm(s), s, task), *clips(s)), result.updates),
         sampler(s),
         backend=backend,
         workers=workers,
@@ -154,6 +193,7 @@ def run_vecfl(
         assert slots is None or metrics["system/slots"] == slots
         result.models.append(sim.state_dict(state))
         result.metrics.append(metrics)
+        state = sim.observe(state, metrics)
         if state.table is not None:
             result.rows.append(state.table.gather(torch.arange(len(clients))))
     return result

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import philox
 from .augment import Transforms, augment
 from .dropout import Place, replace_dropout
+from .server import Plateau, Server, ServerSetting
 
 Columns = dict[str, Tensor]
 Loss = Callable[[Tensor, Columns], tuple[Tensor, Tensor]]
@@ -53,6 +54,13 @@ class Setting:
     softmax_beta: float = 1.0
     clips: tuple[tuple[str, float], ...] = ()  # of what clients send: ("norm" | "layer", C), ...
     freeze: str = ""  # parameters with a name in which this is found do not train
+    server: ServerSetting | None = None  # in place of server_lr
+    ema: float | None = None  # decay: `models` are the means, over parameters
+    replay: "Setting | None" = None  # how the server trains then on `replay_data`
+    replay_data: Columns = field(default_factory=dict)
+    # (factor, patience): the rate falls where the training loss of rounds gets no better
+    server_plateau: tuple[float, int] | None = None
+    client_plateau: tuple[float, int] | None = None
 
 
 @dataclass
@@ -96,7 +104,13 @@ def federated_loop(
     buffers = changing_buffers(model, loss, clients, setting)
     result = Result()
     moves: list[list[Tensor]] = [[] for _ in clients]
-    for t in range(setting.rounds):
+    server = Server(setting.server or ServerSetting(lr=setting.server_lr), trainable(model))
+    mean, kept = [p.detach().double().clone() for p in trainable(model)], None
+    plateaus = [p and Plateau(*p) for p in (setting.server_plateau, setting.client_plateau)]
+    given = setting
+    for t in range(given.rounds):
+        shares = [p.share if p else 1.0 for p in plateaus]
+        setting = scaled(given, shares[1])
         members = cohort_of(setting, t, len(clients))
         updates, dropped, loss_sum, weight_sum = [], [], 0.0, 0.0
         for i, k in enumerate(members):
@@ -116,13 +130,54 @@ def federated_loop(
                 update, weight = torch.zeros_like(update), 0.0
                 dropped.append(k)
             updates.append((k, update, weight))
-        server_step(model, updates, setting.server_lr, buffers)
-        result.models.append(copy.deepcopy(model.state_dict()))
+        if server_step(model, updates, server, t, shares[0], buffers):
+            if setting.replay is not None:
+                kept = replay(model, loss, setting.replay, setting.replay_data, t, kept)
+            d = setting.ema or 0.0
+            pairs = zip(mean, trainable(model), strict=True)
+            mean = [d * m + (1 - d) * p.detach().double() for m, p in pairs]
+        told = copy.deepcopy(model)
+        for p, m in zip(trainable(told), mean, strict=True):
+            p.data.copy_(m)
+        result.models.append(told.state_dict())
         result.updates.append(updates)
         result.loss.append(loss_sum / weight_sum if weight_sum else math.nan)
+        for plateau in filter(None, plateaus):
+            plateau.look(result.loss[-1])
         result.dropped.append(dropped)
         result.habits.append([(habit_of(model, m, buffers), len(m)) for m in moves])
     return result
+
+
+def scaled(s: Setting, share: float) -> Setting:
+    """The setting with the clients' learning rate times `share`."""
+    lr = s.lr
+    return replace(s, lr=(lambda t: share * lr(t)) if callable(lr) else share * lr)
+
+
+def replay(
+    model: nn.Module, loss: Loss, s: Setting, data: Columns, t: int, kept: dict | None
+) -> dict:
+    """Local training of the model itself, in place; the optimizer's state goes in and comes out."""
+    place = Place(s.seed, t, 2**32 - 1)
+    local = copy.deepcopy(model)
+    replace_dropout(local, place)
+    params = trainable(local)
+    optimizer = make_optimizer(params, s, t)
+    if kept is not None:
+        lr = optimizer.param_groups[0]["lr"]
+        optimizer.load_state_dict(kept)
+        optimizer.param_groups[0]["lr"] = lr
+    chosen = philox.subset(s.seed, t, place.client, len(data["x"]), s.cap)
+    for step in steps_of(chosen, s, place):
+        batches = [take(local, data, index) for index in step]
+        grads = mean_gradient(local, loss, batches, place, Tally(), s.augment)
+        factor = min(1.0, s.clip / float(flat(grads).norm())) if s.clip is not None else 1.0
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g * factor
+        optimizer.step()
+    model.load_state_dict(local.state_dict())
+    return copy.deepcopy(optimizer.state_dict())
 
 
 def habit_of(model: nn.Module, moves: list[Tensor], buffers: list[str]) -> Tensor:
@@ -230,20 +285,30 @@ def client_weight(n: int, seen: Tally, s: Setting) -> float:
 
 @torch.no_grad()
 def server_step(
-    model: nn.Module, updates: list[tuple[int, Tensor, float]], lr: float, buffers: list[str]
-) -> None:
-    """w - lr * mean update for parameters; buffers become the mean of the clients' buffers."""
+    model: nn.Module,
+    updates: list[tuple[int, Tensor, float]],
+    server: Server,
+    t: int,
+    share: float,
+    buffers: list[str],
+) -> bool:
+    """The server's step by the mean update; buffers become the mean of the clients' buffers.
+
+    Whether there was a mean.
+    """
     total = sum(weight for _, _, weight in updates)
     if total == 0:
-        return
+        return False
     delta = torch.stack([weight * update for _, update, weight in updates]).sum(0) / total
     named, params = dict(model.named_buffers()), trainable(model)
     targets = params + [named[name] for name in buffers]
     pieces = delta.split([target.numel() for target in targets])
-    for i, (target, piece) in enumerate(zip(targets, pieces, strict=True)):
-        rate = lr if i < len(params) else 1.0
-        value = target.double() - rate * piece.reshape(target.shape)
+    pieces = [piece.reshape(to.shape) for to, piece in zip(targets, pieces, strict=True)]
+    server.step(params, pieces[: len(params)], t, share)
+    for target, piece in zip(targets[len(params) :], pieces[len(params) :], strict=True):
+        value = target.double() - piece
         target.copy_(value if target.is_floating_point() else value.round())
+    return True
 
 
 def steps_of(kept: philox.Ints, s: Setting, at: Place) -> list[list[philox.Ints]]:

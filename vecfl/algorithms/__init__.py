@@ -1,11 +1,14 @@
 """Federated algorithms: one paper, one file, each a builder of an `Algorithm` value."""
 
 from vecfl.algorithms.base import Algorithm, Begin, Finished, Round, Starting, Upload
+from vecfl.algorithms.carrying import carrying
 from vecfl.algorithms.dga import dga
+from vecfl.algorithms.ema import ema
 from vecfl.algorithms.fedavg import fedavg
 from vecfl.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedopt, fedyogi
 from vecfl.algorithms.fedprox import fedprox
 from vecfl.algorithms.fedsgd import fedsgd
+from vecfl.algorithms.plateau import clients_on_plateau, server_on_plateau
 from vecfl.algorithms.weights import by_examples, by_tokens, capped, uniform_weights
 
 __all__ = [
@@ -19,6 +22,9 @@ __all__ = [
     "by_tokens",
     "capped",
     "dga",
+    "carrying",
+    "clients_on_plateau",
+    "ema",
     "fedadagrad",
     "fedadam",
     "fedavg",
@@ -27,5 +33,6 @@ __all__ = [
     "fedprox",
     "fedsgd",
     "fedyogi",
+    "server_on_plateau",
     "uniform_weights",
 ]

@@ -16,6 +16,9 @@ from vecfl.layout import Layout
 Server = dict[str, Tensor]
 Metrics = Mapping[str, float | int | str]
 
+# Names in the server's state of what was learned from metrics: it stays where a run falls back.
+OBSERVED = "observed/"
+
 
 @dataclass(frozen=True)
 class Round:

@@ -1,17 +1,27 @@
 """Federated averaging: McMahan et al., AISTATS 2017, arXiv:1602.05629, Algorithm 1."""
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
 
 from vecfl.aggregate import Aggregate
-from vecfl.algorithms.base import Algorithm, Begin, Finished, Round, Server, Starting, Upload
+from vecfl.algorithms.base import (
+    Algorithm,
+    Begin,
+    Finished,
+    Metrics,
+    Round,
+    Server,
+    Starting,
+    Upload,
+)
 from vecfl.algorithms.weights import Weights, by_examples
 from vecfl.engine.rule import LocalRule
 from vecfl.layout import Layout
 from vecfl.optim import ClientOptimizer, sgd
 from vecfl.schedule import Batches
-from vecfl.server_optim import ServerOptimizer, server_sgd
+from vecfl.server_optim import ServerOptimizer, norm, server_sgd
 
 
 def fedavg(
@@ -42,7 +52,8 @@ def averaging(
     def upload(state: Server, done: Finished) -> Upload:
         return Upload(state["w"] - done.model, weights(done))
 
-    return Algorithm(name, rule, server_init(server), broadcast, upload, server_step(server))
+    init, step, metrics = server_init(server), server_step(server), server_metrics(server)
+    return Algorithm(name, rule, init, broadcast, upload, step, metrics=metrics)
 
 
 def broadcast(state: Server, starting: Starting) -> Begin:
@@ -62,14 +73,27 @@ def server_step(optimizer: ServerOptimizer) -> Callable[[Server, Aggregate, Roun
     """
 
     def step(state: Server, aggregate: Aggregate, round: Round) -> Server:
-        mean, trainable = aggregate.mean(), round.layout.trainable
+        mean, layout, trainable = aggregate.mean(), round.layout, round.layout.trainable
         if mean is None:
             return state
         moved = state["w"].double() - mean
         rest = {name: t for name, t in state.items() if name != "w"}
         moved[:trainable], rest = optimizer.step(
-            state["w"][:trainable].double(), mean[:trainable], rest
+            state["w"][:trainable].double(), mean[:trainable], rest, layout, round.number
         )
         return {"w": moved.to(state["w"].dtype)} | rest
 
     return step
+
+
+def server_metrics(
+    optimizer: ServerOptimizer,
+) -> Callable[[Server, Aggregate, Round], Metrics]:
+    """`server/lr`, and `server/update_norm`: |mean update|, NaN without a client that counts."""
+
+    def metrics(state: Server, aggregate: Aggregate, round: Round) -> Metrics:
+        mean, lr = aggregate.mean(), optimizer.lr(round.number)
+        size = math.nan if mean is None else float(norm(mean[: round.layout.trainable]))
+        return {"server/lr": lr, "server/update_norm": size}
+
+    return metrics

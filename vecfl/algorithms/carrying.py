@@ -1,0 +1,50 @@
+"""What stands around an algorithm with tensors of its own in the server's state."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from vecfl.aggregate import Aggregate
+from vecfl.algorithms.base import Algorithm, Metrics, Round, Server
+from vecfl.errors import InputError
+from vecfl.layout import Layout
+
+
+def carrying(inner: Algorithm, prefix: str, init: Callable[[Tensor, Layout], Server]) -> Algorithm:
+    """`inner`, whose functions do not see the tensors of names that begin with `prefix`.
+
+    init  (w [P], Layout) -> these tensors, under their whole names; they stay as they are until
+          another function changes them
+    """
+
+    def rest(server: Server) -> Server:
+        return {n: t for n, t in server.items() if not n.startswith(prefix)}
+
+    def own(server: Server) -> Server:
+        return {n: t for n, t in server.items() if n.startswith(prefix)}
+
+    def start(w: Tensor, layout: Layout) -> Server:
+        server = inner.init(w, layout)
+        if own(server):
+            raise InputError(f"{inner.name}: {prefix.rstrip('/')} stands around it already")
+        return server | init(w, layout)
+
+    def step(server: Server, sums: Aggregate, round: Round) -> Server:
+        return inner.server(rest(server), sums, round) | own(server)
+
+    def observe(server: Server, told: Metrics) -> Server:
+        assert inner.observe is not None
+        return inner.observe(rest(server), told) | own(server)
+
+    return replace(
+        inner,
+        init=start,
+        begin=lambda server, starting: inner.begin(rest(server), starting),
+        upload=lambda server, done: inner.upload(rest(server), done),
+        server=step,
+        local=lambda server, rule: inner.local(rest(server), rule),
+        model=lambda server: inner.model(rest(server)),
+        metrics=lambda server, sums, round: inner.metrics(rest(server), sums, round),
+        observe=None if inner.observe is None else observe,
+    )
