@@ -16,7 +16,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl.errors"}),
     frozenset({"vecfl.layout", "vecfl.random", "vecfl.files", "vecfl.signals", "vecfl.settings"}),
     frozenset(
-        {"vecfl.schedule", "vecfl.tape", "vecfl.launch", "vecfl.mesh", "vecfl.optim"}
+        {"vecfl.work", "vecfl.scheduled"}
+        | {"vecfl.schedule", "vecfl.tape", "vecfl.launch", "vecfl.mesh", "vecfl.optim"}
         | {"vecfl.checkpoint"}
         | {
             "vecfl.augment",
@@ -48,6 +49,8 @@ FLOORS: tuple[frozenset[str], ...] = (
 )
 SAME_FLOOR = {
     ("vecfl.mesh", "vecfl.launch"),
+    ("vecfl.schedule", "vecfl.work"),
+    ("vecfl.scheduled", "vecfl.optim"),
     ("vecfl.tape", "vecfl.schedule"),
     ("vecfl.task", "vecfl.augment"),
     ("vecfl.task", "vecfl.losses"),

@@ -11,6 +11,7 @@ from vecfl.algorithms import (
     fedavgm,
     fedopt,
     fedprox,
+    fedprox_adaptive,
     fedsgd,
     fedyogi,
     uniform_weights,
@@ -20,9 +21,9 @@ from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.evaluate import evaluate, evaluate_clients
 from vecfl.load import load_run
-from vecfl.losses import accuracy, cross_entropy, squared_error
+from vecfl.losses import accuracy, count_tokens, cross_entropy, squared_error
 from vecfl.modules import batchnorm_to_groupnorm
-from vecfl.optim import adam, adamw, momentum, sgd
+from vecfl.optim import adagrad, adam, adamw, momentum, rmsprop, sgd
 from vecfl.participation import available, separated
 from vecfl.rounds import run
 from vecfl.sampling import (
@@ -36,6 +37,7 @@ from vecfl.sampling import (
     with_replacement,
 )
 from vecfl.schedule import Batches
+from vecfl.scheduled import scheduled
 from vecfl.server_optim import (
     fedopt_adagrad,
     fedopt_adam,
@@ -47,6 +49,7 @@ from vecfl.server_optim import (
 from vecfl.simulation import Simulation
 from vecfl.state import State
 from vecfl.task import Task
+from vecfl.work import random_epochs
 
 __version__ = "0.1.0"
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
     "State",
     "Task",
     "accuracy",
+    "adagrad",
     "adam",
     "adamw",
     "available",
@@ -65,6 +69,7 @@ __all__ = [
     "by_examples",
     "by_tokens",
     "capped",
+    "count_tokens",
     "crop",
     "cross_entropy",
     "cyclic",
@@ -80,6 +85,7 @@ __all__ = [
     "fedopt_adam",
     "fedopt_yogi",
     "fedprox",
+    "fedprox_adaptive",
     "fedsgd",
     "fedyogi",
     "flip",
@@ -88,7 +94,10 @@ __all__ = [
     "momentum",
     "normalise",
     "poisson",
+    "random_epochs",
+    "rmsprop",
     "run",
+    "scheduled",
     "separated",
     "server_adam",
     "server_momentum",

@@ -3,7 +3,7 @@
 from vecfl.algorithms.base import Algorithm, Begin, Finished, Round, Starting, Upload
 from vecfl.algorithms.fedavg import fedavg
 from vecfl.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedopt, fedyogi
-from vecfl.algorithms.fedprox import fedprox
+from vecfl.algorithms.fedprox import fedprox, fedprox_adaptive
 from vecfl.algorithms.fedsgd import fedsgd
 from vecfl.algorithms.weights import by_examples, by_tokens, capped, uniform_weights
 
@@ -23,6 +23,7 @@ __all__ = [
     "fedavgm",
     "fedopt",
     "fedprox",
+    "fedprox_adaptive",
     "fedsgd",
     "fedyogi",
     "uniform_weights",
