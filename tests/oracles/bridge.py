@@ -41,16 +41,36 @@ def transforms(names: Transforms) -> list[Transform]:
 
 
 def optimizer(s: Setting) -> ClientOptimizer:
-    return {
-        "sgd": vecfl.sgd(),
-        "momentum": vecfl.momentum(s.momentum),
-        "nesterov": vecfl.momentum(s.momentum, nesterov=True),
-        "adam": vecfl.adam(s.betas, s.eps),
+    found = {
+        "sgd": vecfl.sgd(s.decay),
+        "momentum": vecfl.momentum(s.momentum, weight_decay=s.decay),
+        "nesterov": vecfl.momentum(s.momentum, nesterov=True, weight_decay=s.decay),
+        "adam": vecfl.adam(s.betas, s.eps, s.decay),
         "adamw": vecfl.adamw(s.betas, s.eps, s.weight_decay),
+        "rmsprop": vecfl.rmsprop(s.alpha, s.eps, weight_decay=s.decay),
+        "centered": vecfl.rmsprop(s.alpha, s.eps, s.momentum, True, s.decay),
+        "adagrad": vecfl.adagrad(s.eps, s.decay),
     }[s.optimizer]
+    return found if s.factor is None else vecfl.scheduled(found, s.factor)
 
 
-def algorithm(s: Setting) -> Algorithm:
+def batches(s: Setting, columns: Columns | None = None) -> vecfl.Batches:
+    """The work of a round; tokens are counted in the data's column "y"."""
+    epochs = vecfl.random_epochs(*s.random_epochs) if s.random_epochs else s.epochs
+    counts = s.token_cap and columns and vecfl.count_tokens(columns["y"])
+    return vecfl.Batches(
+        s.batch,
+        epochs=epochs if s.steps is None else None,
+        steps=s.steps,
+        last=s.last,
+        full=s.full,
+        max_examples=s.cap,
+        max_tokens=s.token_cap,
+        tokens=counts,
+    )
+
+
+def algorithm(s: Setting, columns: Columns | None = None) -> Algorithm:
     weights = {
         "examples": vecfl.by_examples,
         "uniform": vecfl.uniform_weights,
@@ -59,17 +79,9 @@ def algorithm(s: Setting) -> Algorithm:
     }[s.weight]
     if s.algorithm == "fedsgd":
         return vecfl.fedsgd(lr=s.server_lr, size=s.batch, max_examples=s.cap, weights=weights)
-    batches = vecfl.Batches(
-        s.batch,
-        epochs=s.epochs if s.steps is None else None,
-        steps=s.steps,
-        last=s.last,
-        full=s.full,
-        max_examples=s.cap,
-    )
     common = {
         "lr": s.lr,
-        "batches": batches,
+        "batches": batches(s, columns),
         "optimizer": optimizer(s),
         "clip": s.clip,
         "weights": weights,
@@ -77,6 +89,9 @@ def algorithm(s: Setting) -> Algorithm:
     }
     if s.algorithm == "habit":
         return habit(**common)
+    if s.adaptive is not None:
+        step, patience = s.adaptive
+        return vecfl.fedprox_adaptive(start=s.mu, step=step, patience=patience, **common)
     return vecfl.fedprox(mu=s.mu, **common) if s.mu else vecfl.fedavg(**common)
 
 
@@ -124,7 +139,7 @@ def run_vecfl(
     sim = Simulation(
         task,
         data,
-        recorded(algorithm(s), result.updates),
+        recorded(algorithm(s, data.columns), result.updates),
         sampler(s),
         backend=backend,
         workers=workers,
@@ -138,6 +153,7 @@ def run_vecfl(
     for _ in range(s.rounds):
         result.updates.append({})
         state, metrics = sim.round(state)
+        state = sim.observe(state, metrics)
         assert metrics["system/backend"] == backend
         assert metrics["system/workers"] == workers
         assert slots is None or metrics["system/slots"] == slots

@@ -42,9 +42,12 @@ OPTIMIZERS = {
     "sgd": {},
     "clipped": {"clip": 0.05},
     "momentum": {"optimizer": "momentum"},
-    "nesterov": {"optimizer": "nesterov", "clip": 0.3},
+    "nesterov": {"optimizer": "nesterov", "clip": 0.3, "decay": 0.2},
     "adam": {"optimizer": "adam", "lr": 0.01},
     "adamw": {"optimizer": "adamw", "lr": lambda t: 0.02 / (1 + t)},
+    "rmsprop": {"optimizer": "rmsprop", "lr": 0.01, "decay": 0.2},
+    "centered": {"optimizer": "centered", "lr": 0.003, "factor": lambda step: 1 / (1 + step)},
+    "scheduled": {"decay": 0.5, "factor": lambda step: 0.8**step},
 }
 BATCHES = {
     "two epochs": {"epochs": 2},
@@ -54,6 +57,10 @@ BATCHES = {
     "full": {"epochs": 2, "full": True},
     "full steps": {"epochs": None, "steps": 3, "full": True},
     "cap": {"epochs": 2, "cap": 6},
+    "heterogeneous": {"epochs": (3, 2, 0, 1, 4, 0, 2)},
+    "random epochs": {"random_epochs": (0, 3, 0.8)},
+    "steps by client": {"epochs": None, "steps": (2, 3, 1, 0, 7, 4, 5), "full": True},
+    "token cap": {"epochs": 2, "cap": 9, "token_cap": 15},
 }
 WEIGHTS = {
     "examples": {},
