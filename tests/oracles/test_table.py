@@ -35,6 +35,7 @@ from .tasks import (
 ALGORITHMS = {
     "fedavg": {},
     "fedprox": {"mu": 0.3},
+    "adaptive": {"mu": 0.2, "adaptive": (0.3, 1)},
     "fedsgd": {"algorithm": "fedsgd", "server_lr": 0.5},
     "habit": {"algorithm": "habit"},
 }
@@ -147,6 +148,7 @@ def check(row: Row, truth: Result) -> None:
         )
         close(ours.models[t], truth.models[t])
         close(ours.metrics[t]["train/loss"], truth.loss[t], equal_nan=True)
+        assert s.adaptive is None or ours.metrics[t]["train/mu"] == pytest.approx(truth.mu[t])
         sent, right = by_client(ours.updates[t]), sorted(truth.updates[t], key=order)
         assert [k for k, _, _ in sent] == [k for k, _, _ in right]
         for (_, row_k, weight_k), (_, update, weight) in zip(sent, right, strict=True):
