@@ -101,7 +101,7 @@ def engine_steps(work: Workload, device: str) -> Callable[[], None]:
     slots.start_(clients.to(device), w, None)
     backend = make_backend("vmap", task, data.examples(2))
     update = make_update(rule, layout.param_views(w), 0)
-    plan = make_plan(rule.batches, data.offsets, clients)
+    plan = make_plan(rule.batches, data.offsets, clients, seed=0, round=0)
     tape = Tape(plan, rule.batches, work.clients, seed=0, round=0, draws=task.keyed)
     blocks, columns = list(tape.blocks()), data.to(device).columns
 

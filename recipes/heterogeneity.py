@@ -23,7 +23,7 @@ from vecfl import Batches
 from vecfl.algorithms import Algorithm
 from vecfl.cli import check, main
 from vecfl.data import FederatedDataset, mnist_writers
-from vecfl.data.mnist_writers import folder
+from vecfl.data.mnist_writers import default_folder
 from vecfl.files import atomic_file
 from vecfl.flags import RunArgs, check_run, simulation
 from vecfl.record import record_run
@@ -44,6 +44,8 @@ log = logging.getLogger("vecfl")
 class Args(RunArgs):
     """FedAvg, FedProx, FedAdam and DGA on MNIST writers with few labels each."""
 
+    data: str | None = None
+    """folder of MNIST's and QMNIST's files; mnist_writers in $VECFL_DATA if not given"""
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     """which of them run, in this order"""
     seeds: int = 3
@@ -60,7 +62,7 @@ class Args(RunArgs):
 
 def run(args: Args) -> None:
     check_args(args)
-    train, test = mnist_writers(folder())
+    train, test = mnist_writers(args.data or default_folder())
     out = Path(args.out or f"runs/heterogeneity-{time.strftime('%Y%m%d-%H%M%S')}")
     for seed in range(args.seed, args.seed + args.seeds):
         data = few_labels(train, args.labels, seed)

@@ -10,7 +10,6 @@ arXiv:1909.06335 (fedavgm); Reddi et al. 2021, arXiv:2003.00295.
 """
 
 import logging
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,7 +20,7 @@ from torch import Tensor
 import vecfl
 from vecfl.cli import check, main
 from vecfl.data import FederatedDataset, hold_out, mnist_writers, read
-from vecfl.data.mnist_writers import DOWNLOAD
+from vecfl.data.mnist_writers import default_folder
 from vecfl.flags import (
     AlgorithmArgs,
     check_algorithm,
@@ -107,15 +106,6 @@ def load(args: Args) -> tuple[FederatedDataset, FederatedDataset, Args]:
         raise vecfl.InputError(f"--test-clients: {args.data}: {error}") from error
     assert split.test_clients is not None
     return split.train, split.test_clients, replace(args, test_clients=share, data_seed=seed)
-
-
-def default_folder() -> Path:
-    """mnist_writers in the folder that VECFL_DATA names, or here."""
-    folder = Path(os.environ.get("VECFL_DATA", "."), "mnist_writers")
-    if not folder.is_dir():
-        unset = "" if "VECFL_DATA" in os.environ else " here, and VECFL_DATA is not set"
-        raise vecfl.InputError(f"--data: no folder {folder}{unset}; it should hold {DOWNLOAD}")
-    return folder
 
 
 def checked_images(data: FederatedDataset, source: str) -> float:

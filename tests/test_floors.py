@@ -19,7 +19,8 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {"vecfl.schedules"}
     ),
     frozenset(
-        {"vecfl.schedule", "vecfl.tape", "vecfl.launch", "vecfl.mesh", "vecfl.optim"}
+        {"vecfl.work", "vecfl.within_round"}
+        | {"vecfl.schedule", "vecfl.tape", "vecfl.launch", "vecfl.mesh", "vecfl.optim"}
         | {"vecfl.checkpoint"}
         | {
             "vecfl.augment",
@@ -43,7 +44,14 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {"vecfl.feed", "vecfl.cohorts", "vecfl.tally", "vecfl.simulation"}
     ),
     frozenset(
-        {"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags", "vecfl.rounds"}
+        {
+            "vecfl.report",
+            "vecfl.record",
+            "vecfl.cli",
+            "vecfl.flags",
+            "vecfl.rounds",
+            "vecfl.plugins",
+        }
         | {"vecfl.watch", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
     ),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
@@ -52,6 +60,8 @@ FLOORS: tuple[frozenset[str], ...] = (
 )
 SAME_FLOOR = {
     ("vecfl.mesh", "vecfl.launch"),
+    ("vecfl.schedule", "vecfl.work"),
+    ("vecfl.within_round", "vecfl.optim"),
     ("vecfl.tape", "vecfl.schedule"),
     ("vecfl.task", "vecfl.augment"),
     ("vecfl.task", "vecfl.losses"),
@@ -85,6 +95,7 @@ SAME_FLOOR = {
     ("vecfl.simulation", "vecfl.worker"),
     ("vecfl.simulation", "vecfl.trainer"),
     ("vecfl.flags", "vecfl.cli"),
+    ("vecfl.flags", "vecfl.plugins"),
     ("vecfl.flags", "vecfl.report"),
     ("vecfl.flags", "vecfl.watch"),
     ("vecfl.resume", "vecfl.cli"),

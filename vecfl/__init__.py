@@ -14,6 +14,7 @@ from vecfl.algorithms import (
     fedavgm,
     fedopt,
     fedprox,
+    fedprox_adaptive,
     fedsgd,
     fedyogi,
     server_on_plateau,
@@ -25,9 +26,9 @@ from vecfl.errors import InputError
 from vecfl.evaluate import evaluate, evaluate_clients
 from vecfl.layout import freeze
 from vecfl.load import load_run
-from vecfl.losses import accuracy, cross_entropy, squared_error
+from vecfl.losses import accuracy, count_tokens, cross_entropy, squared_error
 from vecfl.modules import batchnorm_to_groupnorm
-from vecfl.optim import adam, adamw, momentum, sgd
+from vecfl.optim import adagrad, adam, adamw, momentum, rmsprop, sgd
 from vecfl.participation import available, separated
 from vecfl.replay import replay
 from vecfl.rounds import run
@@ -68,6 +69,8 @@ from vecfl.simulation import Simulation
 from vecfl.state import State
 from vecfl.task import Task
 from vecfl.transforms import Transform, chain, clip_by_layer, clip_by_norm
+from vecfl.within_round import within_round
+from vecfl.work import random_epochs
 
 __version__ = "0.1.0"
 __all__ = [
@@ -80,6 +83,7 @@ __all__ = [
     "Task",
     "Transform",
     "accuracy",
+    "adagrad",
     "adam",
     "adamw",
     "available",
@@ -90,6 +94,7 @@ __all__ = [
     "chain",
     "clip_by_layer",
     "clip_by_norm",
+    "count_tokens",
     "crop",
     "cross_entropy",
     "cyclic",
@@ -110,6 +115,7 @@ __all__ = [
     "fedopt_adam",
     "fedopt_yogi",
     "fedprox",
+    "fedprox_adaptive",
     "fedsgd",
     "fedyogi",
     "flip",
@@ -125,6 +131,8 @@ __all__ = [
     "replay",
     "run",
     "scaled",
+    "random_epochs",
+    "rmsprop",
     "scheduled",
     "separated",
     "server_adam",
@@ -143,4 +151,5 @@ __all__ = [
     "uniform_weights",
     "weighted",
     "with_replacement",
+    "within_round",
 ]

@@ -34,8 +34,9 @@ class Cohort:
 
 
 class Cohorts:
-    """The cohorts of a run, by seed and round alone.
+    """The cohorts of a run, by seeds and round alone.
 
+    seeds    of cohorts, and of what clients do
     dropout  of clients: a probability or a trace, as in `Simulation`
     """
 
@@ -44,11 +45,13 @@ class Cohorts:
         sampler: Sampler,
         data: FederatedDataset,
         batches: Batches,
-        seed: int,
+        seeds: tuple[int, int],
         dropout: float | Trace,
         mesh: Mesh,
     ) -> None:
-        self.sampler, self.seed, self.dropout = sampler, seed, checked_dropout(dropout)
+        self.sampler, self.dropout = sampler, checked_dropout(dropout)
+        self.seed, self.work_seed = seeds
+        batches.check(data.offsets)
         self.offsets, self.population, self.batches = data.offsets, data.num_clients, batches
         self.mesh, self.asked = mesh, dict[int, Cohort]()
 
@@ -79,7 +82,8 @@ class Cohorts:
         """The clients [c] that this rank trains; `take` gives the whole cohort then."""
         drawn = self.draw(round)
         gone = lost(self.dropout, drawn, self.population, self.seed, round)
-        plan = make_plan(self.batches, self.offsets, drawn[~gone])
+        members, seed = drawn[~gone], self.work_seed
+        plan = make_plan(self.batches, self.offsets, members, seed=seed, round=round)
         cohort = Cohort(len(drawn), plan, share(plan.steps, self.mesh.size)[self.mesh.rank])
         recent = {r: c for r, c in self.asked.items() if r == round - 1}  # which trains meanwhile
         self.asked = recent | {round: cohort}

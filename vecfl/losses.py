@@ -58,6 +58,11 @@ def cross_entropy(output: Tensor, batch: Batch) -> Pair:
     return _over_positions(value.view(y.shape), y != IGNORED)
 
 
+def count_tokens(labels: Tensor) -> Tensor:
+    """How many positions of each example count in `cross_entropy`: labels [n, ...] give [n]."""
+    return (labels != IGNORED).flatten(1).sum(1) if labels.dim() > 1 else (labels != IGNORED).long()
+
+
 def accuracy(output: Tensor, batch: Batch) -> Pair:
     """1 where the largest logit is the label, weight 1; positions labelled -100 do not count."""
     y = _labels(output, batch)

@@ -4,6 +4,7 @@ A client optimizer moves every row by itself, with the row's own state and step 
 `torch.optim` would move that client's model; R rows are all slots, or one.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,24 +58,28 @@ class ClientOptimizer:
     plain: bool = False
 
 
-def sgd() -> ClientOptimizer:
-    """w <- w - lr g."""
+def sgd(weight_decay: float = 0.0) -> ClientOptimizer:
+    """w <- w - lr g; here and below g has weight_decay * w added, the gradient of an L2 penalty."""
+    _at_least_zero("sgd(weight_decay)", weight_decay)
 
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
-        torch._foreach_add_(rows.w, grads, alpha=-lr)
+        torch._foreach_add_(rows.w, decayed(rows, grads, weight_decay), alpha=-lr)
 
-    return ClientOptimizer("sgd", 0, step_, plain=True)
+    return ClientOptimizer("sgd", 0, step_, plain=not weight_decay)
 
 
-def momentum(beta: float = 0.9, nesterov: bool = False) -> ClientOptimizer:
+def momentum(
+    beta: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0
+) -> ClientOptimizer:
     """v <- beta v + g; w <- w - lr v, or with Nesterov's look-ahead w <- w - lr (g + beta v).
 
     Sutskever et al., ICML 2013, in the form of `torch.optim.SGD` without dampening.
     """
-    _check("momentum(beta)", beta)
+    _fraction("momentum(beta)", beta)
+    _at_least_zero("momentum(weight_decay)", weight_decay)
 
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
-        (velocity,) = rows.state
+        (velocity,), grads = rows.state, decayed(rows, grads, weight_decay)
         torch._foreach_mul_(velocity, beta)
         torch._foreach_add_(velocity, grads)
         ahead = torch._foreach_add(grads, velocity, alpha=beta) if nesterov else velocity
@@ -83,9 +88,70 @@ def momentum(beta: float = 0.9, nesterov: bool = False) -> ClientOptimizer:
     return ClientOptimizer("nesterov" if nesterov else "momentum", 1, step_)
 
 
-def adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> ClientOptimizer:
+def rmsprop(
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+    centered: bool = False,
+    weight_decay: float = 0.0,
+) -> ClientOptimizer:
+    """v <- alpha v + (1 - alpha) g^2; w <- w - lr g / (sqrt(v) + eps), as `torch.optim.RMSprop`.
+
+    centered  v less the square of the mean of g, which decays by alpha, too (Graves,
+              arXiv:1308.0850, section 4.2); momentum: b <- momentum b + g / (...), w <- w - lr b
+
+    Tieleman and Hinton, Neural networks for machine learning, lecture 6.5, 2012.
+    """
+    _fraction("rmsprop(alpha)", alpha)
+    _fraction("rmsprop(momentum)", momentum)
+    _at_least_zero("rmsprop(eps)", eps)
+    _at_least_zero("rmsprop(weight_decay)", weight_decay)
+
+    def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
+        square, *more = rows.state
+        grads = decayed(rows, grads, weight_decay)
+        torch._foreach_mul_(square, alpha)
+        torch._foreach_addcmul_(square, grads, grads, value=1 - alpha)
+        scale = square
+        if centered:
+            torch._foreach_lerp_(more[0], grads, 1 - alpha)
+            scale = list(torch._foreach_addcmul(square, more[0], more[0], value=-1))
+            torch._foreach_clamp_min_(scale, 0)  # rounding may bring it below
+        scale = list(torch._foreach_sqrt(scale))
+        torch._foreach_add_(scale, eps)
+        if momentum:
+            torch._foreach_mul_(more[-1], momentum)
+            torch._foreach_addcdiv_(more[-1], grads, scale)
+            torch._foreach_add_(rows.w, more[-1], alpha=-lr)
+        else:
+            torch._foreach_addcdiv_(rows.w, grads, scale, value=-lr)
+
+    return ClientOptimizer("rmsprop", 1 + centered + (momentum > 0), step_)
+
+
+def adagrad(eps: float = 1e-10, weight_decay: float = 0.0) -> ClientOptimizer:
+    """v <- v + g^2; w <- w - lr g / (sqrt(v) + eps), as `torch.optim.Adagrad` from v = 0.
+
+    Duchi et al., JMLR 2011, Figure 1 with a diagonal matrix.
+    """
+    _at_least_zero("adagrad(eps)", eps)
+    _at_least_zero("adagrad(weight_decay)", weight_decay)
+
+    def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
+        (total,), grads = rows.state, decayed(rows, grads, weight_decay)
+        torch._foreach_addcmul_(total, grads, grads)
+        scale = torch._foreach_sqrt(total)
+        torch._foreach_add_(scale, eps)
+        torch._foreach_addcdiv_(rows.w, grads, scale, value=-lr)
+
+    return ClientOptimizer("adagrad", 1, step_)
+
+
+def adam(
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
+) -> ClientOptimizer:
     """Adam with bias correction (Kingma and Ba, ICLR 2015, Algorithm 1), by the row's own step."""
-    return _adam("adam", betas, eps, 0.0, torch._fused_adam_)
+    return _adam("adam", betas, eps, weight_decay, torch._fused_adam_)
 
 
 def adamw(
@@ -99,7 +165,8 @@ def _adam(
     name: str, betas: tuple[float, float], eps: float, weight_decay: float, fused_: Callable
 ) -> ClientOptimizer:
     for beta in betas:
-        _check(f"{name}(betas)", beta)
+        _fraction(f"{name}(betas)", beta)
+    _at_least_zero(f"{name}(weight_decay)", weight_decay)
 
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
         assert rows.steps is not None
@@ -135,6 +202,18 @@ def keep_gradient() -> ClientOptimizer:
     return ClientOptimizer("keep_gradient", 1, step_)
 
 
-def _check(what: str, value: float) -> None:
+def decayed(rows: Rows, grads: list[Tensor], weight_decay: float) -> list[Tensor]:
+    """The gradients of loss + weight_decay / 2 |w|^2."""
+    if not weight_decay:
+        return grads
+    return list(torch._foreach_add(grads, rows.w, alpha=weight_decay))
+
+
+def _fraction(what: str, value: float) -> None:
     if not 0 <= value < 1:
         raise InputError(f"{what} must be in [0, 1), not {value}")
+
+
+def _at_least_zero(what: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise InputError(f"{what} must be at least 0 and finite, not {value}")

@@ -17,7 +17,7 @@ from vecfl.layout import Layout
 from vecfl.losses import Batch
 from vecfl.optim import ClientOptimizer, sgd
 from vecfl.random import LIMITS
-from vecfl.schedule import Batches, make_plan
+from vecfl.schedule import Batches, Plan, make_plan
 from vecfl.tape import Tape
 from vecfl.task import Task
 from vecfl.trainer import operator_threads
@@ -46,12 +46,12 @@ def replay(
     FLUTE, Hipolito Garcia et al., arXiv:2203.13789.
     """
     task.check(columns)
-    examples = len(columns[task.inputs[0]])
     rule = LocalRule(optimizer or sgd(), batches, lr, clip)
-    plan = make_plan(batches, torch.tensor([0, examples]), torch.tensor([0]))
-    if not plan.steps.any():
+    examples = len(columns[task.inputs[0]])
+    if batches.max_tokens is not None:
+        raise InputError("replay: max_tokens is for clients; give max_examples")
+    if not plan_of(rule, examples, 0, 0).steps.any():
         raise InputError(f"replay: {examples} examples make no batch of {batches}")
-    plan = replace(plan, client=plan.client + CLIENT)
 
     @cache
     def prepared(device: torch.device, dtype: torch.dtype) -> tuple[LoopBackend, Batch]:
@@ -65,25 +65,45 @@ def replay(
     inner = carrying(algorithm, "replay/", init)
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
-        new, layout = inner.server(server, sums, round), round.layout
+        new = inner.server(server, sums, round)
         if sums.mean() is None:
             return new
-        w = new["w"]
-        layout.round_integers_(w)
-        backend, examples = prepared(w.device, w.dtype)
-        backend.task.draws.seed = round.seed
-        slots = Slots(layout, rule, 1, w.device, w.dtype)
-        slots.start_(torch.tensor([0]), w, None)
-        for name, tensor in kept(slots).items():
-            tensor.copy_(server[name])
-        tape = Tape(plan, batches, 1, seed=round.seed, round=round.number, draws=backend.keyed)
-        update = make_update(rule, [], round.number)
-        with operator_threads(1):
-            for block in tape.blocks():
-                backend.run_(slots, block, examples, update)
-        return new | {"w": slots.flat[0]} | kept(slots)
+        round.layout.round_integers_(new["w"])
+        backend, there = prepared(new["w"].device, new["w"].dtype)
+        return new | trained(rule, backend, there, new["w"], server, round)
 
     return replace(inner, name=f"{algorithm.name}, replay", server=step)
+
+
+def plan_of(rule: LocalRule, examples: int, seed: int, round: int) -> Plan:
+    """The work of the server in a round, as that of a client."""
+    whole, alone = torch.tensor([0, examples]), torch.tensor([0])
+    plan = make_plan(rule.batches, whole, alone, seed=seed, round=round)
+    return replace(plan, client=plan.client + CLIENT)
+
+
+def trained(
+    rule: LocalRule,
+    backend: LoopBackend,
+    columns: Batch,
+    w: Tensor,
+    server: Server,
+    round: Round,
+) -> Server:
+    """The model w [P] after a round of replay, and the optimizer's tensors, which go on."""
+    backend.task.draws.seed = round.seed
+    slots = Slots(round.layout, rule, 1, w.device, w.dtype)
+    slots.start_(torch.tensor([0]), w, None)
+    for name, tensor in kept(slots).items():
+        tensor.copy_(server[name])
+    plan = plan_of(rule, len(next(iter(columns.values()))), round.seed, round.number)
+    how = {"seed": round.seed, "round": round.number}
+    tape = Tape(plan, rule.batches, 1, draws=backend.keyed, **how)
+    update = make_update(rule, [], round.number)
+    with operator_threads(1):
+        for block in tape.blocks():
+            backend.run_(slots, block, columns, update)
+    return {"w": slots.flat[0]} | kept(slots)
 
 
 def kept(slots: Slots) -> Server:

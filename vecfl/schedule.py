@@ -8,9 +8,21 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vecfl.errors import InputError, is_integer
+from vecfl.random import Kind, stream
+from vecfl.work import (
+    Amount,
+    amounts,
+    checked,
+    fits,
+    occurrences,
+    said,
+    token_prefix,
+    whole_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -18,32 +30,60 @@ class Batches:
     """The work of a client in a round, as batches of its examples.
 
     size          examples in a batch (B)
-    epochs        passes over the client's examples (1 if neither epochs nor steps is given)
-    steps         instead of epochs: optimizer steps, running through as many epochs as they need
+    epochs        passes over the client's examples (1 if neither epochs nor steps is given); also
+                  numbers by client [N], or a function (clients [C], round, seed) -> int64 [C], such
+                  as `random_epochs`. With 0 a client takes no step.
+    steps         instead of epochs, and likewise: optimizer steps, running through as many epochs
+                  as they need
     last          a short last batch of an epoch is kept, dropped, or wrapped around (filled up
                   with the first examples of the same epoch)
     full          one optimizer step per epoch on all examples, accumulated over batches of `size`
     max_examples  a client with more examples takes part with this many, drawn anew each round
+    max_tokens    a client takes part with as many examples, in the order of that draw, as come to
+                  at most this many tokens, and with one at least
+    tokens        of every example of the dataset, [n_examples]; for max_tokens (`count_tokens`)
     """
 
     size: int
-    epochs: int | None = None
-    steps: int | None = None
+    epochs: Amount | None = None
+    steps: Amount | None = None
     last: Literal["keep", "drop", "wrap"] = "keep"
     full: bool = False
     max_examples: int | None = None
+    max_tokens: int | None = None
+    tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise InputError("Batches takes epochs or steps, not both")
-        for name in ("size", "epochs", "steps", "max_examples"):
+        if (self.max_tokens is None) != (self.tokens is None):
+            raise InputError("Batches takes max_tokens and tokens, one with the other")
+        for name in ("size", "max_examples", "max_tokens"):
             value = getattr(self, name)
             if value is not None and not (is_integer(value) and value >= 1):
                 raise InputError(f"Batches({name}={value!r}): must be an integer of at least 1")
+        for name in ("epochs", "steps"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, checked(name, value))
+        if self.tokens is not None:
+            tokens = whole_numbers("Batches(tokens)", self.tokens, "example")
+            object.__setattr__(self, "tokens", tokens)
         if self.last not in ("keep", "drop", "wrap"):
             raise InputError(f"Batches(last={self.last!r}): must be keep, drop or wrap")
         if self.full and self.last != "keep":
             raise InputError(f"Batches(last={self.last!r}): a full batch keeps every example")
+
+    def __repr__(self) -> str:
+        values = (f"{f.name}={said(getattr(self, f.name))}" for f in fields(self))
+        return f"Batches({', '.join(values)})"
+
+    def check(self, offsets: Tensor) -> None:
+        """InputError unless numbers by client or example are as many as `offsets` [N + 1] say."""
+        for name in ("epochs", "steps"):
+            if isinstance(numbers := getattr(self, name), Tensor):
+                fits(f"Batches({name})", numbers, len(offsets) - 1, "clients")
+        if self.tokens is not None:
+            fits("Batches(tokens)", self.tokens, int(offsets[-1]), "examples")
 
 
 @dataclass(frozen=True)
@@ -53,7 +93,7 @@ class Plan:
     client     its position in the dataset
     occurrence how often the client stands in the cohort before this place
     first      index of its first example; `total` is how many it has
-    kept       examples after the cap; `n` is how many of them an epoch visits
+    kept       examples after the caps; `n` is how many of them an epoch visits, 0 without a step
     per_epoch  batches of an epoch; `steps` is batches in all
     run        reserved for sweeps: always 0 today
     """
@@ -73,28 +113,32 @@ class Plan:
         return Plan(*(getattr(self, f.name)[members] for f in fields(self)))
 
 
-def make_plan(batches: Batches, offsets: Tensor, cohort: Tensor) -> Plan:
-    """The plan of `cohort` [C] (positions in the dataset) for clients with `offsets` [N + 1]."""
+def make_plan(batches: Batches, offsets: Tensor, cohort: Tensor, *, seed: int, round: int) -> Plan:
+    """The plan of `cohort` [C] (positions in the dataset) for clients with `offsets` [N + 1].
+
+    seed, round  key what is drawn for it: work that differs by client, examples under max_tokens
+    """
+    batches.check(offsets)
     client, bounds, size = cohort.numpy(), offsets.numpy(), batches.size
-    first = bounds[client]
+    first, occurrence = bounds[client], occurrences(client)
     total = bounds[client + 1] - first
     kept = total if batches.max_examples is None else np.minimum(total, batches.max_examples)
+    if batches.tokens is not None and batches.max_tokens is not None:
+        streams = stream(
+            Kind.SUBSET, client=cohort, round=round, occurrence=torch.from_numpy(occurrence)
+        )
+        most = batches.max_tokens
+        kept = np.minimum(kept, token_prefix(batches.tokens, most, first, total, streams, seed))
     per_epoch = kept // size if batches.last == "drop" else -(-kept // size)
     n = per_epoch * size if batches.last == "drop" else kept
     if batches.steps is None:
-        steps = per_epoch * (batches.epochs or 1)
+        amount = 1 if batches.epochs is None else batches.epochs
+        steps = per_epoch * amounts("epochs", amount, client, round, seed)
     else:
-        steps = batches.steps * (per_epoch if batches.full else np.minimum(per_epoch, 1))
-    zeros = np.zeros_like(client)
-    return Plan(client, occurrences(client), first, total, kept, n, per_epoch, steps, zeros)
-
-
-def occurrences(client: np.ndarray) -> np.ndarray:
-    """For each entry of `client` [C], how many equal ones stand before it, [C]."""
-    order = np.argsort(client, kind="stable")
-    ordered, result = client[order], np.empty_like(client)
-    result[order] = np.arange(len(client)) - np.searchsorted(ordered, ordered)
-    return result
+        amount = amounts("steps", batches.steps, client, round, seed)
+        steps = amount * (per_epoch if batches.full else np.minimum(per_epoch, 1))
+    n, zeros = np.where(steps > 0, n, 0), np.zeros_like(client)
+    return Plan(client, occurrence, first, total, kept, n, per_epoch, steps, zeros)
 
 
 def assign(steps: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,7 @@ class Simulation:
     """A federated run: `state = sim.start()`, then `state, metrics = sim.round(state)`.
 
     task, data, algorithm, sampler   what is learned, from whom, how, and who takes part
-    seed      of shuffles, dropout and augmentation; sample_seed: of cohorts (default: seed)
+    seed      of shuffles, dropout, augmentation, work; sample_seed: of cohorts (default: seed)
     client_dropout  clients of a cohort that are lost before they send anything: the probability of
               each, or a trace (see `vecfl.available`) that is True where a client drops out
     device, dtype   where and in which precision clients train
@@ -93,8 +93,8 @@ class Simulation:
         self.task, self.data = task.to(self.device, dtype), self.source.data
         self.task.draws.seed = self.seed
         self.algorithm = algorithm
-        batches, seed = algorithm.rule.batches, self.sample_seed
-        self.cohorts = Cohorts(sampler, self.data, batches, seed, client_dropout, self.mesh)
+        batches, seeds = algorithm.rule.batches, (self.sample_seed, self.seed)
+        self.cohorts = Cohorts(sampler, self.data, batches, seeds, client_dropout, self.mesh)
         wanted = Wanted(backend, workers, threads, slots)
         fetch = self.source.fetch
         probe = Probe(self.task, self.data, algorithm, self.cohorts.large(), self.seed, fetch)

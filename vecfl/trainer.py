@@ -105,8 +105,9 @@ class Trainer:
         ]
 
     def plan(self, cohort: Tensor) -> Plan:
-        """What the clients of `cohort` [C] do in a round."""
-        return make_plan(self.algorithm.rule.batches, self.data.offsets, cohort)
+        """What the clients of `cohort` [C] do in the first round."""
+        batches, offsets = self.algorithm.rule.batches, self.data.offsets
+        return make_plan(batches, offsets, cohort, seed=self.seed, round=0)
 
     def train(self, job: Job) -> Fold:
         """Train the clients of a job.

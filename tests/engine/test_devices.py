@@ -53,7 +53,7 @@ def test_steps_stay_on_their_device(
     slots.start_(torch.arange(3, device=META), w, None)
     backend, columns = make_backend(name, task, data.examples(2)), data.to(META).columns
     update = make_update(rule, task.layout.param_views(w), 0)
-    plan = make_plan(batches, data.offsets, torch.arange(3))
+    plan = make_plan(batches, data.offsets, torch.arange(3), seed=0, round=0)
     (block,) = Tape(plan, batches, 3, seed=0, round=0, draws=task.keyed).blocks()
     with torch.no_grad():
         assert backend.run_(slots, block, columns, update) == 12

@@ -42,13 +42,17 @@ def transforms(names: Transforms) -> list[Transform]:
 
 
 def optimizer(s: Setting) -> ClientOptimizer:
-    return {
-        "sgd": vecfl.sgd(),
-        "momentum": vecfl.momentum(s.momentum),
-        "nesterov": vecfl.momentum(s.momentum, nesterov=True),
-        "adam": vecfl.adam(s.betas, s.eps),
+    found = {
+        "sgd": vecfl.sgd(s.decay),
+        "momentum": vecfl.momentum(s.momentum, weight_decay=s.decay),
+        "nesterov": vecfl.momentum(s.momentum, nesterov=True, weight_decay=s.decay),
+        "adam": vecfl.adam(s.betas, s.eps, s.decay),
         "adamw": vecfl.adamw(s.betas, s.eps, s.weight_decay),
+        "rmsprop": vecfl.rmsprop(s.alpha, s.eps, weight_decay=s.decay),
+        "centered": vecfl.rmsprop(s.alpha, s.eps, s.momentum, True, s.decay),
+        "adagrad": vecfl.adagrad(s.eps, s.decay),
     }[s.optimizer]
+    return found if s.factor is None else vecfl.within_round(found, s.factor)
 
 
 def server(s: Setting) -> ServerOptimizer:
@@ -85,18 +89,23 @@ def around(inner: Algorithm, s: Setting, task: Task) -> Algorithm:
     return inner if s.ema is None else vecfl.ema(inner, s.ema)
 
 
-def batches(s: Setting) -> vecfl.Batches:
+def batches(s: Setting, columns: Columns | None = None) -> vecfl.Batches:
+    """The work of a round; tokens are counted in the data's column "y"."""
+    epochs = vecfl.random_epochs(*s.random_epochs) if s.random_epochs else s.epochs
+    counts = s.token_cap and columns and vecfl.count_tokens(columns["y"])
     return vecfl.Batches(
         s.batch,
-        epochs=s.epochs if s.steps is None else None,
+        epochs=epochs if s.steps is None else None,
         steps=s.steps,
         last=s.last,
         full=s.full,
         max_examples=s.cap,
+        max_tokens=s.token_cap,
+        tokens=counts,
     )
 
 
-def algorithm(s: Setting) -> Algorithm:
+def algorithm(s: Setting, columns: Columns | None = None) -> Algorithm:
     weights = {
         "examples": vecfl.by_examples,
         "uniform": vecfl.uniform_weights,
@@ -108,7 +117,7 @@ def algorithm(s: Setting) -> Algorithm:
         return vecfl.fedsgd(server=server(s), **kind)
     common = {
         "lr": s.lr,
-        "batches": batches(s),
+        "batches": batches(s, columns),
         "optimizer": optimizer(s),
         "clip": s.clip,
         "weights": weights,
@@ -119,6 +128,9 @@ def algorithm(s: Setting) -> Algorithm:
     if s.weighting:
         del common["weights"]
         return vecfl.dga(weighting=s.weighting, softmax_beta=s.softmax_beta, **common)
+    if s.adaptive is not None:
+        step, patience = s.adaptive
+        return vecfl.fedprox_adaptive(start=s.mu, step=step, patience=patience, **common)
     return vecfl.fedprox(mu=s.mu, **common) if s.mu else vecfl.fedavg(**common)
 
 
@@ -174,7 +186,9 @@ def run_vecfl(
     sim = Simulation(
         task,
         data,
-        recorded(vecfl.chain(around(algorithm(s), s, task), *clips(s)), result.updates),
+        recorded(
+            vecfl.chain(around(algorithm(s, data.columns), s, task), *clips(s)), result.updates
+        ),
         sampler(s),
         backend=backend,
         workers=workers,
@@ -188,6 +202,7 @@ def run_vecfl(
     for _ in range(s.rounds):
         result.updates.append({})
         state, metrics = sim.round(state)
+        state = sim.observe(state, metrics)
         assert metrics["system/backend"] == backend
         assert metrics["system/workers"] == workers
         assert slots is None or metrics["system/slots"] == slots

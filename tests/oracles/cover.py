@@ -7,13 +7,24 @@ Row = dict[str, str]
 
 
 def pairwise(columns: Mapping[str, Sequence[str]]) -> list[Row]:
-    """Greedy: each row is the one of the whole product that covers most uncovered pairs."""
-    bits: dict[tuple, int] = {}
-    rows = [tuple(zip(columns, values, strict=True)) for values in product(*columns.values())]
-    masks = [sum(1 << bits.setdefault(p, len(bits)) for p in combinations(r, 2)) for r in rows]
-    missing, chosen = (1 << len(bits)) - 1, []
+    """Greedy: a row begins with a missing pair; then each column, longest first, takes the value
+    with most missing pairs."""
+    missing = {
+        frozenset(((a, x), (b, y))): None
+        for a, b in combinations(columns, 2)
+        for x, y in product(columns[a], columns[b])
+    }
+    longest_first, rows = sorted(columns, key=lambda name: -len(columns[name])), []
     while missing:
-        best = max(range(len(rows)), key=lambda i: (masks[i] & missing).bit_count())
-        missing &= ~masks[best]
-        chosen.append(dict(rows[best]))
-    return chosen
+        row = dict(next(iter(missing)))
+        for name in longest_first:
+            if name not in row:
+                gains = [
+                    sum(frozenset(((name, value), pair)) in missing for pair in row.items())
+                    for value in columns[name]
+                ]
+                row[name] = columns[name][gains.index(max(gains))]
+        for pair in combinations(row.items(), 2):
+            missing.pop(frozenset(pair), None)
+        rows.append({name: row[name] for name in columns})
+    return rows

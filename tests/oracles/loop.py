@@ -32,20 +32,27 @@ class Setting:
     cohort: int | tuple[tuple[int, ...], ...] | None = None
     seed: int = 0
     sample_seed: int = 0
-    optimizer: str = "sgd"  # sgd | momentum | nesterov | adam | adamw
+    # sgd | momentum | nesterov | adam | adamw | rmsprop | centered (RMSprop, momentum) | adagrad
+    optimizer: str = "sgd"
     lr: float | Callable[[int], float] = 0.1  # a function is called with the round
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01  # adamw only
-    epochs: int | None = 1
-    steps: int | None = None  # where given, work is counted in steps and not in epochs
+    decay: float = 0.0  # of the others: L2, in the gradient
+    alpha: float = 0.99  # of RMSprop
+    factor: Callable[[int], float] | None = None  # of lr, by a client's own steps of the round
+    epochs: int | tuple[int, ...] | None = 1  # a tuple: by client
+    random_epochs: tuple[int, int, float] | None = None  # low, high, share of those who draw
+    steps: int | tuple[int, ...] | None = None  # where given, work is counted in steps, not epochs
     batch: int = 4
     last: str = "keep"  # keep | drop | wrap
     full: bool = False  # a step is an epoch, its gradient added up over batches
     cap: int | None = None  # most examples of a client in a round
+    token_cap: int | None = None  # most labels "y" that are not -100, in all but one example
     clip: float | None = None
     mu: float = 0.0
+    adaptive: tuple[float, int] | None = None  # step of mu by the loss, and falls before one down
     weight: str = "examples"  # examples | uniform | capped | tokens
     weight_cap: int | None = None
     server_lr: float = 1.0
@@ -67,7 +74,7 @@ class Setting:
 class Result:
     """What happened, one entry a round; an update is (client, update [P] in float64, weight).
 
-    habits: of habit, the mean of each client's moves [P] and their number.
+    habits: of habit, the mean of each client's moves [P] and their number. mu: that of the round.
     """
 
     models: list[Columns] = field(default_factory=list)
@@ -75,6 +82,7 @@ class Result:
     loss: list[float] = field(default_factory=list)
     dropped: list[list[int]] = field(default_factory=list)
     habits: list[list[tuple[Tensor, int]]] = field(default_factory=list)
+    mu: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -86,6 +94,27 @@ class Tally:
     weight: float = 0.0
     means: float = 0.0  # the mean losses of all batches, added up
     gradients: list[Tensor] = field(default_factory=list)  # of each step, after clipping
+
+
+@dataclass
+class Mu:
+    """FedProx's mu, as the training loss moves it (Li et al. 2020, Appendix C.3.3)."""
+
+    value: float
+    losses: list[float] = field(default_factory=list)  # since mu went down, without rises
+
+    def follow(self, loss: float, step: float, patience: int) -> None:
+        """Up by `step` on a rise, down after `patience` falls in a row, never below 0."""
+        if math.isnan(loss):
+            return
+        if self.losses and loss > self.losses[-1]:
+            self.value += step
+        if self.losses and loss >= self.losses[-1]:
+            self.losses = []
+        self.losses.append(loss)
+        if len(self.losses) > patience:
+            self.value = max(self.value - step, 0.0)
+            self.losses = [loss]
 
 
 def federated_loop(
@@ -107,10 +136,10 @@ def federated_loop(
     server = Server(setting.server or ServerSetting(lr=setting.server_lr), trainable(model))
     mean, kept = [p.detach().double().clone() for p in trainable(model)], None
     plateaus = [p and Plateau(*p) for p in (setting.server_plateau, setting.client_plateau)]
-    given = setting
+    given, mu = setting, Mu(setting.mu)
     for t in range(given.rounds):
         shares = [p.share if p else 1.0 for p in plateaus]
-        setting = scaled(given, shares[1])
+        setting = replace(scaled(given, shares[1]), mu=mu.value)
         members = cohort_of(setting, t, len(clients))
         updates, dropped, loss_sum, weight_sum = [], [], 0.0, 0.0
         for i, k in enumerate(members):
@@ -145,6 +174,9 @@ def federated_loop(
         for plateau in filter(None, plateaus):
             plateau.look(result.loss[-1])
         result.dropped.append(dropped)
+        result.mu.append(mu.value)
+        if setting.adaptive is not None:
+            mu.follow(result.loss[-1], *setting.adaptive)
         result.habits.append([(habit_of(model, m, buffers), len(m)) for m in moves])
     return result
 
@@ -232,8 +264,10 @@ def client_update(
         at += p.numel()
     sent = [w.double() - p.double() for w, p in zip(start, params, strict=True)]
     optimizer = make_optimizer(params, s, place.t)
-    kept = philox.subset(s.seed, place.t, place.client, len(data["x"]), s.cap, place.occurrence)
-    for step in steps_of(kept, s, place):
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, s.factor or (lambda step: 1.0))
+    kept = kept_of(data, s, place)
+    steps = steps_of(kept, s, place)
+    for step in steps:
         batches = [take(local, data, index) for index in step]
         grads = mean_gradient(local, loss, batches, place, seen, s.augment)
         if s.algorithm == "fedsgd":
@@ -246,13 +280,24 @@ def client_update(
         for p, w, g in zip(params, start, grads, strict=True):
             p.grad = g + s.mu * (p.detach() - w.detach())
         optimizer.step()
+        schedule.step()
         sent = [w.double() - p.double() for w, p in zip(start, params, strict=True)]
     old, new = dict(model.named_buffers()), dict(local.named_buffers())
     update = flat(sent + [old[name].double() - new[name].double() for name in buffers])
     if s.weighting:
         return update, dga_weight(flat(sent), seen, s), seen
     n = len(kept) // s.batch * s.batch if s.last == "drop" else len(kept)
-    return update, client_weight(n, seen, s), seen
+    return update, client_weight(n if steps else 0, seen, s), seen
+
+
+def kept_of(data: Columns, s: Setting, at: Place) -> philox.Ints:
+    """The examples of a client that take part in a round."""
+    n, cap = len(data["x"]), s.cap
+    if s.token_cap is not None and n:
+        tokens = [int((y != -100).sum()) for y in data["y"]]
+        most = philox.token_prefix(s.seed, at.t, at.client, tokens, s.token_cap, at.occurrence)
+        cap = most if cap is None else min(cap, most)
+    return philox.subset(s.seed, at.t, at.client, n, cap, at.occurrence)
 
 
 def dga_weight(update: Tensor, seen: Tally, s: Setting) -> float:
@@ -314,17 +359,22 @@ def server_step(
 def steps_of(kept: philox.Ints, s: Setting, at: Place) -> list[list[philox.Ints]]:
     """A client's optimizer steps, each the batches (of example numbers) that it adds up."""
     if s.algorithm == "fedsgd":
-        s = replace(s, epochs=1, steps=None, full=True)
+        s = replace(s, epochs=1, steps=None, random_epochs=None, full=True)
     steps: list[list[philox.Ints]] = []
-    epoch = 0
-    while epoch < (s.epochs or 0) if s.steps is None else len(steps) < s.steps:
+    epoch, epochs = 0, s.epochs if s.epochs is not None else 0
+    limit = s.steps[at.client] if isinstance(s.steps, tuple) else s.steps
+    if isinstance(epochs, tuple):
+        epochs = epochs[at.client]
+    if s.random_epochs is not None:
+        epochs = philox.amount(s.seed, at.t, at.client, *s.random_epochs, at.occurrence)
+    while epoch < epochs if limit is None else len(steps) < limit:
         order = philox.shuffle(s.seed, at.t, at.client, epoch, len(kept), at.occurrence)
         batches = batches_of(kept[order], s)
         if not batches:
             break
         steps += [batches] if s.full else [[batch] for batch in batches]
         epoch += 1
-    return steps[: s.steps]
+    return steps[:limit]
 
 
 def batches_of(order: philox.Ints, s: Setting) -> list[philox.Ints]:
@@ -380,11 +430,18 @@ def make_optimizer(params: list[nn.Parameter], s: Setting, t: int) -> torch.opti
     lr = s.lr(t) if callable(s.lr) else s.lr
     match s.optimizer:
         case "sgd":
-            return torch.optim.SGD(params, lr)
+            return torch.optim.SGD(params, lr, weight_decay=s.decay)
         case "momentum" | "nesterov":
-            return torch.optim.SGD(params, lr, s.momentum, nesterov=s.optimizer == "nesterov")
+            ahead = s.optimizer == "nesterov"
+            return torch.optim.SGD(params, lr, s.momentum, weight_decay=s.decay, nesterov=ahead)
         case "adam":
-            return torch.optim.Adam(params, lr, s.betas, s.eps)
+            return torch.optim.Adam(params, lr, s.betas, s.eps, s.decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(params, lr, s.alpha, s.eps, s.decay)
+        case "centered":
+            return torch.optim.RMSprop(params, lr, s.alpha, s.eps, s.decay, s.momentum, True)
+        case "adagrad":
+            return torch.optim.Adagrad(params, lr, weight_decay=s.decay, eps=s.eps)
         case "adamw":
             return torch.optim.AdamW(params, lr, s.betas, s.eps, s.weight_decay)
     raise ValueError(f"unknown optimizer {s.optimizer!r}")

@@ -65,6 +65,31 @@ def subset(seed: int, t: int, client: int, n: int, cap: int | None, occurrence: 
     return np.argsort(key, kind="stable")[:cap]
 
 
+def amount(
+    seed: int, t: int, client: int, low: int, high: int, share: float, occurrence: int = 0
+) -> int:
+    """How many epochs a client does: `low` to `high` with probability `share`, else `high`."""
+    drawn = words(seed, COHORT, 2, client=client, occurrence=occurrence, t=t, step=5)
+    u, straggles = ((int(word) + 0.5) / 2**32 for word in drawn)
+    return low + int(u * (high - low + 1)) if straggles < share else high
+
+
+def token_prefix(
+    seed: int, t: int, client: int, tokens: list[int], cap: int, occurrence: int = 0
+) -> int:
+    """How many examples, in the order of their words, have at most `cap` tokens; one at least."""
+    if sum(tokens) <= cap:
+        return len(tokens)
+    key = words(seed, SUBSET, len(tokens), client=client, occurrence=occurrence, t=t)
+    kept, total = 0, 0
+    for e in np.argsort(key, kind="stable"):
+        total += tokens[e]
+        if total > cap:
+            break
+        kept += 1
+    return max(kept, 1)
+
+
 def shuffle(seed: int, t: int, client: int, epoch: int, n: int, occurrence: int = 0) -> Ints:
     """The order [n] in which an epoch visits the kept examples."""
     key = words(seed, SHUFFLE, n, client=client, occurrence=occurrence, t=t, step=epoch)

@@ -36,6 +36,7 @@ from .tasks import (
 ALGORITHMS = {
     "fedavg": {},
     "fedprox": {"mu": 0.3},
+    "adaptive": {"mu": 0.2, "adaptive": (0.3, 1)},
     "fedsgd": {"algorithm": "fedsgd", "server_lr": 0.5},
     "habit": {"algorithm": "habit"},
 }
@@ -43,9 +44,12 @@ OPTIMIZERS = {
     "sgd": {},
     "clipped": {"clip": 0.05},
     "momentum": {"optimizer": "momentum"},
-    "nesterov": {"optimizer": "nesterov", "clip": 0.3},
+    "nesterov": {"optimizer": "nesterov", "clip": 0.3, "decay": 0.2},
     "adam": {"optimizer": "adam", "lr": 0.01},
     "adamw": {"optimizer": "adamw", "lr": lambda t: 0.02 / (1 + t)},
+    "rmsprop": {"optimizer": "rmsprop", "lr": 0.01, "decay": 0.2},
+    "centered": {"optimizer": "centered", "lr": 0.003, "factor": lambda step: 1 / (1 + step)},
+    "scheduled": {"decay": 0.5, "factor": lambda step: 0.8**step},
 }
 BATCHES = {
     "two epochs": {"epochs": 2},
@@ -55,6 +59,10 @@ BATCHES = {
     "full": {"epochs": 2, "full": True},
     "full steps": {"epochs": None, "steps": 3, "full": True},
     "cap": {"epochs": 2, "cap": 6},
+    "heterogeneous": {"epochs": (3, 2, 0, 1, 4, 0, 2)},
+    "random epochs": {"random_epochs": (0, 3, 0.8)},
+    "steps by client": {"epochs": None, "steps": (2, 3, 1, 0, 7, 4, 5), "full": True},
+    "token cap": {"epochs": 2, "cap": 9, "token_cap": 15},
 }
 WEIGHTS = {
     "examples": {},
@@ -173,6 +181,7 @@ def check(row: Row, truth: Result) -> None:
         )
         close(ours.models[t], truth.models[t])
         close(ours.metrics[t]["train/loss"], truth.loss[t], equal_nan=True)
+        assert s.adaptive is None or ours.metrics[t]["train/mu"] == pytest.approx(truth.mu[t])
         sent, right = by_client(ours.updates[t]), sorted(truth.updates[t], key=order)
         assert [k for k, _, _ in sent] == [k for k, _, _ in right]
         for (_, row_k, weight_k), (_, update, weight) in zip(sent, right, strict=True):

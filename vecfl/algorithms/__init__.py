@@ -6,7 +6,7 @@ from vecfl.algorithms.dga import dga
 from vecfl.algorithms.ema import ema
 from vecfl.algorithms.fedavg import fedavg
 from vecfl.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedopt, fedyogi
-from vecfl.algorithms.fedprox import fedprox
+from vecfl.algorithms.fedprox import fedprox, fedprox_adaptive
 from vecfl.algorithms.fedsgd import fedsgd
 from vecfl.algorithms.plateau import clients_on_plateau, server_on_plateau
 from vecfl.algorithms.weights import by_examples, by_tokens, capped, uniform_weights
@@ -31,6 +31,7 @@ __all__ = [
     "fedavgm",
     "fedopt",
     "fedprox",
+    "fedprox_adaptive",
     "fedsgd",
     "fedyogi",
     "server_on_plateau",

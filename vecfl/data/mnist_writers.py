@@ -1,5 +1,6 @@
 """MNIST by its writers: handwritten digits whose clients are the people who wrote them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,15 @@ def mnist_writers(folder: Path | str) -> tuple[FederatedDataset, FederatedDatase
     labels of MNIST and QMNIST differ.
     """
     return _part(Path(folder), "train"), _part(Path(folder), "test")
+
+
+def default_folder() -> Path:
+    """mnist_writers in the folder that VECFL_DATA names, or here."""
+    folder = Path(os.environ.get("VECFL_DATA", "."), "mnist_writers")
+    if not folder.is_dir():
+        unset = "" if "VECFL_DATA" in os.environ else " here, and VECFL_DATA is not set"
+        raise InputError(f"--data: no folder {folder}{unset}; it should hold {DOWNLOAD}")
+    return folder
 
 
 def _part(folder: Path, part: str) -> FederatedDataset:
