@@ -77,7 +77,7 @@ class Death:
         return act
 
     def note(self, name: str, args: tuple) -> None:
-        """Remember what a step overwrites until the file is synced, and names until the folder is."""
+        """Remember what a step overwrites, until file or folder is synced."""
         if name == "fsync":
             path = os.readlink(f"/proc/self/fd/{args[0]}")
             self.loose.pop(path, None)
