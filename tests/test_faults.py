@@ -85,7 +85,7 @@ def test_slots_are_halved_where_memory_runs_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, exact: bool
 ) -> None:
     algorithm = habit(lr=0.1, batches=Batches(4))
-    kind = {"algorithm": algorithm, "backend": "loop", "exact_sums": exact}
+    kind = {"backend": "loop", "exact_sums": exact, "dtype": torch.float64, "algorithm": algorithm}
     ours, other = simulate(slots=5, **kind), simulate(slots=2, **kind)
     (state, _), (right, _) = ours.round(ours.start()), other.round(other.start())
     fill(monkeypatch, times=1)

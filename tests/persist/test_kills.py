@@ -92,6 +92,7 @@ def points(steps: dict[str, int], every: bool) -> list[str]:
     return [f"{step}:{n}" for step in times for n in times[step]]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_kill_at_every_step_of_a_run(server: Server, every: bool) -> None:
     whole = server.run(f"whole-{every}")
@@ -144,6 +145,7 @@ def test_a_kill_at_every_step_of_going_on(server: Server) -> None:
         assert server.result(out) == expected, step
 
 
+@pytest.mark.timeout(600)  # twenty processes, on a busy machine
 @pytest.mark.parametrize(
     "how",
     [

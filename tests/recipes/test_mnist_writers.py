@@ -68,7 +68,7 @@ def test_every_algorithm_by_name(command: Any, algorithm: str) -> None:
     # The settings of a run, given back, repeat it.
     again = command("again", "--config=run/config.yaml")
     assert learned(again) == learned(rows)
-    assert settings("again") == settings("run") | {"out": "again"}
+    assert settings("again") == settings("run")
 
 
 def test_the_test_writers_are_what_is_evaluated(command: Any, data: Path) -> None:

@@ -37,15 +37,25 @@ class Death:
     """Counts the steps of this process; the one with number `at` is its last.
 
     half       its first half of bytes is written
-    unplugged  what was not synced may be lost
+    unplugged  what was not synced may be lost: bytes of a file, and the last names of folders
     """
 
     def __init__(self, at: int, half: bool, unplugged: bool) -> None:
         self.at, self.half, self.unplugged, self.count = at, half, unplugged, 0
         self.real = {name: getattr(os, name) for name in STEPS}
         self.loose: dict[str, list[tuple[int, bytes]]] = {}  # file -> (place, bytes before)
+        self.names: list[tuple[str, str | None]] = []  # new name, and the one before
+        self.open = os.open
+        os.open = self.opened
         for name in STEPS:
             setattr(os, name, self.step(name))
+
+    def opened(self, path: str, flags: int, *mode: int, **where: int) -> int:
+        new = flags & os.O_CREAT and not os.path.exists(path)
+        file = self.open(path, flags, *mode, **where)
+        if new:
+            self.names.append((os.path.abspath(path), None))
+        return file
 
     def step(self, name: str) -> Callable:
         def act(*args):
@@ -57,14 +67,21 @@ class Death:
                     self.real[name](file, data[: len(data) // 2], *place)
                 self.die()
             self.note(name, args)
-            return self.real[name](*args)
+            result = self.real[name](*args)
+            if name == "mkdir":
+                self.names.append((os.path.abspath(args[0]), None))
+            if name == "rename":
+                self.names.append((os.path.abspath(args[1]), os.path.abspath(args[0])))
+            return result
 
         return act
 
     def note(self, name: str, args: tuple) -> None:
-        """Remember what a step overwrites, until the file is synced."""
+        """Remember what a step overwrites, until file or folder is synced."""
         if name == "fsync":
-            self.loose.pop(os.readlink(f"/proc/self/fd/{args[0]}"), None)
+            path = os.readlink(f"/proc/self/fd/{args[0]}")
+            self.loose.pop(path, None)
+            self.names = [names for names in self.names if os.path.dirname(names[0]) != path]
         if name in ("write", "pwrite"):
             file, data, *place = args
             at = place[0] if place else os.fstat(file).st_size
@@ -91,6 +108,14 @@ class Death:
                             end = file.seek(0, 2)
                             file.seek(at)
                             file.write(bytes(end - at))
+        lost = self.names[dice.randrange(len(self.names) + 1) :] if self.unplugged else []
+        for path, before in reversed(lost):
+            if before is not None and os.path.exists(path):
+                self.real["rename"](path, before)
+            elif os.path.isdir(path):
+                shutil.rmtree(path)
+            elif os.path.exists(path):
+                os.unlink(path)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -191,8 +216,8 @@ def forked(run: Callable, folder: Path, death: tuple | None) -> tuple[int, dict 
     said.unlink(missing_ok=True)
     if (pid := os.fork()) == 0:
         try:
-            counted = Death(*(death or (0, False, False)))
             folder.mkdir(exist_ok=True)
+            counted = Death(*(death or (0, False, False)))
             played, end = run(folder)
             said.write_text(json.dumps({"steps": counted.count, "played": played, "end": end}))
         except BaseException:
