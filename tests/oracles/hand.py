@@ -4,6 +4,7 @@ w starts at 1. The examples of a client are all alike or all in one gradient, so
 """
 
 from .hand_local import LOCAL
+from .hand_messages import MESSAGES
 from .loop import Setting
 from .tiny import FAR, PLAIN, STEEP, Case, Tracked, client, masked
 
@@ -143,4 +144,5 @@ HAND: list[Case] = [
     *(FEDAVG, FEDPROX, FEDSGD, SERVER_RATE, SCHEDULE, *EMPTY, NOBODY),
     *(CAPPED, SUBSET, TOKENS, NOT_FINITE, BUFFERS),
     *LOCAL,
+    *MESSAGES,
 ]
