@@ -31,7 +31,8 @@ FLUTE = Case(
 )
 
 # Two steps, lr = 1/4. FAR: gradients -1 and -3/4, w = 1.4375, variance 1/64. STEEP: 4 and 0,
-# w = 0, variance 4. With beta = ln 2 / 4 they count 2^(-1/256) and 1/2. Losses 1/2 + 9/32 and 2, by 4.
+# w = 0, variance 4. With beta = ln 2 / 4 they count 2^(-1/256) and 1/2. Losses 1/2 + 9/32 + 2,
+# over 4.
 VARIANCE = Case(
     "dga, variance over steps",
     [client(FAR), client(STEEP)],
