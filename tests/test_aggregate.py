@@ -1,10 +1,12 @@
 """The weighted mean as a fold."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from vecfl.aggregate import Aggregate, add_, empty, exact_grid, left_grid, merge_
+from vecfl.aggregate import Aggregate, add_, add_extra_, empty, exact_grid, left_grid, merge_
 from vecfl.errors import InputError
 
 CPU = torch.device("cpu")
@@ -137,3 +139,63 @@ def test_weights_too_small_for_the_grid_are_refused() -> None:
             "exact_sums: weights add up to 1.9e-06, too little for sums of multiples of 5e-13; "
             "make them larger, all by the same factor"
         )
+
+
+def by_logs(logs: list[float], weight: list[float], parts: int, grid: float | None) -> Aggregate:
+    """Messages 0, 1, 2, ... with these weights, each by itself, in aggregates that are merged."""
+    found = [empty(1, CPU, grid) for _ in range(parts)]
+    for aggregate in found:  # a worker without a client
+        add_(aggregate, torch.zeros(0, 1), doubles(), doubles())
+    for i, (log, a) in enumerate(zip(logs, weight, strict=True)):
+        add_(found[i % parts], doubles(i)[:, None], doubles(a), doubles(log))
+    for other in found[:0:-1]:
+        merge_(found[0], other)
+    return found[0]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+@pytest.mark.parametrize("away", [0.0, 5.0, 1e5, -1e5, 1e300])
+def test_weights_as_logs(away: float, parts: int) -> None:
+    """exp(away + log 1, 2, 4, 1) times 1, 1, 3, 0 on 0, 1, 2, 3: (2 + 24) / (1 + 2 + 12)."""
+    logs = [away, away + math.log(2), away + math.log(4), away + 900]
+    sums = by_logs(logs, [1, 1, 3, 0], parts, None)
+    mean, right = sums.mean(), 26 / 15 if away < 1e300 else 7 / 5  # their logs are the same there
+    assert mean is not None and mean.item() == pytest.approx(right, rel=1e-10)
+    assert sums.shift is not None and sums.shift == max(logs[:3])  # of who counts
+    assert sums.weight == pytest.approx(15 / 4 if away < 1e300 else 5, rel=1e-10)
+
+
+def test_logs_of_nobody() -> None:
+    for weights in ([], [0.0, 0.0]):
+        sums = by_logs([3.0, -1e9][: len(weights)], weights, 3, None)
+        assert sums.mean() is None and sums.weight == 0 and sums.total == 0
+
+
+def test_a_log_of_zero_changes_no_bit() -> None:
+    plain, logs = empty(1, CPU), empty(1, CPU)
+    for i in range(20):
+        add_(plain, doubles(i / 3)[:, None], doubles(0.1 * i))
+        add_(logs, doubles(i / 3)[:, None], doubles(0.1 * i), doubles(0))
+    assert torch.equal(plain.total, logs.total) and torch.equal(plain.weight, logs.weight)
+
+
+def test_logs_on_a_grid_are_not_shifted() -> None:
+    """Weights 1/2 and 4 whatever comes first; 8 examples: multiples of 2^-41."""
+    for logs in ([-math.log(2), math.log(4)], [math.log(4), -math.log(2)]):
+        sums = by_logs(logs, [1, 1], 2, exact_grid(8))
+        assert sums.shift is None and sums.weight.item() == pytest.approx(4.5, rel=1e-12)
+        assert (sums.weight.item() * 2.0**41).is_integer()
+
+
+def test_extra_numbers_on_a_grid() -> None:
+    """Thirds are rounded each by itself: any order of them gives the same bits."""
+    grid, found = exact_grid(4), set()
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
+        one, two = empty(1, CPU, grid), empty(1, CPU, grid)
+        values = doubles(1 / 3, 7 / 3, 1e3 / 3, 1e-3 / 3)[order]
+        add_extra_(one, {"a": values[:1]})
+        add_extra_(two, {"a": values[1:], "b": torch.tensor([True, True])})
+        merge_(one, two)
+        assert one.extra["b"] == 2 and one.extra["a"].dtype == torch.float64
+        found.add(one.extra["a"].item())
+    assert len(found) == 1 and found.pop() == pytest.approx((8 + 1e3 + 1e-3) / 3, rel=1e-12)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vecfl.layout import Entry, Layout, restore
+from vecfl.errors import InputError
+from vecfl.layout import Entry, Layout, freeze, restore
 
 
 class Sample(nn.Module):
@@ -156,3 +157,36 @@ def test_restore_gives_what_the_module_expects(
 def test_restore_leaves_floats_in_the_dtype_of_the_row() -> None:
     value: Tensor = torch.tensor(2.6, dtype=torch.float64)
     assert restore(Entry("average", (), 0, torch.float32), value) is value
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    """By part of the name; of a tied parameter either name will do, and it has both."""
+    for pattern, names, left in (
+        ("bias$", ["first.bias"], ["gain", "none", "first.weight"]),
+        ("^second", ["second.weight"], ["gain", "none", "first.bias"]),
+        ("weight", ["first.weight", "second.weight"], ["gain", "none", "first.bias"]),
+        ("frozen|gain", ["frozen", "gain"], ["none", "first.weight", "first.bias"]),
+    ):
+        sample = Sample()
+        assert freeze(sample, pattern) == names
+        assert [e.name for e in Layout.of(sample).params] == left
+        assert not sample.frozen.requires_grad
+
+
+def test_what_cannot_be_frozen() -> None:
+    sample = Sample()
+    names = "frozen, gain, none, first.weight, first.bias, second.weight"
+    for pattern, said in (
+        ("third", f"freeze('third'): no parameter is called so; there are {names}"),
+        ("", "freeze(''): nothing would remain to train"),
+        ("gain|none|first", "freeze('gain|none|first'): nothing would remain to train"),
+        (
+            "(",
+            "freeze('('): no regular expression: missing ), unterminated subpattern at position 0",
+        ),
+    ):
+        with pytest.raises(InputError) as caught:
+            freeze(sample, pattern)
+        assert str(caught.value) == said
+        assert [e.name for e in Layout.of(sample).params][0] == "gain"  # all is as it was
+        assert sample.first.bias.requires_grad

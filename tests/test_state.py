@@ -154,3 +154,40 @@ def test_any_fact_counts() -> None:
     for facts in ({"clients": 4}, {"clients": 3, "new": 1}):
         with pytest.raises(InputError, match="another run"):
             unpack(content, fresh, facts, False)
+
+
+def test_a_frozen_layer_comes_back_as_it_was(tmp_path: Path) -> None:
+    """It is in the state dict and in no row, no message and no checkpoint's model; evaluation sees
+    it, and a checkpoint goes to a run whose layer is frozen, and to no other."""
+
+    def frozen(pattern: str) -> tuple[nn.Sequential, vecfl.Simulation]:
+        data = FederatedDataset.from_arrays({"x": X, "y": Y}, [i % 5 for i in range(len(X))])
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        if pattern:
+            vecfl.freeze(module, pattern)
+        task = vecfl.Task(module, vecfl.cross_entropy, example=data.examples(2))
+        algorithm = vecfl.fedavg(lr=0.2, batches=vecfl.Batches(3), server=OPTIMIZERS["adam"])
+        return module, vecfl.Simulation(task, data, algorithm, vecfl.uniform(3), backend="loop")
+
+    module, sim = frozen("^0[.]")
+    state = rounds(sim, sim.start(), 2)
+    trained = sim.state_dict(state)
+    assert trained.keys() == module.state_dict().keys()
+    same = {name: torch.equal(t, trained[name]) for name, t in module.state_dict().items()}
+    assert same == {"0.weight": True, "0.bias": True, "2.weight": False, "2.bias": False}
+    assert {name: len(t) for name, t in state.server.items() if t.dim()} == {
+        name: 10 for name, t in state.server.items() if t.dim()
+    }
+    module.load_state_dict(trained)
+    with torch.no_grad():
+        right = nn.functional.cross_entropy(module(X), Y).item()
+    assert sim.evaluate(state, {"x": X, "y": Y})["eval/loss"] == pytest.approx(right, rel=1e-5)
+    checkpoint.save(tmp_path / "half", sim.save(state))
+    content = checkpoint.load(tmp_path / "half")
+    assert content["model"].keys() == {"2.weight", "2.bias"}
+    _, other = frozen("^0[.]")
+    assert bits(rounds(other, other.load(content), 2)) == bits(rounds(sim, state, 2))
+    for pattern in ("", "^2[.]weight"):
+        with pytest.raises(InputError, match="the checkpoint is of another"):
+            frozen(pattern)[1].load(content)

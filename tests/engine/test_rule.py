@@ -35,6 +35,7 @@ def rows(*w: Tensor, bias: list[Tensor] | None = None, full: bool = False) -> Ro
         (LocalRule(sgd(), BATCHES, lr=0.5, mu=0.1), None),
         (LocalRule(sgd(), BATCHES, lr=0.5, bias=True), None),
         (LocalRule(momentum(), BATCHES, lr=0.5), None),
+        (LocalRule(sgd(), BATCHES, lr=0.5, statistics=True), None),
     ],
 )
 def test_only_sgd_without_corrections_is_plain(rule: LocalRule, plain: float | None) -> None:
@@ -176,3 +177,18 @@ def test_rules_that_make_no_sense_are_refused(fields: dict, message: str) -> Non
     with pytest.raises(InputError) as error:
         LocalRule(**({"optimizer": momentum(), "batches": BATCHES, "lr": 0.1} | fields))
     assert str(error.value) == message
+
+
+def test_gradients_are_counted_after_the_clip_and_before_the_rest() -> None:
+    """Row 0: (3, 4; 0), clipped to (0.6, 0.8; 0); row 1: (0.1, 0; -0.5). Pull and bias are of no
+    account. A second step adds up."""
+    rule = LocalRule(sgd(), BATCHES, lr=0.1, clip=1.0, mu=5.0, bias=True, statistics=True)
+    w = [torch.zeros(2, 2).double(), torch.zeros(2).double()]
+    found = torch.zeros(2, 3).double()
+    r = Rows(w, [], [torch.ones_like(t) for t in w], None, None, None, found)
+    update = make_update(rule, [torch.ones(2).double(), doubles(1).squeeze()], 0)
+    grads = [torch.tensor([[3, 4], [0.1, 0]]).double(), doubles(0, -0.5)]
+    for times in (1, 2):
+        update(r, [g.clone() for g in grads])
+        right = torch.tensor([[3, 1.4, 1.0], [3, -0.4, 0.26]]).double() * times
+        torch.testing.assert_close(found, right, rtol=1e-7, atol=1e-9)

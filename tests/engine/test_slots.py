@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vecfl.engine import LocalRule, Slots
+from vecfl.engine.rule import Statistics
 from vecfl.errors import InputError
 from vecfl.layout import Layout
 from vecfl.optim import ClientOptimizer, Rows, adam, keep_gradient, momentum, sgd
@@ -34,7 +35,8 @@ TRAINABLE, P, S = 7, 10, 4
 def make(
     optimizer: ClientOptimizer | None = None, *, full: bool = True, bias: bool = True
 ) -> Slots:
-    rule = LocalRule(optimizer or adam(), Batches(2, full=full), lr=0.1, bias=bias)
+    batches = Batches(2, full=full)
+    rule = LocalRule(optimizer or adam(), batches, lr=0.1, bias=bias, statistics=bias)
     return Slots(LAYOUT, rule, S, CPU, torch.float64)
 
 
@@ -45,7 +47,7 @@ def tensors_in(value: object) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for part in value:
             yield from tensors_in(part)
-    elif isinstance(value, Rows):
+    elif isinstance(value, Rows | Statistics):
         for field in fields(value):
             yield from tensors_in(getattr(value, field.name))
 
@@ -66,7 +68,7 @@ def test_shapes_and_what_a_rule_needs() -> None:
     assert slots.count is not None and slots.count.shape == (S,)
     assert slots.steps is not None and slots.steps.dtype == torch.float32
     assert slots.sums.dtype == torch.float64 and slots.seen.dtype == torch.int64
-    assert slots.flat.dtype == torch.float64 and len(memory(slots)) == 9
+    assert slots.flat.dtype == torch.float64 and len(memory(slots)) == 10
     plain = make(sgd(), full=False, bias=False)
     assert (plain.bias, plain.total, plain.count, plain.steps, plain.state) == (None,) * 4 + ([],)
     assert len(memory(plain)) == 3  # flat, sums, seen
@@ -84,7 +86,7 @@ def test_start_resets_everything_a_slot_has() -> None:
     for s in (slots, fresh):
         s.start_(seats, model, bias)
     pairs = list(zip(memory(slots).values(), memory(fresh).values(), strict=True))
-    assert len(pairs) == 9
+    assert len(pairs) == 10
     for used, new in pairs:
         assert torch.equal(used[[1, 3]], new[[1, 3]])
         assert (used[[0, 2]] == 77).all()

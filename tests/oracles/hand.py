@@ -5,6 +5,7 @@ w starts at 1. The examples of a client are all alike or all in one gradient, so
 
 from .hand_client import CLIENT
 from .hand_local import LOCAL
+from .hand_messages import MESSAGES
 from .loop import Setting
 from .tiny import FAR, PLAIN, STEEP, Case, Tracked, client, masked
 
@@ -145,4 +146,5 @@ HAND: list[Case] = [
     *(CAPPED, SUBSET, TOKENS, NOT_FINITE, BUFFERS),
     *LOCAL,
     *CLIENT,
+    *MESSAGES,
 ]

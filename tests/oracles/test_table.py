@@ -116,13 +116,10 @@ FROZEN = {
     "biases": Problem(mlp, classes, floats(5), integers(3), freeze="bias$"),
     "tied and a gain": Problem(lambda: Tied(0.25), classes, floats(5), integers(3), (), "de|gain"),
 }
-MEASURES = ("loss", "variance", "mean", "rms")
-DGA = {f"dga {name}": {"weighting": name, "softmax_beta": 2.0} for name in MEASURES}
-DGA |= {f"dga {name}": {"weighting": name, "softmax_beta": 30.0} for name in ("flute_loss", "loss")}
-DGA |= {
-    f"dga update_{name}": {"weighting": f"update_{name}", "softmax_beta": 900.0}
-    for name in ("variance", "mean", "rms")
-} | {"dga uniform": {"weighting": "uniform"}}
+# Betas under which the clients' weights differ, and some of `mean` and `update_mean` are capped.
+BETAS = {"loss": 2.0, "flute_loss": 20.0, "variance": 10.0, "mean": 300.0, "rms": 5.0}
+BETAS |= {"update_variance": 300.0, "update_mean": 1000.0, "update_rms": 30.0, "uniform": 1.0}
+DGA = {f"dga {name}": {"weighting": name, "softmax_beta": beta} for name, beta in BETAS.items()}
 CLIPS = {
     "none": {},
     "norm": {"clips": (("norm", 0.05),)},

@@ -81,6 +81,20 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
     # 36 examples: weights times largest numbers, 10954, are beyond 2^(6 + 7) = 8192, but those of
     # no rank alone: of the six clients the three largest come to 6458.
     "beyond the grid": Case(vecfl.fedavg(lr=300.0, batches=B), "linear", sizes=(6,) * 6, rounds=1),
+    "dga": Case(vecfl.dga(lr=0.1, batches=B, softmax_beta=3.0), bad=(3,)),
+    "dga by rms": Case(vecfl.dga(lr=0.1, batches=B, softmax_beta=2.0, weighting="rms")),
+    "dga, idle ranks": Case(
+        vecfl.dga(lr=0.1, batches=B, softmax_beta=3.0, weighting="update_rms"),
+        sampler=drawn([3], [], [6, 3]),
+        rounds=3,
+        how={"backend": "loop", "workers": 2, "threads": 1},
+    ),
+    "clip": Case(vecfl.chain(FEDAVG(), vecfl.clip_by_norm(0.1)), bad=(6,)),
+    "clip by layer, rows": Case(
+        vecfl.chain(habit(lr=0.1, batches=B), vecfl.clip_by_layer(0.2), vecfl.clip_by_norm(0.15)),
+        sampler=vecfl.uniform(4),
+        keeps=True,
+    ),
     "many": Case(FEDAVG(), "linear", sampler=vecfl.uniform(30), sizes=MANY),
 }
 
@@ -155,6 +169,17 @@ def all_cases(folder: Path) -> dict[str, Any]:
     return {(name, e): run(case, e, folder) for name, case in CASES.items() for e in (False, True)}
 
 
+def logs() -> Tensor:
+    """The models [3, P] of rounds by DGA with weights that are 0 or infinite in float64."""
+    dga = vecfl.dga(lr=0.1, batches=B, softmax_beta=5000.0)
+    sim = simulation(dga, drawn([0, 2, 3, 4, 5, 6], [3, 4], [2]), 1)
+    state, models = sim.start(), list[Tensor]()
+    for _ in range(3):
+        state, _ = sim.round(state)
+        models.append(state.server["w"])
+    return torch.stack(models)
+
+
 def simulation(algorithm: Algorithm, sampler: Sampler, seed: int) -> vecfl.Simulation:
     problem, rank = PROBLEMS["linear"], join().rank
     data = dataset(problem.clients(SIZES[::-1] if seed == 8 and rank == 1 else SIZES))
@@ -218,6 +243,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(exist_ok=True)
     found = all_cases(folder)
+    found["logs"] = logs()
     found["refused"] = of_ranks(mesh, refused())
     assert mesh.from_first(lambda: [mesh.rank, "x"]) == [0, "x"]
     of_all = mesh.sum(torch.ones(2, 3), torch.tensor(mesh.rank), torch.empty(0))

@@ -24,7 +24,7 @@ from vecfl.mesh import Mesh
 from ..oracles.bridge import dataset
 from ..oracles.tasks import PROBLEMS
 from ..persist import tiny
-from .cases import CASES, B, all_cases
+from .cases import CASES, B, all_cases, logs
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -56,10 +56,10 @@ def end(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[Any, dict[str, Any]]]:
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[Any, Any]]:
     """What all cases give on 1, 2 and 3 ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    found = {1: all_cases(folder)}
+    found: dict[int, dict[Any, Any]] = {1: all_cases(folder)}
     for ranks in (2, 3):
         code, _, err = end(start(ranks, "tests.ranks.cases", str(folder / f"{ranks}")))
         assert code == 0, err
@@ -155,6 +155,14 @@ def test_ranks_that_are_not_alike_are_told_so(worlds: Any, ranks: int) -> None:
         "InputError: --resume: of-rank-0 does not exist; expected the directory of a run",  # by all
     ]
     assert worlds[ranks]["refused"] == [expected] * ranks
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_weights_that_no_float_holds(worlds: Any, ranks: int) -> None:
+    """exp(-5000) and less; a rank without a client has no weight at all."""
+    one, some = logs(), worlds[ranks]["logs"]
+    torch.testing.assert_close(some, one, rtol=1e-9, atol=1e-12)
+    assert not torch.equal(one[0], one[1])
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

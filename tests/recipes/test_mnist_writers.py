@@ -16,7 +16,7 @@ from vecfl.data import mnist_writers
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "mnist_writers.py"
-ALGORITHMS = ["fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
+ALGORITHMS = ["fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "dga"]
 
 
 @pytest.fixture(scope="session")
