@@ -45,6 +45,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags", "vecfl.rounds"}
         | {"vecfl.watch", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
+        | {"vecfl.stop"}
     ),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
     frozenset({"benchmarks.common"}),
@@ -87,6 +88,11 @@ SAME_FLOOR = {
     ("vecfl.flags", "vecfl.cli"),
     ("vecfl.flags", "vecfl.report"),
     ("vecfl.flags", "vecfl.watch"),
+    ("vecfl.stop", "vecfl.watch"),
+    ("vecfl.flags", "vecfl.stop"),
+    ("vecfl.resume", "vecfl.stop"),
+    ("vecfl.record", "vecfl.stop"),
+    ("vecfl.keeper", "vecfl.stop"),
     ("vecfl.resume", "vecfl.cli"),
     ("vecfl.resume", "vecfl.flags"),
     ("vecfl.load", "vecfl.report"),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -45,45 +44,61 @@ def replay(
     the same, each with one operator thread, so that all have the same bits. The server replay of
     FLUTE, Hipolito Garcia et al., arXiv:2203.13789.
     """
-    task.check(columns)
-    examples = len(columns[task.inputs[0]])
-    rule = LocalRule(optimizer or sgd(), batches, lr, clip)
-    plan = make_plan(batches, torch.tensor([0, examples]), torch.tensor([0]))
-    if not plan.steps.any():
-        raise InputError(f"replay: {examples} examples make no batch of {batches}")
-    plan = replace(plan, client=plan.client + CLIENT)
-
-    @cache
-    def prepared(device: torch.device, dtype: torch.dtype) -> tuple[LoopBackend, Batch]:
-        return LoopBackend(task.to(device, dtype)), {k: c.to(device) for k, c in columns.items()}
-
-    def init(w: Tensor, layout: Layout) -> Server:
-        if layout.params != task.to("cpu", w.dtype).layout.params:
-            raise InputError("replay: its task has another module than that of the clients")
-        return kept(Slots(layout, rule, 1, w.device, w.dtype))
-
-    inner = carrying(algorithm, "replay/", init)
+    training = Training(task, columns, LocalRule(optimizer or sgd(), batches, lr, clip))
+    inner = carrying(algorithm, "replay/", training.init)
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
-        new, layout = inner.server(server, sums, round), round.layout
-        if sums.mean() is None:
-            return new
-        w = new["w"]
+        new = inner.server(server, sums, round)
+        return new if sums.mean() is None else new | training.after(new, round)
+
+    return replace(inner, name=f"{algorithm.name}, replay", server=step)
+
+
+class Training:
+    """What the server does on examples of its own, `columns` [n, ...], by a client's rule.
+
+    Raises InputError where they do not fit the task, or make no batch.
+    """
+
+    def __init__(self, task: Task, columns: Batch, rule: LocalRule) -> None:
+        task.check(columns)
+        examples = len(columns[task.inputs[0]])
+        plan = make_plan(rule.batches, torch.tensor([0, examples]), torch.tensor([0]))
+        if not plan.steps.any():
+            raise InputError(f"replay: {examples} examples make no batch of {rule.batches.size}")
+        self.task, self.columns, self.rule = task, columns, rule
+        self.plan = replace(plan, client=plan.client + CLIENT)
+        self.backends: dict[tuple[torch.device, torch.dtype], LoopBackend] = {}
+
+    def init(self, w: Tensor, layout: Layout) -> Server:
+        """The tensors of the optimizer before round 1."""
+        if layout.params != self.task.to("cpu", w.dtype).layout.params:
+            raise InputError("replay: its task has another module than that of the clients")
+        return kept(Slots(layout, self.rule, 1, w.device, w.dtype))
+
+    def after(self, server: Server, round: Round) -> Server:
+        """The model and the optimizer's tensors after the steps of a round."""
+        w, layout, rule = server["w"], round.layout, self.rule
         layout.round_integers_(w)
-        backend, examples = prepared(w.device, w.dtype)
+        backend, slots = self._backend(w), Slots(layout, rule, 1, w.device, w.dtype)
         backend.task.draws.seed = round.seed
-        slots = Slots(layout, rule, 1, w.device, w.dtype)
         slots.start_(torch.tensor([0]), w, None)
         for name, tensor in kept(slots).items():
             tensor.copy_(server[name])
-        tape = Tape(plan, batches, 1, seed=round.seed, round=round.number, draws=backend.keyed)
+        how: dict[str, int] = {"seed": round.seed, "round": round.number}
         update = make_update(rule, [], round.number)
         with operator_threads(1):
-            for block in tape.blocks():
-                backend.run_(slots, block, examples, update)
-        return new | {"w": slots.flat[0]} | kept(slots)
+            for block in Tape(self.plan, rule.batches, 1, draws=backend.keyed, **how).blocks():
+                backend.run_(slots, block, self.columns, update)
+        return {"w": slots.flat[0]} | kept(slots)
 
-    return replace(inner, name=f"{algorithm.name}, replay", server=step)
+    def _backend(self, w: Tensor) -> LoopBackend:
+        """A backend for models like w, made once; the examples come to its device."""
+        kind = w.device, w.dtype
+        if kind not in self.backends:
+            self.backends[kind] = LoopBackend(self.task.to(*kind))
+            self.columns = {name: column.to(w.device) for name, column in self.columns.items()}
+        return self.backends[kind]
 
 
 def kept(slots: Slots) -> Server:
