@@ -99,8 +99,8 @@ def test_replay_keeps_its_momentum() -> None:
 
 
 def test_replay_of_epochs_and_its_clip_by_hand() -> None:
-    # Two epochs of two batches on STEEP (gradient 4 w), lr 1/8, norms cut to 1: from 1/2 g = 2 -> 1:
-    # 3/8; 1.5 -> 1: 1/4; g = 1: 1/8; g = 1/2: 1/16.
+    # Two epochs of two batches on STEEP (gradient 4 w), lr 1/8, norms cut to 1. From w = 1/2:
+    # 2 is cut to 1, w = 3/8; 3/2 is cut, 1/4; 1 stays, 1/8; 1/2 stays, 1/16.
     replay = {"lr": 0.125, "batches": vecfl.Batches(1, epochs=2), "clip": 1.0}
     sim = simulate(HALF, lambda a, task: vecfl.replay(a, task, client(STEEP, STEEP), **replay))
     assert play(sim, 1)[0] == [1 / 16]
@@ -247,7 +247,7 @@ def with_replay(columns: Columns, module: Any = None, **how: Any) -> Algorithm:
         ),
         (lambda: with_replay({"y": torch.zeros(2)}), "the data have no column 'x'"),
         (
-            lambda: simulate(with_replay(client(PLAIN), torch.nn.Linear(1, 1))).start(),
+            lambda: simulate(with_replay(client(PLAIN), torch.nn.Sequential(Line()))).start(),
             "replay: its task has another module than that of the clients",
         ),
         (
