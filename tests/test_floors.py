@@ -53,6 +53,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "vecfl.plugins",
         }
         | {"vecfl.watch", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
+        | {"vecfl.stop"}
     ),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
     frozenset({"benchmarks.common"}),
@@ -98,6 +99,11 @@ SAME_FLOOR = {
     ("vecfl.flags", "vecfl.plugins"),
     ("vecfl.flags", "vecfl.report"),
     ("vecfl.flags", "vecfl.watch"),
+    ("vecfl.stop", "vecfl.watch"),
+    ("vecfl.flags", "vecfl.stop"),
+    ("vecfl.resume", "vecfl.stop"),
+    ("vecfl.record", "vecfl.stop"),
+    ("vecfl.keeper", "vecfl.stop"),
     ("vecfl.resume", "vecfl.cli"),
     ("vecfl.resume", "vecfl.flags"),
     ("vecfl.load", "vecfl.report"),

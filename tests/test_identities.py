@@ -45,6 +45,7 @@ def train(
     state = sim.start()
     for _ in range(rounds):
         state, metrics = sim.round(state)
+        state = sim.observe(state, metrics)
         assert (metrics["system/backend"], metrics["system/slots"]) == (backend, 2)
     return sim.state_dict(state)
 
@@ -73,10 +74,12 @@ def without_dropout(problem: str) -> nn.Module:
     return module
 
 
-def on(problem: str, backend: str, sizes: tuple[int, ...] = SIZES) -> Callable[..., Models]:
+def on(
+    problem: str, backend: str, sizes: tuple[int, ...] = SIZES, rounds: int = 2
+) -> Callable[..., Models]:
     """`train` on the ragged clients of an oracle problem, two rounds, without dropout."""
     p, module = PROBLEMS[problem], without_dropout(problem)
-    kind = {"module": module, "loss": p.loss, "rounds": 2}
+    kind = {"module": module, "loss": p.loss, "rounds": rounds}
     return lambda algorithm: train(algorithm, p.clients(sizes), backend, **kind)
 
 
@@ -182,6 +185,41 @@ def test_server_rate_zero_leaves_the_model(backend: str) -> None:
 def test_server_rate_by_hand(backend: str, rate: float, w: float) -> None:
     algorithm = fedavg(lr=0.5, batches=ONE, server=vecfl.server_sgd(rate))
     close(train(algorithm, [client(FAR)], backend), at(w))
+
+
+AROUND: dict[str, Callable[[Algorithm], Algorithm]] = {
+    "ema that forgets": lambda a: vecfl.ema(a, 0.0),
+    "server's plateau": lambda a: vecfl.server_on_plateau(a, "train/loss", "min", 0.5, 9),
+    "clients' plateau": lambda a: vecfl.clients_on_plateau(a, "train/loss", "min", 0.5, 9),
+}
+SERVERS: dict[str, Callable[[], vecfl.server_optim.ServerOptimizer]] = {
+    "infinite clip": lambda: vecfl.clipped(vecfl.server_adam(0.1), torch.inf),
+    "constant schedule": lambda: vecfl.scheduled(vecfl.server_adam(0.1), vecfl.multi_step([], 0)),
+    "no decay": lambda: vecfl.server_adamw(0.1, weight_decay=0.0),
+}
+
+
+@pytest.mark.parametrize("name", [*AROUND, *SERVERS])
+def test_what_stands_around_the_server_and_does_nothing(backend: str, name: str) -> None:
+    run, work = on("mlp", backend, rounds=3), {"lr": 0.1, "batches": Batches(4)}
+    plain = fedavg(server=vecfl.server_adam(0.1), **work)
+    other = AROUND[name](plain) if name in AROUND else fedavg(server=SERVERS[name](), **work)
+    same_bits(run(other), run(plain))
+
+
+def test_what_stands_around_the_server_and_does_something(backend: str) -> None:
+    run, work = on("mlp", backend, rounds=3), {"lr": 0.1, "batches": Batches(4)}
+    adam = vecfl.server_adam(0.1)
+    plain = fedavg(server=adam, **work)
+    falls = vecfl.server_on_plateau(plain, "train/loss", "max", 0.5, 0)  # the loss gets smaller
+    for other in (
+        vecfl.ema(plain, 0.5),
+        falls,
+        fedavg(server=vecfl.clipped(vecfl.server_momentum(), 1e-3), **work),
+        fedavg(server=vecfl.scheduled(adam, vecfl.multi_step([1], 0.5)), **work),
+        fedavg(server=vecfl.server_adamw(0.1, weight_decay=0.1), **work),
+    ):
+        differ(run(other), run(plain))
 
 
 def test_a_cap_above_every_client_is_by_examples(backend: str) -> None:

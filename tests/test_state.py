@@ -21,6 +21,9 @@ OPTIMIZERS = {
     "adam": vecfl.server_adam(lr=0.1),
     "adagrad": vecfl.fedopt_adagrad(lr=0.1),
     "yogi": vecfl.fedopt_yogi(lr=0.1),
+    "adamax": vecfl.server_adamax(lr=0.1),
+    "lamb": vecfl.clipped(vecfl.server_lamb(lr=0.1), 0.5),
+    "lars": vecfl.scheduled(vecfl.server_lars(lr=0.1), vecfl.cosine(5)),
 }
 
 
@@ -76,6 +79,40 @@ def test_a_state_goes_through_a_file(tmp_path: Path, optimizer: str, dtype: torc
     again = other.load(checkpoint.load(tmp_path / "half"))
     assert (again.round, bits(again)) == (2, bits(half))
     assert bits(rounds(other, again, 2)) == bits(whole) != bits(again)
+
+
+def surrounded(task: vecfl.Task, algorithm: vecfl.Algorithm) -> vecfl.Algorithm:
+    """All that may stand around an algorithm's server and has a state."""
+    batches = vecfl.Batches(4, epochs=2)
+    algorithm = vecfl.server_on_plateau(algorithm, "train/loss", "max", 0.5, 0)
+    algorithm = vecfl.clients_on_plateau(algorithm, "train/loss", "max", 0.25, 1)
+    own = {"x": X[:9], "y": Y[:9]}
+    for_server = {"lr": 0.02, "optimizer": vecfl.adam(), "batches": batches}
+    return vecfl.ema(vecfl.replay(algorithm, task, own, **for_server), 0.6)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_what_stands_around_a_server_goes_through_a_file(tmp_path: Path, cut: int) -> None:
+    def made() -> vecfl.Simulation:
+        sim = simulation("momentum")
+        algorithm = surrounded(sim.task, sim.algorithm)
+        return vecfl.Simulation(sim.task, sim.data, algorithm, sim.sampler, backend="loop")
+
+    def play(sim: vecfl.Simulation, state: vecfl.State, rounds: int) -> vecfl.State:
+        for _ in range(rounds):
+            state, metrics = sim.round(state)
+            state = sim.observe(state, metrics)
+        return state
+
+    sim, other = made(), made()
+    whole = play(sim, sim.start(), 4)
+    checkpoint.save(tmp_path / "cut", sim.save(play(sim, sim.start(), cut)))
+    again = other.load(checkpoint.load(tmp_path / "cut"))
+    assert bits(play(other, again, 4 - cut)) == bits(whole)
+    names = {name.rpartition("/")[0] for name in whole.server}
+    assert names == {"", "ema", "replay", "observed/server", "observed/clients"}
+    assert whole.server["observed/server/factor"] < 1 and whole.server["replay/steps"] == 24
+    assert sim.state_dict(whole)["linear.weight"].ne(whole.server["w"][:6].view(2, 3)).all()
 
 
 def test_the_model_is_named_views_of_the_row() -> None:

@@ -22,6 +22,7 @@ from vecfl.report import check_matplotlib
 from vecfl.sampling import uniform
 from vecfl.schedule import Batches
 from vecfl.simulation import Simulation
+from vecfl.stop import Stop
 from vecfl.task import Task
 from vecfl.track import check_out, check_wandb
 from vecfl.watch import Watch
@@ -78,6 +79,10 @@ class RunArgs:
     """metric of the best round, and which values are better: eval/loss:min, eval/accuracy:max"""
     fall_back: bool = False
     """after a value that is worse than the best, go on from the best model (with --watch)"""
+    stop_at: str | None = None
+    """end after an evaluation that reaches a target: eval/accuracy>=0.97, eval/loss<=0.1"""
+    patience: int | None = None
+    """end after so many evaluations without a better value of --watch"""
     safetensors: bool = False
     """write the final model as model.safetensors, too"""
 
@@ -161,8 +166,13 @@ def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
 
 def check_run(args: RunArgs) -> None:
     """Raise InputError, with the name of the flag, before anything is made."""
-    sizes = ("rounds", "cohort", "batch", "threads", "eval_every", "checkpoint_every", "keep")
-    check(args, sizes, lambda n: n >= 1, "at least 1")
+    every = ("eval_every", "checkpoint_every", "keep")
+    check(
+        args,
+        ("rounds", "cohort", "batch", "threads", "patience", *every),
+        lambda n: n >= 1,
+        "at least 1",
+    )
     check(args, ("seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
     some = ("workers", "slots")
     check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
@@ -183,6 +193,8 @@ def check_saving(args: RunArgs) -> None:
     if args.watch is not None:
         Watch(args.watch)
     check(args, ("fall_back",), lambda on: not on or args.watch is not None, "--watch beside it")
+    check(args, ("patience",), lambda n: args.watch is not None, "--watch beside it")
+    Stop(args.stop_at, args.patience, args.watch)
     if args.safetensors:
         check_safetensors("--safetensors")
 

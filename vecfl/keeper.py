@@ -12,6 +12,7 @@ from vecfl.flags import RunArgs
 from vecfl.resume import CHECKPOINTS
 from vecfl.simulation import Metrics, Simulation
 from vecfl.state import State
+from vecfl.stop import Stop
 from vecfl.track import Jsonl
 from vecfl.watch import Watch
 
@@ -21,7 +22,8 @@ log = logging.getLogger("vecfl")
 class Keeper:
     """Saves the checkpoints of a run, on rank 0: `about` is what they hold beside its state.
 
-    saved  the round of the last one that the disk has, -1 for none
+    saved    the round of the last one that the disk has, -1 for none
+    stopped  why the run is over before its last round, None while it is not
     """
 
     def __init__(
@@ -31,9 +33,12 @@ class Keeper:
         self.about = about | {"torch": str(torch.__version__), "ranks": sim.mesh.size}
         self.rows: Jsonl | None = None  # of the rounds; on the disk before a checkpoint is
         self.watch = Watch(args.watch, args.fall_back) if args.watch else None
+        self.stop = Stop(args.stop_at, args.patience, args.watch)
+        self.stopped: str | None = None
 
     def go_on(self, content: dict[str, Any], state: State) -> None:
-        """Know the best round again."""
+        """Know the best round again, and whether the run is over."""
+        self.stopped = self.stop.before(content.get("stopped"))
         if self.watch is not None:
             self.watch.load(content["watch"], state.server)
         if content["torch"] != self.about["torch"]:
@@ -44,9 +49,12 @@ class Keeper:
     def look(self, state: State, metrics: Metrics, evaluated: bool) -> tuple[State, bool]:
         """The state to go on from, and whether it is to be saved: see `Watch.look`."""
         due, best = state.round % self.args.checkpoint_every == 0, False
+        if self.watch is not None or self.args.stop_at is not None:
+            metrics = self.sim.mesh.from_first(lambda: metrics)  # times differ, and ranks must not
         if self.watch is not None:
-            told = self.sim.mesh.from_first(lambda: metrics)  # times differ, and ranks must not
-            state, best = self.watch.look(state, told, evaluated)
+            state, best = self.watch.look(state, metrics, evaluated)
+        if evaluated:
+            self.stopped = self.stop.why(state.round, metrics, self.watch)
         return state, due or best
 
     def save(self, state: State) -> None:
@@ -73,6 +81,7 @@ class Keeper:
             self.rows.sync()
         watch = self.watch
         content = self.about | {"run": run, "watch": watch.save() if watch else None}
+        content["stopped"] = self.stop.save(self.stopped)
         try:
             save(path_of(folder, state.round), content)
             self.saved = state.round

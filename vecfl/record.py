@@ -25,6 +25,7 @@ from vecfl.resume import CHECKPOINTS, Before, go_on, settings
 from vecfl.signals import Signals, Stopped
 from vecfl.simulation import Metrics, Simulation
 from vecfl.state import State
+from vecfl.stop import Stop
 from vecfl.track import Console, Jsonl, Tracker, Wandb, create_run_dir, letting_go, new_id
 
 log = logging.getLogger("vecfl")
@@ -81,14 +82,15 @@ def begin(
 
 
 def finished(sim: Simulation, args: RunArgs, before: Before) -> bool:
-    """Whether all rounds are done and all results there; then its summary is printed."""
+    """Whether the run is over and all results are there; then its summary is printed."""
+    stopped = Stop(args.stop_at, args.patience, args.watch).before(before.content.get("stopped"))
     results = ["model.pt", "curves.png", *([f"model{SAFE}"] if args.safetensors else [])]
     there = sim.mesh.from_first(lambda: all((before.run_dir / name).exists() for name in results))
-    if before.content["run"]["round"] != args.rounds or not there:
+    if (before.content["run"]["round"] != args.rounds and stopped is None) or not there:
         return False
     log.info("%s is finished: nothing to do", before.run_dir)
     if sim.mesh.rank == 0:
-        print(summary(before.run_dir))
+        print(told(before.run_dir, stopped))
     with letting_go(before.run_dir):
         return True
 
@@ -110,6 +112,11 @@ def begin_again(
     state = sim.load(run, changed=args.resume_changed)
     keeper.go_on(content, state)
     return keeper, state
+
+
+def told(run_dir: Path, stopped: str | None) -> str:
+    """The summary of a run, and why it was stopped."""
+    return "\n".join([summary(run_dir), *([f"stopped         {stopped}"] if stopped else [])])
 
 
 @contextmanager
@@ -151,7 +158,7 @@ def run_rounds(
             if sim.mesh.rank == 0:
                 keeper.rows = files.enter_context(closing(Jsonl(keeper.run_dir / "metrics.jsonl")))
                 trackers = [keeper.rows, files.enter_context(closing(Console(args.rounds))), board]
-            while state.round < args.rounds and not came():
+            while state.round < args.rounds and not keeper.stopped and not came():
                 state, metrics = sim.round(state)
                 reached("round trained")
                 evaluated = state.round % args.eval_every == 0 or state.round == args.rounds
@@ -165,7 +172,7 @@ def run_rounds(
                 state, to_save = keeper.look(state, metrics, evaluated)
                 if to_save:
                     keeper.save(state)
-            if keeper.saved < state.round:  # the last round, or a signal came
+            if keeper.saved < state.round:  # the last round, a target, or a signal came
                 keeper.save(state)
     except KeyboardInterrupt:
         number = signals.came or signal.SIGINT
@@ -174,7 +181,7 @@ def run_rounds(
         raise InputError(f"{reason(error)}; stopped {keeper.where(state)}") from error
     finally:
         keeper.rows = None
-    if state.round < args.rounds:
+    if state.round < args.rounds and not keeper.stopped:
         raise Stopped(f"stopped {keeper.where(state)}", came())
     return state
 
@@ -193,7 +200,7 @@ def finish(sim: Simulation, state: State, safetensors: bool, keeper: Keeper) -> 
     except OSError as error:
         raise InputError(f"{reason(error)}; training finished, model: {kept}") from error
     finally:
-        print(summary(run_dir))
+        print(told(run_dir, keeper.stopped))
         if keeper.watch is not None and (best := keeper.watch.back_at(state)) is not None:
             print(f"model.pt        of round {best}, the best by {keeper.watch.metric}")
 

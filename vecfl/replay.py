@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -45,65 +44,69 @@ def replay(
     the same, each with one operator thread, so that all have the same bits. The server replay of
     FLUTE, Hipolito Garcia et al., arXiv:2203.13789.
     """
-    task.check(columns)
-    rule = LocalRule(optimizer or sgd(), batches, lr, clip)
-    examples = len(columns[task.inputs[0]])
-    if batches.max_tokens is not None:
-        raise InputError("replay: max_tokens is for clients; give max_examples")
-    if not plan_of(rule, examples, 0, 0).steps.any():
-        raise InputError(f"replay: {examples} examples make no batch of {batches}")
-
-    @cache
-    def prepared(device: torch.device, dtype: torch.dtype) -> tuple[LoopBackend, Batch]:
-        return LoopBackend(task.to(device, dtype)), {k: c.to(device) for k, c in columns.items()}
-
-    def init(w: Tensor, layout: Layout) -> Server:
-        if layout.params != task.to("cpu", w.dtype).layout.params:
-            raise InputError("replay: its task has another module than that of the clients")
-        return kept(Slots(layout, rule, 1, w.device, w.dtype))
-
-    inner = carrying(algorithm, "replay/", init)
+    training = Training(task, columns, LocalRule(optimizer or sgd(), batches, lr, clip))
+    inner = carrying(algorithm, "replay/", training.init)
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
         new = inner.server(server, sums, round)
-        if sums.mean() is None:
-            return new
-        round.layout.round_integers_(new["w"])
-        backend, there = prepared(new["w"].device, new["w"].dtype)
-        return new | trained(rule, backend, there, new["w"], server, round)
+        return new if sums.mean() is None else new | training.after(new, round)
 
     return replace(inner, name=f"{algorithm.name}, replay", server=step)
 
 
-def plan_of(rule: LocalRule, examples: int, seed: int, round: int) -> Plan:
-    """The work of the server in a round, as that of a client."""
-    whole, alone = torch.tensor([0, examples]), torch.tensor([0])
-    plan = make_plan(rule.batches, whole, alone, seed=seed, round=round)
-    return replace(plan, client=plan.client + CLIENT)
+class Training:
+    """What the server does on examples of its own, `columns` [n, ...], by a client's rule.
 
+    Raises InputError where they do not fit the task, or make no batch.
+    """
 
-def trained(
-    rule: LocalRule,
-    backend: LoopBackend,
-    columns: Batch,
-    w: Tensor,
-    server: Server,
-    round: Round,
-) -> Server:
-    """The model w [P] after a round of replay, and the optimizer's tensors, which go on."""
-    backend.task.draws.seed = round.seed
-    slots = Slots(round.layout, rule, 1, w.device, w.dtype)
-    slots.start_(torch.tensor([0]), w, None)
-    for name, tensor in kept(slots).items():
-        tensor.copy_(server[name])
-    plan = plan_of(rule, len(next(iter(columns.values()))), round.seed, round.number)
-    how = {"seed": round.seed, "round": round.number}
-    tape = Tape(plan, rule.batches, 1, draws=backend.keyed, **how)
-    update = make_update(rule, [], round.number)
-    with operator_threads(1):
-        for block in tape.blocks():
-            backend.run_(slots, block, columns, update)
-    return {"w": slots.flat[0]} | kept(slots)
+    def __init__(self, task: Task, columns: Batch, rule: LocalRule) -> None:
+        task.check(columns)
+        self.task, self.columns, self.rule = task, columns, rule
+        self.examples = len(columns[task.inputs[0]])
+        if rule.batches.max_tokens is not None:
+            raise InputError("replay: max_tokens is for clients; give max_examples")
+        if not self.plan(0, 0).steps.any():
+            what = f"{self.examples} examples make no batch of {rule.batches.size}"
+            raise InputError(f"replay: {what}")
+        self.backends: dict[tuple[torch.device, torch.dtype], LoopBackend] = {}
+
+    def plan(self, seed: int, round: int) -> Plan:
+        """The work of a round, as that of a client."""
+        offsets, alone = torch.tensor([0, self.examples]), torch.tensor([0])
+        plan = make_plan(self.rule.batches, offsets, alone, seed=seed, round=round)
+        return replace(plan, client=plan.client + CLIENT)
+
+    def init(self, w: Tensor, layout: Layout) -> Server:
+        """The tensors of the optimizer before round 1."""
+        if layout.params != self.task.to("cpu", w.dtype).layout.params:
+            raise InputError("replay: its task has another module than that of the clients")
+        return kept(Slots(layout, self.rule, 1, w.device, w.dtype))
+
+    def after(self, server: Server, round: Round) -> Server:
+        """The model and the optimizer's tensors after the steps of a round."""
+        w, layout, rule = server["w"], round.layout, self.rule
+        layout.round_integers_(w)
+        backend, slots = self._backend(w), Slots(layout, rule, 1, w.device, w.dtype)
+        backend.task.draws.seed = round.seed
+        slots.start_(torch.tensor([0]), w, None)
+        for name, tensor in kept(slots).items():
+            tensor.copy_(server[name])
+        how: dict[str, int] = {"seed": round.seed, "round": round.number}
+        update = make_update(rule, [], round.number)
+        with operator_threads(1):
+            plan = self.plan(round.seed, round.number)
+            for block in Tape(plan, rule.batches, 1, draws=backend.keyed, **how).blocks():
+                backend.run_(slots, block, self.columns, update)
+        return {"w": slots.flat[0]} | kept(slots)
+
+    def _backend(self, w: Tensor) -> LoopBackend:
+        """A backend for models like w, made once; the examples come to its device."""
+        kind = w.device, w.dtype
+        if kind not in self.backends:
+            self.backends[kind] = LoopBackend(self.task.to(*kind))
+            self.columns = {name: column.to(w.device) for name, column in self.columns.items()}
+        return self.backends[kind]
 
 
 def kept(slots: Slots) -> Server:

@@ -15,6 +15,7 @@ from vecfl.errors import InputError
 from vecfl.files import atomic_file
 from vecfl.flags import RunArgs
 from vecfl.mesh import join
+from vecfl.stop import Stop
 from vecfl.track import as_yaml, hold
 from vecfl.trainer import Arrangement
 
@@ -26,7 +27,7 @@ RESULTS = ("model.pt", "model.safetensors", "curves.png")  # what a finished run
 
 # What a run may be resumed with although it was begun otherwise: the rounds stay what they are.
 OF_THIS_START = {"resume", "resume_changed", "out"}
-FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors"}
+FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors", "stop_at", "patience"}
 FREE_WITHOUT_FALL_BACK = {"rounds", "eval_every", "watch"}  # they say when it may fall back
 ARRANGEMENT = {field.name for field in fields(Arrangement)}  # taken from the checkpoint
 
@@ -70,7 +71,8 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
             f"--resume: {before.run_dir} was begun with other settings: {'; '.join(different)}; "
             "give the same, or --resume-changed True for another result"
         )
-    if done < args.rounds:
+    stop = Stop(args.stop_at, args.patience, args.watch)
+    if done < args.rounds and stop.before(before.content.get("stopped")) is None:
         log.info("going on with %s after round %d of %d", before.run_dir, done, args.rounds)
     facts = before.content["run"]["facts"]
     for name in ARRANGEMENT:

@@ -45,6 +45,7 @@ class Case:
     how: dict[str, Any] = field(default_factory=lambda: {"backend": "loop"})
     bad: tuple[int, ...] = ()  # clients with a NaN
     keeps: bool = False  # rows of clients, in a folder
+    around: Callable[[Algorithm, vecfl.Task], Algorithm] = lambda algorithm, task: algorithm
 
 
 def drawn(*cohorts: list[int]) -> Sampler:
@@ -61,6 +62,8 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedyogi": lambda **kw: vecfl.fedyogi(lr=0.1, server_lr=0.1, batches=B, **kw),
 }
 FEDAVG = ALGORITHMS["fedavg"]
+(REPLAYED,) = PROBLEMS["mlp"].clients((9,))
+REPLAY: dict[str, Any] = {"lr": 0.05, "batches": B, "optimizer": vecfl.adam()}
 CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
     "cohort of 2": Case(FEDAVG(), sampler=vecfl.uniform(2)),
     "repeats, nobody": Case(FEDAVG(), sampler=drawn([3, 3, 1, 3], [], [6, 0, 0]), rounds=3),
@@ -95,6 +98,21 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
         sampler=vecfl.uniform(4),
         keeps=True,
     ),
+    "ema": Case(FEDAVG(server=vecfl.server_lamb(0.1)), around=lambda a, t: vecfl.ema(a, 0.5)),
+    "clipped": Case(FEDAVG(server=vecfl.clipped(vecfl.server_adamw(0.1), 0.01))),
+    "replay": Case(
+        FEDAVG(),
+        sampler=drawn([3, 0], [], [4, 5]),
+        rounds=3,
+        around=lambda a, task: vecfl.replay(a, task, REPLAYED, **REPLAY),
+    ),
+    "plateaus": Case(
+        FEDAVG(),
+        rounds=5,
+        around=lambda a, t: vecfl.server_on_plateau(
+            vecfl.clients_on_plateau(a, "eval/loss", "max", 0.5, 0), "train/loss", "max", 0.5, 1
+        ),
+    ),
     "many": Case(FEDAVG(), "linear", sampler=vecfl.uniform(30), sizes=MANY),
 }
 
@@ -121,13 +139,17 @@ def run(case: Case, exact: bool, folder: Path) -> dict[str, Any]:
     how = {"dtype": torch.float64, "seed": 3, **case.how}
     if case.keeps:
         how["table"] = folder / f"rows-{exact}"
-    sim = vecfl.Simulation(task, data, case.algorithm, case.sampler, exact_sums=exact, **how)
+    algorithm = case.around(case.algorithm, task)
+    sim = vecfl.Simulation(task, data, algorithm, case.sampler, exact_sums=exact, **how)
     steps = count_steps(sim)
     logging.getLogger("vecfl").addHandler(heard)
     state, models, metrics = sim.start(), list[Tensor](), list[dict[str, Any]]()
     for _ in range(case.rounds):
         state, found = sim.round(state)
-        models.append(state.server["w"])
+        if algorithm.observe is not None:
+            found |= sim.evaluate(state, data.columns)
+            state = sim.observe(state, found)
+        models.append(algorithm.model(state.server))
         metrics.append({k: v for k, v in found.items() if not k.startswith("system/")})
     logging.getLogger("vecfl").removeHandler(heard)
     (everyone,) = sim.mesh.sum(sim.mesh.place(sum(steps)))

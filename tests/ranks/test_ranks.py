@@ -205,6 +205,21 @@ def test_a_rank_that_is_killed_ends_all(tmp_path: Path) -> None:
     assert re.fullmatch(r"[-\d]+ [:\d]+, rank 0: another rank has ended or hangs: .*\n", log)
 
 
+def test_patience_ends_the_run_of_all_ranks(tmp_path: Path) -> None:
+    """All after the same round; what goes on with it finds it finished."""
+    flags = ("--rounds", "40", "--watch", "eval/loss:min", "--patience", "2")
+    code, out, err = end(recipe(tmp_path, *flags))
+    rounds = diary(tmp_path, 0)
+    assert code == 0, err
+    said = f"stopped         after round {len(rounds)}: 2 evaluations without a better eval/loss"
+    assert out.count(said) == 1 and len(rounds) < 40 and diary(tmp_path, 1) == rounds
+    assert (tmp_path / "run/model.pt").exists()
+    (tmp_path / "run/curves.png").touch()  # which this recipe does not draw
+    code, out, err = end(recipe(tmp_path, *flags, "--resume", "auto"))
+    assert code == 0 and out.count(said) == 1, err
+    assert diary(tmp_path, 0) == diary(tmp_path, 1) == rounds
+
+
 def test_a_restart_trains_what_is_missing_and_ends_with_the_bits_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,285 @@
+"""What stands around an algorithm's server: EMA, plateaus and replay, by hand and beside torch."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import vecfl
+from vecfl.algorithms import Algorithm, carrying
+from vecfl.errors import InputError
+
+from ..oracles.bridge import dataset
+from ..oracles.loop import Columns
+from ..oracles.tasks import PROBLEMS
+from ..oracles.tiny import FAR, PLAIN, STEEP, Line, Tracked, client, squared
+
+ONE = vecfl.Batches(1)
+HALF = vecfl.fedavg(lr=0.5, batches=ONE)  # PLAIN's w is halved in every round
+Around = Callable[[Algorithm, vecfl.Task], Algorithm]
+
+
+def simulate(
+    algorithm: Algorithm, around: Around = lambda algorithm, task: algorithm, **how: Any
+) -> vecfl.Simulation:
+    """One client with PLAIN, in float64."""
+    module = how.pop("module", Line())
+    data = dataset(how.pop("clients", [client(PLAIN)]))
+    task = vecfl.Task(module, squared, example=data.examples(2))
+    sampler = how.pop("sampler", vecfl.everyone())
+    how = {"dtype": torch.float64, "backend": "loop", **how}
+    return vecfl.Simulation(task, data, around(algorithm, task), sampler, **how)
+
+
+def play(
+    sim: vecfl.Simulation, rounds: int, told: list[dict[str, Any]] | None = None
+) -> tuple[list[float], list[dict[str, Any]], vecfl.State]:
+    """w after each round, the metrics and the last state; `told` is added to the metrics."""
+    state, found, metrics = sim.start(), [], []
+    for t in range(rounds):
+        state, row = sim.round(state)
+        state = sim.observe(state, row | (told[t] if told else {}))
+        found.append(sim.state_dict(state)["w"].item())
+        metrics.append(row)
+    return found, metrics, state
+
+
+def test_ema_by_hand() -> None:
+    # w: 1/2, 1/4, 1/8. The mean, decay 3/4, from 1: 3/4 + 1/8 = 7/8; 21/32 + 2/32 = 23/32;
+    # 69/128 + 4/128 = 73/128. The loss w^2 / 2 of a round is that at w, not at the mean.
+    sim = simulate(vecfl.ema(HALF, 0.75))
+    found, metrics, state = play(sim, 3)
+    assert found == [7 / 8, 23 / 32, 73 / 128]
+    assert [row["train/loss"] for row in metrics] == [1 / 2, 1 / 8, 1 / 32]
+    assert state.server["w"].item() == 1 / 8
+    data = {"x": torch.ones(1), "y": torch.zeros(1)}
+    assert sim.evaluate(state, data)["eval/loss"] == pytest.approx((73 / 128) ** 2 / 2)
+    assert sim.save(state)["model"]["w"].item() == 73 / 128
+
+
+def test_ema_averages_parameters_and_leaves_buffers() -> None:
+    algorithm = vecfl.ema(vecfl.fedavg(lr=0.5, batches=ONE), 0.5)
+    sim = simulate(algorithm, module=Tracked(), clients=[client(PLAIN, PLAIN)])
+    state = play(sim, 2)[2]
+    model = sim.state_dict(state)
+    # Steps: w = 1/4 and 1/16; the mean 5/8, then 11/32. Four calls, their trace is that of w.
+    assert model["w"].item() == 11 / 32 and model["calls"].item() == 4
+    assert model["trace"].item() == state.server["w"][-1].item() != 0
+
+
+def test_a_round_with_nobody_moves_neither_mean_nor_replay() -> None:
+    nobody = torch.empty(0, dtype=torch.int64)
+    sampler = lambda eligible, seed, round: nobody if round else torch.tensor([0])  # noqa: E731
+    around = lambda a, task: vecfl.ema(vecfl.replay(a, task, client(FAR), **REPLAY), 0.5)  # noqa: E731
+    sim = simulate(HALF, around, sampler=sampler)
+    found, _, state = play(sim, 3)
+    assert found[0] == found[1] == found[2] != 1 and state.round == 3
+
+
+REPLAY: dict[str, Any] = {"lr": 0.25, "batches": vecfl.Batches(1, steps=1)}
+
+
+def test_replay_by_hand() -> None:
+    # The client halves w, then two steps on FAR (gradient w - 2) with lr 1/4:
+    # 1/2 -> 7/8 -> 37/32. Then 37/64 -> 239/256 -> 1229/1024.
+    replay = {"lr": 0.25, "batches": vecfl.Batches(1, steps=2)}
+    sim = simulate(HALF, lambda a, task: vecfl.replay(a, task, client(FAR), **replay))
+    assert play(sim, 2)[0] == [37 / 32, 1229 / 1024]
+
+
+def test_replay_keeps_its_momentum() -> None:
+    # Momentum 1/2, one step a round on PLAIN (gradient w), lr 1/4. v = 1/2, w = 1/2 - 1/8 = 3/8;
+    # the client: 3/16; v = 1/4 + 3/16 = 7/16, w = 3/16 - 7/64 = 5/64. Anew it would be 9/64.
+    replay = REPLAY | {"optimizer": vecfl.momentum(0.5)}
+    sim = simulate(HALF, lambda a, task: vecfl.replay(a, task, client(PLAIN), **replay))
+    assert play(sim, 2)[0] == [3 / 8, 5 / 64]
+
+
+def test_replay_of_epochs_and_its_clip_by_hand() -> None:
+    # Two epochs of two batches on STEEP (gradient 4 w), lr 1/8, norms cut to 1. From w = 1/2:
+    # 2 is cut to 1, w = 3/8; 3/2 is cut, 1/4; 1 stays, 1/8; 1/2 stays, 1/16.
+    replay = {"lr": 0.125, "batches": vecfl.Batches(1, epochs=2), "clip": 1.0}
+    sim = simulate(HALF, lambda a, task: vecfl.replay(a, task, client(STEEP, STEEP), **replay))
+    assert play(sim, 1)[0] == [1 / 16]
+
+
+def test_replay_draws_leave_those_of_clients_alone() -> None:
+    """A server that replays with a learning rate of 0 has the bits of one without, with dropout."""
+    problem = PROBLEMS["mlp"]
+    data = dataset(problem.clients())
+    task = vecfl.Task(problem.build(), problem.loss, example=data.examples(2))
+    plain, models = vecfl.fedavg(lr=0.1, batches=vecfl.Batches(4)), []
+    (own,) = problem.clients((9,))
+    for lr in (None, 0.0, 0.1):
+        still = {"lr": lr, "batches": vecfl.Batches(4, epochs=2)}
+        algorithm = plain if lr is None else vecfl.replay(plain, task, own, **still)
+        sim = vecfl.Simulation(task, data, algorithm, vecfl.uniform(4), seed=3, backend="loop")
+        models.append(vecfl.run(sim, 2).server["w"])
+    assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
+
+
+def lengths(values: list[float | None], direction: str, patience: int) -> list[float]:
+    """The server's factor by torch's scheduler after each round with a value."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, direction, 0.5, patience, threshold=0.0, eps=0.0
+    )
+    found = []
+    for value in values:
+        if value is not None:
+            scheduler.step(value)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+VALUES = [3.0, 3.0, 2.5, 2.6, None, math.nan, 2.5, 2.0, 7.0, 8.0, math.inf, None, 9.0, -1.0, 0.0]
+
+
+@pytest.mark.parametrize("patience", [0, 1, 2, 3])
+@pytest.mark.parametrize("direction", ["min", "max"])
+@pytest.mark.parametrize("values", [VALUES, [math.nan, *VALUES[::-1]]])
+def test_plateaus_as_in_torch(values: list[float | None], direction: str, patience: int) -> None:
+    made = vecfl.server_on_plateau(HALF, "eval/loss", direction, 0.5, patience)
+    layout = vecfl.layout.Layout((vecfl.layout.Entry("w", (1,), 0, torch.float64),))
+    state, found = made.init(torch.ones(1, dtype=torch.float64), layout), []
+    for value in values:
+        told: dict[str, Any] = {"train/loss": 1.0} | ({} if value is None else {"eval/loss": value})
+        assert made.observe is not None
+        state = made.observe(state, told)
+        found.append(state["observed/server/factor"].item())
+    assert found == lengths(values, direction, patience)
+    assert min(found) < 1
+
+
+def losses(*values: float) -> list[dict[str, Any]]:
+    return [{"eval/loss": value} for value in values]
+
+
+def test_a_plateau_of_the_server_by_hand() -> None:
+    # Patience 0, factor 1/2. Round 1: w = 1/2. No better value: half of the way from 1/2 to 1/4,
+    # 3/8. Better: still half, 3/8 - 3/32 = 9/32. Worse twice, told after rounds 3 and 4: a quarter
+    # of 9/64, then an eighth.
+    made = vecfl.server_on_plateau(HALF, "eval/loss", "min", 0.5, 0)
+    found, metrics, _ = play(simulate(made), 5, losses(2.0, 1.0, 1.5, 1.0, 0.5))
+    assert found[:2] == [1 / 2, 1 / 4]
+    assert [row["server/lr_factor"] for row in metrics] == [1, 1, 1, 0.5, 0.25]
+    assert [row["server/lr"] for row in metrics] == [1, 1, 1, 0.5, 0.25]
+    expected = [1 / 2, 1 / 4, 1 / 8, 1 / 8 * 3 / 4, 1 / 8 * 3 / 4 * 7 / 8]
+    assert found == expected
+
+
+def test_a_plateau_of_the_clients_by_hand() -> None:
+    # lr 1/2 leaves half of w; after a worse value lr 1/8 leaves 7/8, by a number or a function.
+    for lr in (0.5, lambda round: 0.5):
+        plain = vecfl.fedavg(lr=lr, batches=ONE)
+        made = vecfl.clients_on_plateau(plain, "eval/accuracy", "max", 0.25, 0)
+        told = [{"eval/accuracy": value} for value in (0.5, 0.5, 0.9)]
+        found, metrics, _ = play(simulate(made), 3, told)
+        assert found == [1 / 2, 1 / 4, 7 / 32]
+        assert [row["train/lr_factor"] for row in metrics] == [1, 1, 0.25]
+        assert [row["server/lr"] for row in metrics] == [1, 1, 1]
+
+
+def test_both_plateaus_stand_side_by_side() -> None:
+    # Clients halve w, the server goes half of that way: 3/4; then lr 1/4 and a quarter of the way.
+    made = vecfl.server_on_plateau(HALF, "eval/loss", "min", 0.5, 0)
+    made = vecfl.clients_on_plateau(made, "eval/loss", "min", 0.5, 0)
+    found, _, state = play(simulate(made), 3, losses(1.0, 1.0, 1.0))
+    assert found == [1 / 2, 1 / 4, 1 / 4 * (1 - 0.5 * 0.25)]
+    assert {k for k in state.server if "/" in k} == {
+        f"observed/{who}/{what}"
+        for who in ("server", "clients")
+        for what in ("factor", "best", "bad")
+    }
+
+
+def test_a_plateau_leaves_buffers_to_their_mean() -> None:
+    made = vecfl.server_on_plateau(HALF, "eval/loss", "min", 0.5, 0)
+    sim = simulate(made, module=Tracked())
+    state = play(sim, 3, losses(1.0, 1.0, 1.0))[2]
+    assert sim.state_dict(state)["calls"].item() == 3
+
+
+def test_a_metric_that_is_not_there() -> None:
+    made = vecfl.server_on_plateau(HALF, "eval/los", "min")
+    state = simulate(made).start()
+    assert made.observe is not None
+    assert made.observe(state.server, {"train/loss": 1.0}) == state.server
+    with pytest.raises(InputError) as error:
+        made.observe(state.server, {"eval/loss": 1.0, "train/loss": 1.0})
+    assert str(error.value) == "a plateau of eval/los: no such metric; is it eval/loss?"
+    with pytest.raises(InputError, match="a plateau of eval/los: it is text, 'x', not a number"):
+        made.observe(state.server, {"eval/los": "x"})
+
+
+def with_replay(columns: Columns, module: Any = None, **how: Any) -> Algorithm:
+    data = dataset([client(PLAIN)])
+    task = vecfl.Task(module or Line(), squared, example=data.examples(2))
+    return vecfl.replay(HALF, task, columns, **(REPLAY | how))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: vecfl.ema(HALF, 1.0), "ema(decay) must be in [0, 1), not 1.0"),
+        (
+            lambda: vecfl.server_on_plateau(HALF, "a", "low"),
+            "a plateau's direction must be min or max, not 'low'",
+        ),
+        (
+            lambda: vecfl.clients_on_plateau(HALF, "a", "min", 1.0),
+            "a plateau's factor must be in (0, 1), not 1.0",
+        ),
+        (
+            lambda: vecfl.clients_on_plateau(HALF, "a", "min", 0.5, -1),
+            "a plateau's patience must be 0, 1, 2, ..., not -1",
+        ),
+        (
+            lambda: vecfl.clients_on_plateau(vecfl.fedsgd(lr=1.0), "a", "min"),
+            "fedsgd: its clients have no learning rate; its server has one",
+        ),
+        (
+            lambda: with_replay(client(PLAIN), batches=vecfl.Batches(2, last="drop")),
+            "replay: 1 examples make no batch of 2",
+        ),
+        (lambda: with_replay({"y": torch.zeros(2)}), "the data have no column 'x'"),
+        (
+            lambda: simulate(with_replay(client(PLAIN), torch.nn.Sequential(Line()))).start(),
+            "replay: its task has another module than that of the clients",
+        ),
+        (
+            lambda: simulate(vecfl.ema(vecfl.ema(HALF, 0.5), 0.5)).start(),
+            "fedavg, ema 0.5: ema stands around it already",
+        ),
+    ],
+)
+def test_bad_arguments(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        make()
+    assert str(error.value).startswith(message)
+
+
+def test_the_inner_algorithm_does_not_see_what_is_carried() -> None:
+    seen: list[set[str]] = []
+
+    def spied(name: str) -> Callable[..., Any]:
+        function = getattr(HALF, name)
+
+        def spy(server: dict[str, Tensor], *args: Any) -> Any:
+            seen.append(set(server))
+            return function(server, *args)
+
+        return spy
+
+    from dataclasses import replace
+
+    names = ("begin", "upload", "server", "local", "model", "metrics")
+    inner = replace(HALF, observe=lambda server, told: server, **{n: spied(n) for n in names})
+    own = carrying(inner, "own/", lambda w, layout: {"own/a": w + 1})
+    sim = simulate(own)
+    _, _, state = play(sim, 2)
+    assert len(seen) >= 2 * len(names) and all(names == {"w"} for names in seen)
+    assert state.server["own/a"].item() == 2

@@ -1,0 +1,113 @@
+"""Runs that end before their last round are finished: their files, and what going on does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vecfl
+from tests.persist.tiny import TinyArgs
+from vecfl.checkpoint import rounds_in
+from vecfl.errors import InputError
+from vecfl.flags import RunArgs, check_run
+from vecfl.simulation import Simulation
+
+Tiny = Callable[..., Path]
+Rows = Callable[[Path], list[dict[str, Any]]]
+PATIENT = {"watch": "eval/loss:min", "patience": 2, "rounds": 40, "checkpoint_every": 3}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rounds that simulations run from here on, from 1."""
+    done: list[int] = []
+    train = Simulation.round
+
+    def counted(sim: Simulation, state: Any) -> Any:
+        done.append(state.round + 1)
+        return train(sim, state)
+
+    monkeypatch.setattr(Simulation, "round", counted)
+    return done
+
+
+def first_after(values: list[float], enough: Callable[[int], bool]) -> int:
+    return next(t for t in range(1, len(values) + 1) if enough(t))
+
+
+def test_a_target_that_is_reached_finishes_the_run(
+    tiny: Tiny, rows: Rows, trained: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = rows(tiny("whole"))
+    losses = [row["eval/loss"] for row in whole]
+    target = sorted(losses)[3]
+    ends = first_after(losses, lambda t: losses[t - 1] <= target)
+    assert 1 < ends < 8, losses
+    trained.clear()
+    capsys.readouterr()
+    stop_at = f"eval/loss<={target!r}"
+    run_dir = tiny("part", stop_at=stop_at)
+    said = f"stopped         after round {ends}: eval/loss {losses[ends - 1]:g} <= {target:g}\n"
+    assert said in capsys.readouterr().out
+    assert trained == list(range(1, ends + 1)) and rows(run_dir) == whole[:ends]
+    run = vecfl.load_run(run_dir)
+    assert run.finished and run.round == ends and max(rounds_in(run_dir / "checkpoints")) == ends
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    tiny("part", resume="auto", stop_at=stop_at)
+    assert said in capsys.readouterr().out and len(trained) == ends
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    (run_dir / "curves.png").unlink()
+    tiny("part", resume="auto", stop_at=stop_at)
+    assert (run_dir / "curves.png").exists() and len(trained) == ends
+    assert said in capsys.readouterr().out
+    tiny("part", resume="auto")  # without the target it goes on
+    assert trained[ends:] == list(range(ends + 1, 9)) and rows(run_dir) == whole
+    assert "stopped" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fall_back", [False, True])
+@pytest.mark.parametrize("back", [1, 2])
+def test_patience_ends_the_run_and_survives_going_on(
+    tiny: Tiny,
+    rows: Rows,
+    trained: list[int],
+    capsys: pytest.CaptureFixture[str],
+    back: int,
+    fall_back: bool,
+) -> None:
+    flags = PATIENT | {"fall_back": fall_back}
+    whole = tiny("whole", **flags)
+    losses = [row["eval/loss"] for row in rows(whole)]
+    best = losses.index(min(losses)) + 1
+    assert len(losses) == best + 2 < 40
+    out = capsys.readouterr().out
+    assert f"after round {best + 2}: 2 evaluations without a better eval/loss, the best is" in out
+    # Cut where the count stands at one or two: it is counted on, not anew.
+    tiny("part", **flags | {"checkpoint_every": 1, "keep": 99})
+    trained.clear()
+    file = Path("part") / "checkpoints" / f"round-{best + 2 - back:06d}.ckpt"
+    tiny(None, resume=str(file), **flags | {"checkpoint_every": 1, "keep": 99})
+    assert trained == list(range(best + 3 - back, best + 3))
+    assert rows(Path("part")) == rows(whole) and (Path("part") / "model.pt").exists()
+    assert best in rounds_in(whole / "checkpoints")
+
+
+def test_rounds_without_an_evaluation_stop_nothing(tiny: Tiny, rows: Rows) -> None:
+    """train/loss stands in every row, but the last round of a run is evaluated."""
+    run_dir = tiny(stop_at="train/loss<=100", eval_every=3)
+    assert [("eval/loss" in row) for row in rows(run_dir)] == [False, False, True]
+
+
+def test_what_is_refused(tiny: Tiny) -> None:
+    for flags, said in (
+        ({"patience": 2}, "--patience: expected --watch beside it, got 2"),
+        ({"patience": 0, "watch": "a:min"}, "--patience: expected at least 1, got 0"),
+        ({"stop_at": "x"}, "--stop-at: expected METRIC>=VALUE or METRIC<=VALUE, got x"),
+    ):
+        with pytest.raises(InputError) as caught:
+            tiny(None, **flags)
+        assert str(caught.value) == said
+    assert not Path("runs").exists()
+    check_run(RunArgs(track="none", stop_at="eval/accuracy>=0.97"))
+    assert TinyArgs().patience is None
