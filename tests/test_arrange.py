@@ -158,6 +158,10 @@ def test_a_choice_holds_for_its_task_alone() -> None:
         "cohort": replace(p, cohort=cohort[:3]),
         "rule": replace(p, algorithm=fedprox(lr=0.1, mu=0.1, batches=Batches(4, epochs=2))),
         "epochs": replace(p, algorithm=fedavg(lr=0.1, batches=Batches(4, epochs=3))),
+        "epochs by client": replace(p, algorithm=own_work([2, 2, 2, 2, 2, 2, 2, 1])),
+        "by others": replace(p, algorithm=own_work([2, 2, 2, 2, 2, 2, 1, 2])),
+        "random": replace(p, algorithm=own_work(vecfl.random_epochs(1, 2))),
+        "less random": replace(p, algorithm=own_work(vecfl.random_epochs(1, 2, 0.5))),
     }
     keys = {name: facts(other) for name, other in others.items()} | {"same": facts(p)}
     assert len(set(keys.values())) == len(keys)
@@ -166,6 +170,23 @@ def test_a_choice_holds_for_its_task_alone() -> None:
         assert facts(replace(p, algorithm=algorithm)) == facts(probe()) == keys["same"]
     with operator_threads(torch.get_num_threads() + 1):
         assert facts(p) != keys["same"]
+
+
+def own_work(epochs):
+    return fedavg(lr=0.1, batches=Batches(4, epochs=epochs))
+
+
+def nobody_at_first(clients: torch.Tensor, round: int, seed: int) -> torch.Tensor:
+    return torch.full_like(clients, min(round, 1))
+
+
+def test_a_first_round_without_a_step_is_measured_too() -> None:
+    p = probe(algorithm=own_work(nobody_at_first))
+    sim = Simulation(p.task, p.data, p.algorithm, vecfl.everyone(), **AUTO)
+    state, metrics = sim.round(sim.start())
+    assert (metrics["system/client_steps"], metrics["train/clients"]) == (0, 0)
+    _, metrics = sim.round(state)
+    assert metrics["train/clients"] == 7
 
 
 def negate(x: torch.Tensor, words: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.flags import EVERY_OPTION, OPTIONS, AlgorithmArgs, make_algorithm, settle, simulation
 from vecfl.layout import Entry, Layout
+from vecfl.optim import Rows
 
 ALGORITHMS = ["fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
 ALGORITHMS += ["dga"]
@@ -21,6 +22,7 @@ Y = (X[:, 0] > 0).long()
 CHANGED = {"lr": 0.07, "epochs": 2, "optimizer": "momentum", "clip": 0.01, "mu": 3.0, "tau": 0.5}
 CHANGED |= {"server_lr": 0.5, "beta": 0.1, "beta1": 0.3, "beta2": 0.2, "start": 2.0}
 CHANGED |= {"softmax_beta": 3.0, "weighting": "rms"}
+CHANGED |= {"weight_decay": 0.3}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -42,6 +44,23 @@ def test_every_option_has_an_effect(algorithm: str) -> None:
     assert torch.equal(plain, model())
     without = [n for n in OPTIONS[algorithm] if torch.equal(plain, model(**{n: CHANGED[n]}))]
     assert without == []
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw", "rmsprop"])
+def test_weight_decay_reaches_every_optimizer(optimizer: str) -> None:
+    def moved(decay: float) -> float:
+        args = settle(AlgorithmArgs(optimizer=optimizer, weight_decay=decay))
+        rule = make_algorithm(args).rule
+        assert rule.optimizer.name == optimizer
+        w = torch.full((1,), 2.0)
+        state = [[torch.zeros(1)] for _ in range(rule.optimizer.states)]
+        rule.optimizer.step_(Rows([w], state, None, None, None, torch.zeros(1)), [0 * w], 0.1)
+        return w.item()
+
+    # lr 0.1, g = 0.5 * 2: SGD and momentum 2 - 0.1; Adam 2 - 0.1; AdamW 2 - 0.1 * 0.5 * 2;
+    # RMSprop 2 - 0.1 / sqrt(0.01).
+    assert moved(0.5) == pytest.approx(1.0 if optimizer == "rmsprop" else 1.9)
+    assert moved(0.0) == 2
 
 
 def test_what_a_run_is_reaches_the_simulation() -> None:
@@ -77,7 +96,7 @@ def test_values_where_none_is_given() -> None:
         args = settle(AlgorithmArgs(**given))
         return {name: value for name in CHANGED if (value := getattr(args, name)) is not None}
 
-    client = {"lr": 0.1, "epochs": 1, "optimizer": "sgd"}
+    client = {"lr": 0.1, "epochs": 1, "optimizer": "sgd", "weight_decay": 0.0}
     assert settled() == client
     assert settled(algorithm="fedsgd") == {"lr": 0.5}
     assert settled(algorithm="fedprox", mu=0.0) == client | {"mu": 0.0}
@@ -85,7 +104,10 @@ def test_values_where_none_is_given() -> None:
     adam = {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 0.001}
     assert settled(algorithm="fedadam") == settled(algorithm="fedyogi") == client | adam
     assert settled(algorithm="fedyogi", tau=0.1, lr=0.3)["tau"] == 0.1
-    assert settled(optimizer="adamw") == client | {"lr": 0.001, "optimizer": "adamw"}
+    adamw = client | {"lr": 0.001, "optimizer": "adamw", "weight_decay": 0.01}
+    assert settled(optimizer="adamw") == adamw
+    assert settled(optimizer="adamw", weight_decay=0.0) == adamw | {"weight_decay": 0.0}
+    assert settled(optimizer="rmsprop") == client | {"lr": 0.001, "optimizer": "rmsprop"}
     assert settled(optimizer="momentum") == client | {"lr": 0.01, "optimizer": "momentum"}
 
 

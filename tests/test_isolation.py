@@ -52,6 +52,18 @@ CHANGES = {  # of which client, and how; the longest is first in its slot, and i
 }
 
 
+WORK = {  # of plain SGD stacked layers step by themselves
+    "momentum": {"optimizer": "momentum", "epochs": 2},
+    "sgd": {"epochs": 2},
+    "own work": {
+        "optimizer": "rmsprop",
+        "factor": lambda step: 0.9**step,
+        "random_epochs": (1, 3, 0.8),
+        "token_cap": 22,
+    },
+}
+
+
 def run_changed(
     problem: str, backend: str, slots: int, optimizer: str, change: str | None = None
 ) -> tuple[dict[int, Tensor], dict]:
@@ -61,12 +73,12 @@ def run_changed(
     if change is not None:
         victim, changed = CHANGES[change]
         clients[victim] = changed(clients[victim])
-    setting = Setting(rounds=1, seed=9, epochs=2, optimizer=optimizer, lr=0.05)
+    setting = Setting(rounds=1, seed=9, lr=0.05, **WORK[optimizer])
     run = run_vecfl(p.build(), p.loss, clients, setting, backend=backend, slots=slots)
     return {k: row for k, [(row, _)] in run.updates[0].items()}, run.metrics[0]
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "sgd"])  # stacked layers step by themselves
+@pytest.mark.parametrize("optimizer", WORK)
 @pytest.mark.parametrize(
     "problem, backend, slots",
     [("mlp", *seats) for seats in (*SEATS, ("stacked", 1), ("stacked", 3), ("stacked", C))]

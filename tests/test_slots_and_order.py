@@ -21,6 +21,7 @@ from vecfl import Batches, FederatedDataset, Simulation, Task, fedavg, fedsgd, t
 from vecfl.algorithms import Algorithm, Begin, Finished, Starting, Upload
 from vecfl.engine import LocalRule
 
+from .oracles.bridge import algorithm as algorithm_of
 from .oracles.bridge import dataset, recorded, run_vecfl
 from .oracles.loop import Columns, Setting, federated_loop
 from .oracles.tasks import PROBLEMS, SIZES
@@ -150,8 +151,33 @@ def test_a_drawn_cohort_agrees_with_the_oracle(backend: str) -> None:
         torch.testing.assert_close(ours.models[t], truth.models[t], rtol=1e-9, atol=1e-12)
 
 
+OWN_WORK = {
+    "by client": {"epochs": (3, 2, 1, 1, 4, 0, 2)},
+    "random": {"random_epochs": (0, 3, 0.8)},
+    "token cap": {"epochs": 2, "token_cap": 25},
+}
+
+
+@pytest.mark.parametrize("work", OWN_WORK)
+@pytest.mark.parametrize("backend, slots", [("loop", 1), ("loop", 3), ("vmap", 3)])
+def test_work_of_their_own_goes_with_clients(backend: str, slots: int, work: str) -> None:
+    p = PROBLEMS["tokens"]
+    setting = replace(SETTING, factor=lambda step: 0.9**step, **OWN_WORK[work])
+    clients, kind = p.clients(), {"backend": backend, "slots": slots, "problem": "tokens"}
+    ours = algorithm_of(setting, dataset(clients).columns)
+    first, _, metrics = run_in_order(range(C), ours, clients=clients, **kind)
+    for order in ORDERS:
+        sent, _, again = run_in_order(order, ours, clients=clients, **kind)
+        same_bits(sent, first)
+        assert again["system/client_steps"] == metrics["system/client_steps"]
+    truth = federated_loop(p.build(), p.loss, clients, replace(setting, seed=77))
+    close(first, {k: update for k, update, _ in truth.updates[0]})
+
+
 OPTIMIZERS = {"momentum": vecfl.momentum(0.9), "nesterov": vecfl.momentum(0.9, nesterov=True)}
 OPTIMIZERS |= {"adam": vecfl.adam(), "adamw": vecfl.adamw()}
+OPTIMIZERS |= {"rmsprop": vecfl.rmsprop(momentum=0.5, centered=True, weight_decay=0.1)}
+OPTIMIZERS |= {"scheduled": vecfl.within_round(vecfl.sgd(), lambda step: 1 / (1 + step))}
 LONG, SHORT = 3, 6  # 23 and 8 of SIZES: the longest client goes first
 
 

@@ -184,6 +184,26 @@ def test_tensors_that_do_not_fit_are_refused(
         simulation(*other).load(content, changed=changed)
 
 
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        ({"epochs": [1, 2, 1, 1, 1]}, {"epochs": [1, 1, 2, 1, 1]}),
+        ({"epochs": vecfl.random_epochs(1, 3)}, {"epochs": vecfl.random_epochs(1, 4)}),
+        ({"max_tokens": 9, "tokens": [2] * 40}, {"max_tokens": 9, "tokens": [2] * 39 + [3]}),
+    ],
+)
+def test_the_state_of_other_work_is_refused(there: dict[str, Any], here: dict[str, Any]) -> None:
+    def made(work: dict[str, Any]) -> vecfl.Simulation:
+        sim = simulation("sgd")
+        algorithm = vecfl.fedavg(lr=0.2, batches=vecfl.Batches(3, **work))
+        return vecfl.Simulation(sim.task, sim.data, algorithm, sim.sampler, backend="loop")
+
+    content = made(there).save(made(there).start())
+    made(there).load(content)
+    with pytest.raises(InputError, match=r"^the checkpoint is of another run: rule LocalRule\("):
+        made(here).load(content)
+
+
 def test_any_fact_counts() -> None:
     content = {"round": 0, "server": {"w": torch.zeros(2)}, "facts": {"clients": 3}}
     fresh = {"w": torch.ones(2)}

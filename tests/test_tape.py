@@ -21,10 +21,13 @@ from vecfl.errors import InputError
 from vecfl.random import ragged_permutation
 from vecfl.schedule import Batches, make_plan
 from vecfl.tape import Block, Tape
+from vecfl.work import random_epochs
 
 from .oracles import philox
 from .oracles.dropout import Place
 from .oracles.loop import Setting, steps_of
+
+RANDOM = random_epochs(0, 3, 0.7)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Case:
     draws: bool = True
 
     def tape(self) -> Tape:
-        plan = make_plan(self.batches, self.offsets, torch.tensor(self.cohort, dtype=torch.int64))
+        cohort, at = torch.tensor(self.cohort, dtype=torch.int64), (self.seed, self.round)
+        plan = make_plan(self.batches, self.offsets, cohort, seed=at[0], round=at[1])
         return Tape(
             plan, self.batches, self.slots, seed=self.seed, round=self.round, draws=self.draws
         )
@@ -57,7 +61,23 @@ class Case:
 
     def kept(self, k: int) -> int:
         """How many examples of client k take part."""
-        return min(self.sizes[k], self.batches.max_examples or self.sizes[k])
+        most = min(self.sizes[k], self.batches.max_examples or self.sizes[k])
+        if self.batches.max_tokens is None or not most:
+            return most
+        tokens, cap = self.tokens(k), self.batches.max_tokens
+        return min(most, philox.token_prefix(self.seed, self.round, k, tokens, cap))
+
+    def tokens(self, k: int) -> list[int]:
+        """The tokens of each example of client k."""
+        assert self.batches.tokens is not None
+        return self.batches.tokens[slice(*self.offsets[k : k + 2])].tolist()
+
+    def amount(self, k: int) -> int:
+        """The epochs, or steps, of client k."""
+        amount = self.batches.epochs if self.batches.steps is None else self.batches.steps
+        if amount is RANDOM:
+            return philox.amount(self.seed, self.round, k, 0, 3, 0.7)
+        return int(amount[k]) if isinstance(amount, Tensor) else amount or 1
 
     def per_epoch(self, k: int) -> int:
         """How many batches of client k make an epoch."""
@@ -85,12 +105,19 @@ def cases(draw: st.DrawFn) -> Case:
     cohort = draw(st.permutations(range(len(sizes))))[draw(st.integers(0, 3)) :]
     amount = draw(st.sampled_from(["epochs", "steps"]))
     last: Literal["keep", "drop", "wrap"] = draw(st.sampled_from(["keep", "drop", "wrap"]))
+    most, n = 3 if amount == "epochs" else 7, sum(sizes)
+    by_client = st.lists(st.integers(0, most), min_size=len(sizes), max_size=len(sizes))
+    some = st.integers(1, most) | by_client | st.just(RANDOM)
+    cap = draw(st.none() | st.integers(1, 30))
+    tokens = draw(st.lists(st.integers(0, 9), min_size=n, max_size=n)) if cap else None
     batches = Batches(
         draw(st.integers(1, 5)),
-        **{amount: draw(st.integers(1, 3 if amount == "epochs" else 7))},
+        **{amount: draw(some)},
         last=last,
         full=last == "keep" and draw(st.booleans()),
         max_examples=draw(st.none() | st.integers(1, 12)),
+        max_tokens=cap,
+        tokens=tokens,
     )
     return Case(
         tuple(sizes),
@@ -175,13 +202,12 @@ def expected(case: Case, k: int) -> list[tuple[list[int], bool]]:
     setting = Setting(
         seed=case.seed,
         batch=b.size,
-        epochs=b.epochs if b.steps is None else None,
-        steps=b.steps,
+        epochs=case.amount(k) if b.steps is None else None,
+        steps=None if b.steps is None else case.amount(k),
         last=b.last,
         full=b.full,
-        cap=b.max_examples,
     )
-    kept = philox.subset(case.seed, case.round, k, case.sizes[k], b.max_examples)
+    kept = philox.subset(case.seed, case.round, k, case.sizes[k], case.kept(k))
     first = int(case.offsets[k])
     return [
         ((batch + first).tolist(), i == len(step) - 1)
@@ -207,11 +233,11 @@ def test_the_amount_of_work(case: Case) -> None:
     for k, steps in work(case).items():
         length = case.per_epoch(k)
         if b.steps is None:
-            assert len(steps) == (b.epochs or 1) * length
+            assert len(steps) == case.amount(k) * length
         else:
-            assert len(steps) == b.steps * (length if b.full else min(length, 1))
+            assert len(steps) == case.amount(k) * (length if b.full else min(length, 1))
         if b.full:
-            ends = (b.epochs or b.steps or 1) * min(length, 1)
+            ends = case.amount(k) * min(length, 1)
             assert sum(bool(step.apply) for step in steps) == ends
 
 
@@ -241,7 +267,8 @@ def test_a_client_visits_its_own_examples_and_the_same_in_each_epoch(case: Case)
         assert times.keys() <= set(range(*case.offsets[k : k + 2].tolist()))
         assert len(times) <= case.kept(k)
         if b.epochs is not None and b.last == "keep":
-            assert list(times.values()) == [b.epochs] * case.kept(k)
+            visits = case.amount(k)
+            assert list(times.values()) == [visits] * (case.kept(k) if visits else 0)
 
 
 @given(cases())
@@ -409,3 +436,21 @@ def test_a_subset_is_drawn_once_a_client_and_window(permuted: list[int]) -> None
     # 50 epochs of 4 of 1,000 examples: 50 shuffles of 4 and one subset of 1,000.
     Case((1000,), (0,), Batches(4, epochs=50, max_examples=4), slots=1).blocks()
     assert sum(permuted) == 50 * 4 + 1000
+
+
+def test_a_token_cap_draws_where_a_client_has_more(
+    permuted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Clients of 3, 4 and 5 examples of 2 tokens under a cap of 8: only the last has more, of whose
+    # order (drawn for the plan, and again for the tape) 4 examples take part.
+    planned = list[int]()
+
+    def counted(seed: int, streams: Tensor, sizes: Tensor) -> Tensor:
+        planned.extend(sizes.tolist())
+        return ragged_permutation(seed, streams, sizes)
+
+    monkeypatch.setattr("vecfl.work.ragged_permutation", counted)
+    tokens = torch.full((12,), 2)
+    case = Case((3, 4, 5), (0, 1, 2), Batches(9, max_tokens=8, tokens=tokens), slots=3)
+    case.blocks()
+    assert planned == [5] and sum(permuted) == 3 + 4 + 4 + 5

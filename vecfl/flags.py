@@ -101,8 +101,10 @@ class AlgorithmArgs(RunArgs):
     """learning rate: the clients', for fedsgd the server's; by algorithm and optimizer"""
     epochs: int | None = None
     """passes over a client's examples in a round; by algorithm"""
-    optimizer: Literal["sgd", "momentum", "adam", "adamw"] | None = None
+    optimizer: Literal["sgd", "momentum", "adam", "adamw", "rmsprop"] | None = None
     """the clients' optimizer; by algorithm"""
+    weight_decay: float | None = None
+    """of the clients' optimizer, L2 or for adamw decoupled; by algorithm and optimizer"""
     clip: float | None = None
     """greatest norm of the gradient of a client's step, no limit if not given; by algorithm"""
     mu: float | None = None
@@ -128,7 +130,7 @@ class AlgorithmArgs(RunArgs):
 
 
 # What each algorithm takes by a flag of its own, with the values where none is given.
-CLIENTS = {"epochs": 1, "optimizer": "sgd", "clip": None, "lr": None}
+CLIENTS = {"epochs": 1, "optimizer": "sgd", "weight_decay": None, "clip": None, "lr": None}
 ADAPTIVE = {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3, "start": None}
 OPTIONS: dict[str, dict[str, Any]] = {
     "fedavg": CLIENTS,
@@ -142,7 +144,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 EVERY_OPTION = tuple(dict.fromkeys(name for options in OPTIONS.values() for name in options))
 
-LR = {"sgd": 0.1, "momentum": 0.01, "adam": 0.001, "adamw": 0.001}  # of the clients' optimizer
+# By the clients' optimizer.
+LR = {"sgd": 0.1, "momentum": 0.01, "adam": 0.001, "adamw": 0.001, "rmsprop": 0.001}
+DECAY = {"adamw": 0.01}  # 0 for the others
 
 
 def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
@@ -160,19 +164,16 @@ def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
     filled = {name: default for name, default in taken.items() if getattr(args, name) is None}
     if filled.get("lr", 0) is None:
         filled["lr"] = lr[args.optimizer or "sgd"]
+    if "weight_decay" in filled:
+        filled["weight_decay"] = DECAY.get(args.optimizer or "sgd", 0.0)
     seed = args.seed if args.sample_seed is None else args.sample_seed
     return replace(args, sample_seed=seed, **filled)
 
 
 def check_run(args: RunArgs) -> None:
     """Raise InputError, with the name of the flag, before anything is made."""
-    every = ("eval_every", "checkpoint_every", "keep")
-    check(
-        args,
-        ("rounds", "cohort", "batch", "threads", "patience", *every),
-        lambda n: n >= 1,
-        "at least 1",
-    )
+    numbers = ("rounds", "cohort", "batch", "threads", "patience", "eval_every")
+    check(args, (*numbers, "checkpoint_every", "keep"), lambda n: n >= 1, "at least 1")
     check(args, ("seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
     some = ("workers", "slots")
     check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
@@ -204,9 +205,8 @@ def check_algorithm(args: AlgorithmArgs) -> None:
     check(args, ("epochs",), lambda n: n >= 1, "at least 1")
     positive = ("lr", "server_lr", "clip", "tau")
     check(args, positive, lambda x: 0 < x < math.inf, "a positive number")
-    check(
-        args, ("mu", "start", "softmax_beta"), lambda x: 0 <= x < math.inf, "a number of at least 0"
-    )
+    at_least_zero = ("mu", "start", "weight_decay", "softmax_beta")
+    check(args, at_least_zero, lambda x: 0 <= x < math.inf, "a number of at least 0")
     check(args, ("beta", "beta1", "beta2"), lambda x: 0 <= x < 1, "a number in [0, 1)")
 
 
@@ -216,7 +216,8 @@ def make_algorithm(args: AlgorithmArgs) -> Algorithm:
     if args.algorithm == "fedsgd":
         return algorithms.fedsgd(size=args.batch, **options)
     options["batches"] = Batches(size=args.batch, epochs=options.pop("epochs"))
-    options["optimizer"] = getattr(optim, options["optimizer"])()
+    decay = options.pop("weight_decay")
+    options["optimizer"] = getattr(optim, options["optimizer"])(weight_decay=decay)
     if "beta2" in options:
         options["betas"] = options.pop("beta1"), options.pop("beta2")
     builder = getattr(algorithms, args.algorithm)

@@ -64,6 +64,9 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
 FEDAVG = ALGORITHMS["fedavg"]
 (REPLAYED,) = PROBLEMS["mlp"].clients((9,))
 REPLAY: dict[str, Any] = {"lr": 0.05, "batches": B, "optimizer": vecfl.adam()}
+X = [n % 4 for n in range(sum(SIZES))]  # a number for each example
+OWN_WORK = vecfl.Batches(4, epochs=vecfl.random_epochs(0, 3, 0.8), max_tokens=9, tokens=X)
+STEPS = vecfl.within_round(vecfl.rmsprop(weight_decay=0.1), lambda step: 1 / (1 + step))
 CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
     "cohort of 2": Case(FEDAVG(), sampler=vecfl.uniform(2)),
     "repeats, nobody": Case(FEDAVG(), sampler=drawn([3, 3, 1, 3], [], [6, 0, 0]), rounds=3),
@@ -80,6 +83,15 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
     "float32": Case(FEDAVG(), how={"backend": "loop", "dtype": torch.float32}),
     "rows": Case(
         habit(lr=0.1, batches=B), sampler=vecfl.uniform(4), rounds=5, bad=(3,), keeps=True
+    ),
+    "own work": Case(
+        vecfl.fedavg(lr=0.01, batches=OWN_WORK, optimizer=STEPS),
+        sampler=drawn([3, 3, 1, 3], [], [6, 0, 0]),
+        rounds=3,
+    ),
+    "adaptive mu": Case(
+        vecfl.fedprox_adaptive(lr=lambda t: 0.1 + t % 2, start=0.1, patience=1, batches=B),
+        rounds=4,
     ),
     # 36 examples: weights times largest numbers, 10954, are beyond 2^(6 + 7) = 8192, but those of
     # no rank alone: of the six clients the three largest come to 6458.
