@@ -18,13 +18,13 @@ from vecfl.layout import Layout
 from vecfl.transforms.base import Transform
 
 # What is left of a bound when entries, scale and norm have been rounded, in any order of their sum.
-LEFT = {torch.float32: 1 - 2.0**-22, torch.float64: 1 - 2.0**-32}
+LEFT = {torch.float32: 1 - 2.0**-22, torch.float64: 1 - 2.0**-36}
 
 
 def clip_by_norm(norm: float) -> Transform:
     """Scale the message of a client so that its norm is at most `norm`; inf: never.
 
-    The bound holds for the norm in float64 of what is sent: 2^-22 of it in float32, 2^-32 in
+    The bound holds for the norm in float64 of what is sent: 2^-22 of it in float32, 2^-36 in
     float64 is left free for rounding. Metrics: `train/clipped`, the share of clients with a
     positive weight that were scaled, and `train/norm`, the mean of their norms before. Raises
     InputError for a norm that is not positive.
