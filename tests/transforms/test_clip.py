@@ -259,3 +259,9 @@ def test_bad_bounds() -> None:
         assert str(caught.value) == f"clip_by_layer(norm): {said}; give one for each"
     with pytest.raises(InputError, match="clip_by_layer\\(norm\\) must be positive, not -2"):
         vecfl.clip_by_layer({"a": -2})
+
+
+def test_names_tell_runs_apart() -> None:
+    assert vecfl.clip_by_norm(1).name == vecfl.clip_by_norm(1.0).name == "clip_by_norm 1.0"
+    assert vecfl.clip_by_norm(0.12345678).name != vecfl.clip_by_norm(0.12345679).name
+    assert vecfl.clip_by_layer({"a": 1}).name == "clip_by_layer {'a': 1}"

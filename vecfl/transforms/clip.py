@@ -35,7 +35,7 @@ def clip_by_norm(norm: float) -> Transform:
         update, length, over = clip_rows(upload.update, norm)
         return counted(upload, update, length, over)
 
-    return Transform(f"clip_by_norm {norm:g}", client, metrics=told)
+    return Transform(f"clip_by_norm {float(norm)}", client, metrics=told)
 
 
 def clip_by_layer(norm: float | Mapping[str, float]) -> Transform:
@@ -73,7 +73,7 @@ def clip_by_layer(norm: float | Mapping[str, float]) -> Transform:
             over |= scaled
         return counted(upload, update, torch.stack(lengths).square().sum(0).sqrt(), over)
 
-    said = f"{norm:g}" if not isinstance(norm, Mapping) else f"{bounds}"
+    said = bounds if isinstance(norm, Mapping) else float(norm)
     return Transform(f"clip_by_layer {said}", client, init=init, metrics=told)
 
 
