@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from vecfl.within_round import within_round
 
 from vecfl.errors import InputError
 from vecfl.layout import Entry, Layout
@@ -20,6 +19,7 @@ from vecfl.optim import (
     rmsprop,
     sgd,
 )
+from vecfl.within_round import within_round
 
 R, LR, P = 3, 0.05, 15
 SHAPES = ((2, 3), (4,), (), (2, 1, 2))  # 6 + 4 + 1 + 4 = 15 numbers

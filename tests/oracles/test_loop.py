@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .hand import HAND
 from .loop import Setting, federated_loop
-from .philox import Words, cohort, dropout_mask, philox, shuffle, subset
+from .philox import Words, amount, cohort, dropout_mask, philox, shuffle, subset, token_prefix
 from .tiny import FAR, PLAIN, STEEP, Case, Line, client, squared
 
 SEED = 0x1234_5678_9ABC  # low word 0x56789ABC, high word 0x1234
@@ -48,6 +48,24 @@ def test_subset_is_the_examples_with_the_smallest_words() -> None:
     words = np.concatenate([block(i, 9, 3 << 10, 1 << 28) for i in range(2)])[:7]
     assert subset(SEED, 3, 9, n=7, cap=3).tolist() == np.argsort(words)[:3].tolist()
     assert subset(SEED, 3, 9, n=7, cap=7).tolist() == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_the_token_cap_goes_by_the_smallest_words() -> None:
+    # In the order of the words of kind 1; the cap is reached by three, one token less by two.
+    words = np.concatenate([block(i, 9, 3 << 10, 1 << 28) for i in range(2)])[:7]
+    tokens = [5, 1, 4, 2, 7, 3, 6]
+    most = sum(tokens[e] for e in np.argsort(words)[:3])
+    kept = [token_prefix(SEED, 3, 9, tokens, cap) for cap in (most, most - 1, 1, 28, 27)]
+    assert kept == [3, 2, 1, 7, 6]
+
+
+def test_work_is_drawn_from_two_words_of_step_5() -> None:
+    # Kind 0, round 3, second occurrence, client 9, step 5.
+    word, straggles, *_ = (int(w) for w in block(0, 9, (3 << 10) + 1, 5))
+    u = (straggles + 0.5) / 2**32
+    at = (SEED, 3, 9, 2, 6)
+    assert amount(*at, share=u + 1e-6, occurrence=1) == 2 + word * 5 // 2**32 != 6
+    assert amount(*at, share=u - 1e-6, occurrence=1) == 6
 
 
 def test_shuffle_sorts_the_words_of_the_epoch() -> None:
