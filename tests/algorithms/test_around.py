@@ -71,12 +71,15 @@ def test_ema_averages_parameters_and_leaves_buffers() -> None:
 
 
 def test_a_round_with_nobody_moves_neither_mean_nor_replay() -> None:
-    nobody = torch.empty(0, dtype=torch.int64)
-    sampler = lambda eligible, seed, round: nobody if round else torch.tensor([0])  # noqa: E731
-    around = lambda a, task: vecfl.ema(vecfl.replay(a, task, client(FAR), **REPLAY), 0.5)  # noqa: E731
-    sim = simulate(HALF, around, sampler=sampler)
-    found, _, state = play(sim, 3)
-    assert found[0] == found[1] == found[2] != 1 and state.round == 3
+    def somebody_first(eligible: Tensor, seed: int, round: int) -> Tensor:
+        return torch.tensor([0] if round == 0 else [], dtype=torch.int64)
+
+    def around(algorithm: Algorithm, task: vecfl.Task) -> Algorithm:
+        return vecfl.ema(vecfl.replay(algorithm, task, client(FAR), **REPLAY), 0.5)
+
+    # 1/2 by the client, 7/8 by the server's step on FAR with lr 1/4; the mean is 15/16.
+    found, _, state = play(simulate(HALF, around, sampler=somebody_first), 3)
+    assert found == [15 / 16] * 3 and state.server["w"].item() == 7 / 8
 
 
 REPLAY: dict[str, Any] = {"lr": 0.25, "batches": vecfl.Batches(1, steps=1)}
