@@ -32,7 +32,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl.engine"}),
     frozenset(
         {"vecfl.algorithms", "vecfl.transforms", "vecfl.aggregate", "vecfl.sampling"}
-        | {"vecfl.evaluate", "vecfl.participation", "vecfl.state"}
+        | {"vecfl.evaluate", "vecfl.participation", "vecfl.state", "vecfl.geometry"}
     ),
     frozenset(
         {"vecfl.worker", "vecfl.trainer", "vecfl.choices", "vecfl.probe", "vecfl.arrange"}
@@ -61,6 +61,7 @@ SAME_FLOOR = {
     ("vecfl.transforms", "vecfl.aggregate"),
     ("vecfl.participation", "vecfl.sampling"),
     ("vecfl.state", "vecfl.algorithms"),
+    ("vecfl.geometry", "vecfl.aggregate"),
     ("vecfl.trainer", "vecfl.worker"),
     ("vecfl.feed", "vecfl.trainer"),
     ("vecfl.probe", "vecfl.choices"),

@@ -82,7 +82,7 @@ class Mesh:
             raise made[0]
         return made[0]  # type: ignore[return-value]
 
-    def place(self, value: int) -> Tensor:
+    def place(self, value: float) -> Tensor:
         """[size] float64 with `value` at this rank: added up, that of every rank."""
         values = torch.zeros(self.size, dtype=torch.float64)
         values[self.rank] = value

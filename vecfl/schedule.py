@@ -51,7 +51,7 @@ class Plan:
     """What every client of a cohort does in a round; arrays [C] of int64.
 
     client     its position in the dataset
-    occurrence how often the client stands in the cohort before this place
+    place      in the cohort; occurrence how often the client stands before it
     first      index of its first example; `total` is how many it has
     kept       examples after the cap; `n` is how many of them an epoch visits
     per_epoch  batches of an epoch; `steps` is batches in all
@@ -59,6 +59,7 @@ class Plan:
     """
 
     client: np.ndarray
+    place: np.ndarray
     occurrence: np.ndarray
     first: np.ndarray
     total: np.ndarray
@@ -85,8 +86,9 @@ def make_plan(batches: Batches, offsets: Tensor, cohort: Tensor) -> Plan:
         steps = per_epoch * (batches.epochs or 1)
     else:
         steps = batches.steps * (per_epoch if batches.full else np.minimum(per_epoch, 1))
-    zeros = np.zeros_like(client)
-    return Plan(client, occurrences(client), first, total, kept, n, per_epoch, steps, zeros)
+    zeros, place = np.zeros_like(client), np.arange(len(client))
+    before = occurrences(client)
+    return Plan(client, place, before, first, total, kept, n, per_epoch, steps, zeros)
 
 
 def occurrences(client: np.ndarray) -> np.ndarray:
