@@ -21,6 +21,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {
             "vecfl.augment",
             "vecfl.losses",
+            "vecfl.metrics",
             "vecfl.modules",
             "vecfl.trial",
             "vecfl.task",
@@ -40,6 +41,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset(
         {"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags", "vecfl.rounds"}
+        | {"vecfl.evaluations"}
         | {"vecfl.watch", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
     ),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
@@ -51,6 +53,7 @@ SAME_FLOOR = {
     ("vecfl.tape", "vecfl.schedule"),
     ("vecfl.task", "vecfl.augment"),
     ("vecfl.task", "vecfl.losses"),
+    ("vecfl.metrics", "vecfl.losses"),
     ("vecfl.task", "vecfl.modules"),
     ("vecfl.task", "vecfl.trial"),
     ("vecfl.trial", "vecfl.losses"),
@@ -81,6 +84,8 @@ SAME_FLOOR = {
     ("vecfl.simulation", "vecfl.worker"),
     ("vecfl.simulation", "vecfl.trainer"),
     ("vecfl.flags", "vecfl.cli"),
+    ("vecfl.flags", "vecfl.evaluations"),
+    ("vecfl.record", "vecfl.evaluations"),
     ("vecfl.flags", "vecfl.report"),
     ("vecfl.flags", "vecfl.watch"),
     ("vecfl.resume", "vecfl.cli"),

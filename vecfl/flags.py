@@ -16,6 +16,7 @@ from vecfl.algorithms import Algorithm
 from vecfl.cli import check, flag, has_device
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
+from vecfl.evaluations import EvaluationArgs
 from vecfl.model_file import check_safetensors, warm_start
 from vecfl.report import check_matplotlib
 from vecfl.sampling import uniform
@@ -29,7 +30,7 @@ Settled = TypeVar("Settled", bound="AlgorithmArgs")
 
 
 @dataclass
-class RunArgs:
+class RunArgs(EvaluationArgs):
     """A run: where it goes, how long it is, its seeds, and what it runs on."""
 
     out: str | None = None
@@ -58,8 +59,6 @@ class RunArgs:
     """operator threads of each worker; measured with --workers auto, else torch's shared out"""
     slots: int | Literal["auto"] = "auto"
     """clients that train at the same time on each worker"""
-    eval_every: int = 1
-    """rounds from one evaluation to the next; the last round is always evaluated"""
     exact_sums: bool = False
     """add up clients on a grid: the same bits for any slots, workers and ranks"""
     init: str | None = None
@@ -161,11 +160,14 @@ def check_run(args: RunArgs) -> None:
         "batch",
         "threads",
         "eval_every",
+        "test_every",
         "checkpoint_every",
         "keep",
     )
     check(args, at_least_one, lambda n: n >= 1, "at least 1")
     check(args, ("seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
+    check(args, ("statistics", "validation"), lambda x: x >= 0, "a number of at least 0")
+    check(args, ("validation",), lambda x: x < 1, "a share below 1")
     some = ("workers", "slots")
     check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
     right = f"auto or at most --cohort ({args.cohort})"
@@ -243,4 +245,5 @@ def simulation(
         slots=args.slots,
         exact_sums=args.exact_sums,
         table=table,
+        statistics=args.statistics,
     )

@@ -46,6 +46,8 @@ class Keeper:
         due, best = state.round % self.args.checkpoint_every == 0, False
         if self.watch is not None:
             told = self.sim.mesh.from_first(lambda: metrics)  # times differ, and ranks must not
+            if state.round == 0:
+                self.watch.check(told)
             state, best = self.watch.look(state, told, evaluated)
         return state, due or best
 

@@ -84,10 +84,8 @@ def tally(
 ) -> Tally:
     """Add up what the ranks gathered for a cohort that began from the server's state.
 
-    `measured` says whether norms of updates are there.
-
-    Raises RankError where the ranks drew different cohorts or, every COMPARE rounds, have different
-    states: then their rounds were not one.
+    `measured`: whether norms of updates are there. Raises RankError where the ranks drew different
+    cohorts or, every COMPARE rounds, have different states: then their rounds were not one.
     """
     sums, distinct = fold.aggregate, cohort.clients.unique()
     ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
@@ -95,9 +93,8 @@ def tally(
     loss = torch.cat(fold.sums).cpu().double()[ok]
     losses, range = on_grid(loss, sums.grid).sum(0), loss.abs().sum()
     counts = torch.tensor([int((weight > 0).sum()), fold.executed])
-    bad = torch.searchsorted(distinct, torch.cat(fold.clients)[~ok]).bincount(
-        minlength=len(distinct)
-    )
+    bad = torch.searchsorted(distinct, torch.cat(fold.clients)[~ok])
+    bad = bad.bincount(minlength=len(distinct))
     state = server.values() if round % COMPARE == 0 else ()
     told = map(mesh.place, (signal, *seconds(fold, trained)))
     marks = torch.stack((mesh.mark(cohort.clients), mesh.mark(*state), *told))
