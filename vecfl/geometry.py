@@ -66,15 +66,16 @@ class Updates:
 
 
 def sample(plan: Plan, size: int, seed: int, round: int) -> np.ndarray:
-    """Which clients of a cohort are sampled, bool [C]: `size` of them, or all if they are fewer.
+    """Which clients of a cohort are sampled, bool [C]: `size` of those that take a step, or all.
 
-    Those with the smallest (word 0, client, occurrence) of kind 8, whoever trains them.
+    They have the smallest (word 0, client, occurrence) of kind 8, whoever trains them.
     """
     client, occurrence = torch.from_numpy(plan.client), torch.from_numpy(plan.occurrence)
     streams = stream(Kind.STATISTICS, client=client, round=round, occurrence=occurrence)
     word = words(seed, streams, 1)[:, 0].numpy()
     chosen = np.zeros(len(word), dtype=bool)
-    chosen[np.lexsort((plan.occurrence, plan.client, word))[:size]] = True
+    order = np.lexsort((plan.occurrence, plan.client, word))
+    chosen[order[plan.steps[order] > 0][:size]] = True
     return chosen
 
 
