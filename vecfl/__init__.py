@@ -21,6 +21,7 @@ from vecfl.errors import InputError
 from vecfl.evaluate import evaluate, evaluate_clients
 from vecfl.load import load_run
 from vecfl.losses import accuracy, cross_entropy, squared_error
+from vecfl.metrics import f1, precision, recall, top_k_accuracy
 from vecfl.modules import batchnorm_to_groupnorm
 from vecfl.optim import adam, adamw, momentum, sgd
 from vecfl.participation import available, separated
@@ -71,6 +72,7 @@ __all__ = [
     "evaluate",
     "evaluate_clients",
     "everyone",
+    "f1",
     "fedadagrad",
     "fedadam",
     "fedavg",
@@ -88,6 +90,8 @@ __all__ = [
     "momentum",
     "normalise",
     "poisson",
+    "precision",
+    "recall",
     "run",
     "separated",
     "server_adam",
@@ -95,6 +99,7 @@ __all__ = [
     "server_sgd",
     "sgd",
     "squared_error",
+    "top_k_accuracy",
     "uniform",
     "uniform_between",
     "uniform_weights",
