@@ -71,8 +71,8 @@ def test_norms_and_cosines_by_hand(way: dict[str, Any]) -> None:
     assert last.mean.tolist() == pytest.approx([1, 4 / 3])
     assert last.norm.tolist() == pytest.approx([3, 4, 0])
     np.testing.assert_allclose(last.cosine, [0.6, 0.8, math.nan])
-    rows = dict(zip(last.at.tolist(), last.rows.tolist(), strict=True))
-    assert rows == {0: [3, 0], 1: [0, 4], 2: [0, 0]}
+    rows = dict(zip(last.at.tolist(), last.rows, strict=True))
+    assert {place: row.tolist() for place, row in rows.items()} == {0: [3, 0], 1: [0, 4], 2: [0, 0]}
     norms = sim.client_results(state)["update_norm"]
     assert norms.tolist() == pytest.approx([3, 4, 0])
 

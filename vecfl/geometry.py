@@ -17,6 +17,8 @@ from vecfl.mesh import Mesh
 from vecfl.random import Kind, stream, words
 from vecfl.schedule import Plan
 
+WIDTH = 1 << 13
+
 
 @dataclass(frozen=True)
 class Part:
@@ -42,7 +44,7 @@ class Updates:
     mean     [M] float64, their weighted mean; None if no client has a weight
     sampled  [s] places in the cohort, rising; cosine [s] of the angle between update and mean,
              NaN where one of them is zero
-    at, rows [r] places and updates [r, M] of the sampled clients that this rank trained
+    at, rows [r] places and updates, each [M], of the sampled clients that this rank trained
     """
 
     round: int
@@ -52,7 +54,7 @@ class Updates:
     sampled: np.ndarray
     cosine: np.ndarray
     at: np.ndarray
-    rows: Tensor
+    rows: list[Tensor]
 
     def metrics(self) -> dict[str, float | int]:
         """`update/...`: norms over the cohort, and cosines over its sample."""
@@ -81,7 +83,10 @@ def sample(plan: Plan, size: int, seed: int, round: int) -> np.ndarray:
 
 def measure(update: Tensor, weight: Tensor, place: np.ndarray, sampled: np.ndarray) -> Part:
     """What is known of the updates [K, M] with `weight` [K] at `place` [K] in the cohort."""
-    norm = torch.linalg.vector_norm(update, dim=1, dtype=torch.float64)
+    # In parts that stay in a CPU's cache as float64; of a fixed width, so that bits do not depend
+    # on how many rows there are.
+    parts = update.split(WIDTH if update.is_cpu else update.shape[1], dim=1)
+    norm = torch.stack([part.double().square().sum(1) for part in parts]).sum(0).sqrt()
     mine = np.flatnonzero(sampled[place])
     index = torch.from_numpy(mine).to(update.device, non_blocking=True)
     return Part(place, norm.where(weight > 0, torch.nan), place[mine], update[index])
@@ -125,9 +130,8 @@ class Geometry:
         if sampled is None:
             return {}
         places, mean, norm = np.flatnonzero(sampled), aggregate.mean(), norm.cpu()
-        none = aggregate.total.new_zeros(0, len(aggregate.total))
         at = np.concatenate([places[:0], *(part.at for part in parts)])
-        rows = torch.cat([p.rows for p in parts if len(p.at)]) if len(at) else none
+        rows = [row for part in parts for row in part.rows]
         length, dots = torch.tensor(0.0), torch.zeros(len(places), dtype=torch.float64)
         if mean is not None:
             length = torch.linalg.vector_norm(mean).cpu()
