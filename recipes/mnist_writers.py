@@ -21,6 +21,7 @@ import vecfl
 from vecfl.cli import check, main
 from vecfl.data import FederatedDataset, hold_out, mnist_writers, read
 from vecfl.data.mnist_writers import default_folder
+from vecfl.evaluations import held_out, validated
 from vecfl.flags import (
     AlgorithmArgs,
     check_algorithm,
@@ -62,12 +63,18 @@ def run(args: Args) -> None:
     check_args(args)
     train, test, args = load(args)
     tell_paper(train)
+    parts, number = unseen(train, test), classes(train, test)
+    data_seed = args.seed if args.data_seed is None else args.data_seed
+    train, validation = held_out(args, train, data_seed, clients="unseen_examples" not in parts)
     args, before = resume(args, "mnist_writers")
-    sim = make_simulation(args, train, classes(train, test))
-    parts = unseen(train, test)
+    sim = make_simulation(args, train, number)
+
+    def test_all(state: vecfl.State) -> dict[str, float | int | str]:
+        return evaluate(sim, state, parts) | sim.evaluate_clients(state, test)
+
     record_run(
         sim,
-        lambda state: evaluate(sim, state, parts) | sim.evaluate_clients(state, test),
+        validated(sim, args, validation, test_all),
         args,
         recipe="mnist_writers",
         before=before,

@@ -15,6 +15,7 @@ from torch import nn
 import vecfl
 from vecfl.cli import check, main
 from vecfl.data import DIGITS_SCALE, FederatedDataset, digits, dirichlet
+from vecfl.evaluations import held_out, validated
 from vecfl.flags import RunArgs, check_run, simulation
 from vecfl.record import record_run
 from vecfl.resume import resume
@@ -42,11 +43,16 @@ def run(args: Args) -> None:
     sample_seed = args.seed if args.sample_seed is None else args.sample_seed
     args = replace(args, data_seed=data_seed, sample_seed=sample_seed)
     data, test = split_digits(args, data_seed)
+    data, validation = held_out(args, data, data_seed)
     args, before = resume(args, "quickstart")
     sim = make_simulation(args, data, sample_seed)
+
+    def evaluate(state: vecfl.State) -> dict[str, float | int | str]:
+        return sim.evaluate(state, test) | sim.evaluate_clients(state)
+
     record_run(
         sim,
-        lambda state: sim.evaluate(state, test) | sim.evaluate_clients(state),
+        validated(sim, args, validation, evaluate),
         args,
         recipe="quickstart",
         before=before,

@@ -19,6 +19,7 @@ from torch import Tensor
 import vecfl
 from vecfl.cli import main
 from vecfl.data import FederatedDataset, read_tff_pair, text
+from vecfl.evaluations import held_out, validated
 from vecfl.flags import (
     AlgorithmArgs,
     check_algorithm,
@@ -66,11 +67,16 @@ def run(args: Args) -> None:
         "always %r is right for %.1f %% of the test characters",
         *(vocabulary.tokens[character], 100 * share),
     )
+    train, validation = held_out(args, train, args.seed)
     args, before = resume(args, "shakespeare")
     sim = make_simulation(args, train, len(vocabulary))
+
+    def evaluate(state: vecfl.State) -> dict[str, float | int | str]:
+        return sim.evaluate(state, test.columns) | sim.evaluate_clients(state, test)
+
     record_run(
         sim,
-        lambda state: sim.evaluate(state, test.columns) | sim.evaluate_clients(state, test),
+        validated(sim, args, validation, evaluate),
         args,
         recipe="shakespeare",
         before=before,

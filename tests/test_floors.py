@@ -25,6 +25,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {
             "vecfl.augment",
             "vecfl.losses",
+            "vecfl.metrics",
             "vecfl.modules",
             "vecfl.trial",
             "vecfl.task",
@@ -36,7 +37,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl.engine"}),
     frozenset(
         {"vecfl.algorithms", "vecfl.transforms", "vecfl.aggregate", "vecfl.sampling"}
-        | {"vecfl.evaluate", "vecfl.participation", "vecfl.state"}
+        | {"vecfl.evaluate", "vecfl.participation", "vecfl.state", "vecfl.geometry"}
     ),
     frozenset(
         {"vecfl.worker", "vecfl.trainer", "vecfl.choices", "vecfl.probe", "vecfl.arrange"}
@@ -44,14 +45,8 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {"vecfl.feed", "vecfl.cohorts", "vecfl.tally", "vecfl.simulation"}
     ),
     frozenset(
-        {
-            "vecfl.report",
-            "vecfl.record",
-            "vecfl.cli",
-            "vecfl.flags",
-            "vecfl.rounds",
-            "vecfl.plugins",
-        }
+        {"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags", "vecfl.rounds"}
+        | {"vecfl.plugins", "vecfl.evaluations"}
         | {"vecfl.watch", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
         | {"vecfl.stop"}
     ),
@@ -66,6 +61,7 @@ SAME_FLOOR = {
     ("vecfl.tape", "vecfl.schedule"),
     ("vecfl.task", "vecfl.augment"),
     ("vecfl.task", "vecfl.losses"),
+    ("vecfl.metrics", "vecfl.losses"),
     ("vecfl.task", "vecfl.modules"),
     ("vecfl.task", "vecfl.trial"),
     ("vecfl.trial", "vecfl.losses"),
@@ -76,6 +72,7 @@ SAME_FLOOR = {
     ("vecfl.transforms", "vecfl.aggregate"),
     ("vecfl.participation", "vecfl.sampling"),
     ("vecfl.state", "vecfl.algorithms"),
+    ("vecfl.geometry", "vecfl.aggregate"),
     ("vecfl.trainer", "vecfl.worker"),
     ("vecfl.feed", "vecfl.trainer"),
     ("vecfl.replay", "vecfl.trainer"),
@@ -97,6 +94,8 @@ SAME_FLOOR = {
     ("vecfl.simulation", "vecfl.trainer"),
     ("vecfl.flags", "vecfl.cli"),
     ("vecfl.flags", "vecfl.plugins"),
+    ("vecfl.flags", "vecfl.evaluations"),
+    ("vecfl.record", "vecfl.evaluations"),
     ("vecfl.flags", "vecfl.report"),
     ("vecfl.flags", "vecfl.watch"),
     ("vecfl.stop", "vecfl.watch"),

@@ -27,6 +27,7 @@ from vecfl.evaluate import evaluate, evaluate_clients
 from vecfl.layout import freeze
 from vecfl.load import load_run
 from vecfl.losses import accuracy, count_tokens, cross_entropy, squared_error
+from vecfl.metrics import f1, precision, recall, top_k_accuracy
 from vecfl.modules import batchnorm_to_groupnorm
 from vecfl.optim import adagrad, adam, adamw, momentum, rmsprop, sgd
 from vecfl.participation import available, separated
@@ -106,6 +107,7 @@ __all__ = [
     "evaluate",
     "evaluate_clients",
     "everyone",
+    "f1",
     "fedadagrad",
     "fedadam",
     "fedavg",
@@ -129,6 +131,8 @@ __all__ = [
     "poisson",
     "ramp_hold_decay",
     "replay",
+    "precision",
+    "recall",
     "run",
     "scaled",
     "random_epochs",
@@ -146,6 +150,7 @@ __all__ = [
     "sgd",
     "squared_error",
     "step_decay",
+    "top_k_accuracy",
     "uniform",
     "uniform_between",
     "uniform_weights",

@@ -1,6 +1,7 @@
 """Evaluation of a model: on pooled examples, and on every client's own; in batches, exact means."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,12 @@ from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.losses import Batch, Score
 from vecfl.mesh import Mesh
-from vecfl.task import Task
+from vecfl.task import TAKEN, Task
 
 BATCH = 1024
 ALONE = Mesh()
+OF_ROUNDS = ("train", "system", "update")  # what rounds call their metrics
+Columns = dict[str, Any]  # [N]: arrays, and the ids of clients
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -107,7 +110,15 @@ def evaluate_clients(
     return dict(zip(functions(task), means, strict=True)) | {"weight": totals[0, 1].numpy()}
 
 
-def spread(per_client: Mapping[str, np.ndarray], name: str = "client") -> dict[str, float]:
+def columns_of(
+    per_client: Mapping[str, np.ndarray], data: FederatedDataset, norm: np.ndarray | None
+) -> Columns:
+    """What each client of `data` came to, [N]: see `Simulation.client_results`."""
+    who = {"client": data.client_ids, "examples": data.sizes.numpy()}
+    return {**who, **per_client} | ({} if norm is None else {"update_norm": norm})
+
+
+def spread(per_client: Mapping[str, Any], name: str = "client") -> dict[str, float]:
     """How the model serves the clients, as `name/...` metrics; clients without weight aside.
 
     Of the loss the 90th percentile; of each metric mean, 10th, 50th and 90th percentile over
@@ -115,7 +126,9 @@ def spread(per_client: Mapping[str, np.ndarray], name: str = "client") -> dict[s
     """
     result = {}
     some = per_client["weight"] > 0
-    for metric in per_client.keys() - {"weight"}:
+    for metric in per_client:
+        if metric in TAKEN and metric != "loss":
+            continue
         known = per_client[metric][some] if some.any() else np.array([np.nan])
         if metric == "loss":
             result[f"{name}/loss_p90"] = float(np.percentile(known, 90))
@@ -129,9 +142,9 @@ def spread(per_client: Mapping[str, np.ndarray], name: str = "client") -> dict[s
 
 def check_name(name: str) -> str:
     """`name` itself; InputError unless its `name/...` are metrics of an evaluation alone."""
-    if not isinstance(name, str) or name in ("", "train", "system") or "/" in name:
+    if not isinstance(name, str) or name in ("", *OF_ROUNDS) or "/" in name:
         raise InputError(
-            f"name: expected a name for these metrics without '/', and not train or system, "
-            f"got {name!r}"
+            f"name: expected a name for these metrics without '/', and not "
+            f"{' or '.join(OF_ROUNDS)}, got {name!r}"
         )
     return name

@@ -17,6 +17,7 @@ from vecfl.algorithms.dga import Weighting
 from vecfl.cli import check, flag, has_device
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
+from vecfl.evaluations import EvaluationArgs
 from vecfl.model_file import check_safetensors, warm_start
 from vecfl.report import check_matplotlib
 from vecfl.sampling import uniform
@@ -31,7 +32,7 @@ Settled = TypeVar("Settled", bound="AlgorithmArgs")
 
 
 @dataclass
-class RunArgs:
+class RunArgs(EvaluationArgs):
     """A run: where it goes, how long it is, its seeds, and what it runs on."""
 
     out: str | None = None
@@ -60,8 +61,6 @@ class RunArgs:
     """operator threads of each worker; measured with --workers auto, else torch's shared out"""
     slots: int | Literal["auto"] = "auto"
     """clients that train at the same time on each worker"""
-    eval_every: int = 1
-    """rounds from one evaluation to the next; the last round is always evaluated"""
     exact_sums: bool = False
     """add up clients on a grid: the same bits for any slots, workers and ranks"""
     init: str | None = None
@@ -172,9 +171,11 @@ def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
 
 def check_run(args: RunArgs) -> None:
     """Raise InputError, with the name of the flag, before anything is made."""
-    numbers = ("rounds", "cohort", "batch", "threads", "patience", "eval_every")
+    numbers = ("rounds", "cohort", "batch", "threads", "patience", "eval_every", "test_every")
     check(args, (*numbers, "checkpoint_every", "keep"), lambda n: n >= 1, "at least 1")
     check(args, ("seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
+    check(args, ("statistics", "validation"), lambda x: x >= 0, "a number of at least 0")
+    check(args, ("validation",), lambda x: x < 1, "a share below 1")
     some = ("workers", "slots")
     check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
     right = f"auto or at most --cohort ({args.cohort})"
@@ -256,4 +257,5 @@ def simulation(
         slots=args.slots,
         exact_sums=args.exact_sums,
         table=table,
+        statistics=args.statistics,
     )

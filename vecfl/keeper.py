@@ -52,6 +52,8 @@ class Keeper:
         if self.watch is not None or self.args.stop_at is not None:
             metrics = self.sim.mesh.from_first(lambda: metrics)  # times differ, and ranks must not
         if self.watch is not None:
+            if state.round == 0:
+                self.watch.check(metrics)
             state, best = self.watch.look(state, metrics, evaluated)
         if evaluated:
             self.stopped = self.stop.why(state.round, metrics, self.watch)

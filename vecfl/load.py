@@ -22,7 +22,7 @@ class Run:
     """What is in the directory of a run.
 
     config    the settings of config.yaml
-    metrics   name -> column over the rounds in metrics.jsonl: float64, NaN where a round has none
+    metrics   name -> column over the rows of metrics.jsonl: float64, NaN where a round has none
               of it; "round" int64; text (a backend) as a list
     finished  whether all rounds are done and model.pt is there
     model     of a finished run its state dict; else the tensors that training changes, after the

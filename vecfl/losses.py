@@ -20,7 +20,7 @@ IGNORED = -100
 FEW = 64  # classes: torch's kernel takes twice the time for rows this short under vmap on a CPU
 
 
-def _labels(output: Tensor, batch: Batch) -> Tensor:
+def labels(output: Tensor, batch: Batch) -> Tensor:
     """batch["y"] as int64; InputError unless it has the shape of output without its last axis."""
     y = batch["y"]
     if output.shape[:-1] != y.shape:
@@ -31,7 +31,7 @@ def _labels(output: Tensor, batch: Batch) -> Tensor:
     return y.long()
 
 
-def _over_positions(value: Tensor, counted: Tensor) -> Pair:
+def over_positions(value: Tensor, counted: Tensor) -> Pair:
     """Sum value and weight of every position [B, ...] into [B]."""
     return value.flatten(1).sum(1), counted.to(value.dtype).flatten(1).sum(1)
 
@@ -51,11 +51,11 @@ def cross_entropy(output: Tensor, batch: Batch) -> Pair:
     For sequences output is [B, ..., V] and y [B, ...]; a label of -100 is a position without
     weight, and the weight of an example is the number of its positions that count.
     """
-    y = _labels(output, batch)
+    y = labels(output, batch)
     if y.dim() == 1:
         return _nll(output, y), None
     value = F.cross_entropy(output.flatten(0, -2), y.flatten(), reduction="none")
-    return _over_positions(value.view(y.shape), y != IGNORED)
+    return over_positions(value.view(y.shape), y != IGNORED)
 
 
 def count_tokens(labels: Tensor) -> Tensor:
@@ -65,11 +65,11 @@ def count_tokens(labels: Tensor) -> Tensor:
 
 def accuracy(output: Tensor, batch: Batch) -> Pair:
     """1 where the largest logit is the label, weight 1; positions labelled -100 do not count."""
-    y = _labels(output, batch)
+    y = labels(output, batch)
     correct = (output.argmax(-1) == y).to(output.dtype)
     if y.dim() == 1:
         return correct, None
-    return _over_positions(correct, y != IGNORED)
+    return over_positions(correct, y != IGNORED)
 
 
 def squared_error(output: Tensor, batch: Batch) -> Pair:

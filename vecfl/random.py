@@ -26,6 +26,7 @@ class Kind(IntEnum):
     SHUFFLE = 2
     DROPOUT = 3
     AUGMENT = 4
+    STATISTICS = 8
 
 
 def philox(counter: Tensor, seed: int) -> Tensor:

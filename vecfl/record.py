@@ -4,7 +4,7 @@ import logging
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vecfl.errors import InputError
+from vecfl.evaluations import Evaluate, Evaluation, Evaluations
 from vecfl.files import reached
 from vecfl.flags import RunArgs
 from vecfl.keeper import Keeper, reason
@@ -23,22 +24,37 @@ from vecfl.model_file import SAFE, save_model
 from vecfl.report import draw_curves, summary
 from vecfl.resume import CHECKPOINTS, Before, go_on, settings
 from vecfl.signals import Signals, Stopped
-from vecfl.simulation import Metrics, Simulation
+from vecfl.simulation import Simulation
 from vecfl.state import State
 from vecfl.stop import Stop
-from vecfl.track import Console, Jsonl, Tracker, Wandb, create_run_dir, letting_go, new_id
+from vecfl.track import (
+    Console,
+    Jsonl,
+    Tracker,
+    Wandb,
+    create_run_dir,
+    letting_go,
+    new_id,
+    write_clients,
+)
 
 log = logging.getLogger("vecfl")
-Evaluate = Callable[[State], Metrics]
 
 
 def record_run(
-    sim: Simulation, evaluate: Evaluate, args: RunArgs, *, recipe: str, before: Before | None
+    sim: Simulation,
+    evaluate: Evaluate | Sequence[Evaluation],
+    args: RunArgs,
+    *,
+    recipe: str,
+    before: Before | None,
 ) -> None:
     """The rounds of `args` into a run directory: metrics, checkpoints, model, curves.
 
     `before` is the run to go on with (`vecfl.resume.resume`), None for a new one in `args.out` or
-    a dated directory. `evaluate` is called every `args.eval_every` rounds and after the last.
+    a dated directory. `evaluate` is called every `args.eval_every` rounds and after the last, or
+    it is several evaluations with periods of their own; before round 1 all are called, unless
+    `args.initial_evaluation` says no: that is the row of round 0.
     Progress goes to stderr, the summary to stdout. Raises Stopped after SIGINT or SIGTERM, and
     InputError for a full disk: their line says how to go on. Of several ranks the first writes and
     prints; what any of them raises is in `error.log`.
@@ -62,7 +78,10 @@ def record_run(
         failures(run_dir, sim.mesh.rank, sim.mesh.size),
         Wandb(run_dir, config, group=recipe, track=track, id=id) as board,
     ):
-        state = run_rounds(sim, state, evaluate, args, keeper, board)
+        if args.client_results and first:
+            sim.tell = lambda name, at, found: write_clients(run_dir, name, at.round, found)
+        evaluations = Evaluations(evaluate, args.eval_every, args.rounds)
+        state = run_rounds(sim, state, evaluations, args, keeper, board)
         if first:
             finish(sim, state, args.safetensors, keeper)
             board.log_image("curves", run_dir / "curves.png")
@@ -138,7 +157,7 @@ def failures(run_dir: Path, rank: int, ranks: int) -> Iterator[None]:
 def run_rounds(
     sim: Simulation,
     state: State,
-    evaluate: Evaluate,
+    evaluate: Evaluations,
     args: RunArgs,
     keeper: Keeper,
     board: Wandb,
@@ -158,13 +177,12 @@ def run_rounds(
             if sim.mesh.rank == 0:
                 keeper.rows = files.enter_context(closing(Jsonl(keeper.run_dir / "metrics.jsonl")))
                 trackers = [keeper.rows, files.enter_context(closing(Console(args.rounds))), board]
+            if state.round == 0 and args.initial_evaluation:
+                log_first(state, evaluate, keeper, trackers)
             while state.round < args.rounds and not keeper.stopped and not came():
                 state, metrics = sim.round(state)
                 reached("round trained")
-                evaluated = state.round % args.eval_every == 0 or state.round == args.rounds
-                if evaluated:
-                    metrics |= evaluate(state)
-                    reached("round evaluated")
+                metrics, evaluated = evaluate(state, metrics)
                 state = sim.observe(state, metrics)
                 for tracker in trackers:
                     tracker.log(metrics)
@@ -184,6 +202,16 @@ def run_rounds(
     if state.round < args.rounds and not keeper.stopped:
         raise Stopped(f"stopped {keeper.where(state)}", came())
     return state
+
+
+def log_first(
+    state: State, evaluate: Evaluations, keeper: Keeper, trackers: Sequence[Tracker]
+) -> None:
+    """The evaluation of the first model, as the row of round 0; a misspelt --watch ends here."""
+    metrics, _ = evaluate(state, {"round": 0})
+    keeper.look(state, metrics, False)
+    for tracker in trackers:
+        tracker.log(metrics)
 
 
 def finish(sim: Simulation, state: State, safetensors: bool, keeper: Keeper) -> None:

@@ -60,6 +60,7 @@ def summary(run_dir: Path | str) -> str:
     """
     rows = read_metrics(run_dir)
     latest = {key: value for row in rows for key, value in row.items()}
+    trained = [row for row in rows if row["round"]]  # row 0 is that of the first model
     rounds, accuracy = _series(rows, "eval/accuracy")
     best = max(((a, -r) for r, a in zip(rounds, accuracy, strict=True) if a == a), default=None)
     lines = {
@@ -67,8 +68,8 @@ def summary(run_dir: Path | str) -> str:
         "other accuracy": _list(latest, "{:.1%}", {n: f"{n}/accuracy" for n in _named(rows)}),
         "loss": _list(latest, "{:#.3g}", {"test": "eval/loss", "train": "train/loss"}),
         "client accuracy": _list(latest, "{:.1%}", SPREAD),
-        "dropped clients": sum(row["train/dropped_clients"] for row in rows),
-        "training": _speed(rows),
+        "dropped clients": sum(row["train/dropped_clients"] for row in trained),
+        "training": _speed(trained) if trained else "",
         "files": f"{run_dir}: {', '.join(_files(run_dir))}",
     }
     if best:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,7 +17,7 @@ from vecfl.files import atomic_file
 from vecfl.flags import RunArgs
 from vecfl.mesh import join
 from vecfl.stop import Stop
-from vecfl.track import as_yaml, hold
+from vecfl.track import as_yaml, forget_clients, hold
 from vecfl.trainer import Arrangement
 
 log = logging.getLogger("vecfl")
@@ -27,8 +28,11 @@ RESULTS = ("model.pt", "model.safetensors", "curves.png")  # what a finished run
 
 # What a run may be resumed with although it was begun otherwise: the rounds stay what they are.
 OF_THIS_START = {"resume", "resume_changed", "out"}
-FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors", "stop_at", "patience"}
-FREE_WITHOUT_FALL_BACK = {"rounds", "eval_every", "watch"}  # they say when it may fall back
+FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors", "client_results"}
+FREE |= {"stop_at", "patience"}
+# They say when it may fall back.
+FREE_WITHOUT_FALL_BACK = {"rounds", "eval_every", "test_every", "initial_evaluation"}
+FREE_WITHOUT_FALL_BACK |= {"watch", "statistics"}
 ARRANGEMENT = {field.name for field in fields(Arrangement)}  # taken from the checkpoint
 
 
@@ -107,7 +111,8 @@ def settings(args: RunArgs, arrangement: Arrangement) -> dict[str, Any]:
 def go_on(before: Before, config: Mapping[str, Any]) -> None:
     """Make the directory what it was after the checkpoint; a kill on the way does no harm.
 
-    The results of a finished run, rows of `metrics.jsonl` and checkpoints of later rounds go.
+    The results of a finished run, and checkpoints, rows of `metrics.jsonl` and of clients of later
+    rounds go.
     """
     run_dir, done = before.run_dir, before.content["run"]["round"]
     rows, kept = run_dir / "metrics.jsonl", rows_of(run_dir / "metrics.jsonl", done)
@@ -117,6 +122,7 @@ def go_on(before: Before, config: Mapping[str, Any]) -> None:
     for name in RESULTS:
         (run_dir / name).unlink(missing_ok=True)
     rewind(run_dir / CHECKPOINTS, done)  # before the rows, for a checkpoint needs those before it
+    forget_clients(run_dir, done)
     if rows.read_bytes() != kept:
         with atomic_file(rows) as file:
             file.write(kept)
@@ -127,22 +133,29 @@ def go_on(before: Before, config: Mapping[str, Any]) -> None:
 def rows_of(path: Path, done: int) -> bytes:
     """The lines of the first `done` rounds, without later ones and a last one that was cut off.
 
-    Raises InputError for a line that is no row, and where rows are missing.
+    That of round 0, the evaluation of the first model, is among them unless `done` is 0: then it
+    comes again. Raises InputError for a line that is no row, and where rows are missing.
     """
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected {done} rows") from error
-    for number, line in enumerate(lines[:done], start=1):
+    if not done:
+        return b""
+    first = 0 if re.match(rb'\{"round": 0\b', lines[0] if lines else b"") else 1
+    kept = lines[: done + 1 - first]
+    for number, line in enumerate(kept, start=1):
         try:
             row = json.loads(line)["round"] if line.endswith(b"\n") else None
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path}, line {number}: not the row of a round") from error
-        if row != number:
-            raise InputError(f"{path}, line {number}: not the row of round {number}")
-    if len(lines) < done:
-        raise InputError(f"{path}: {len(lines)} rows of {done} rounds; put the missing ones back")
-    return b"".join(lines[:done])
+        if row != number - 1 + first:
+            what = f"not the row of round {number - 1 + first}"
+            raise InputError(f"{path}, line {number}: {what}")
+    if len(kept) + first <= done:
+        there = len(kept) + first - 1
+        raise InputError(f"{path}: {there} rows of {done} rounds; put the missing ones back")
+    return b"".join(kept)
 
 
 def _find(args: RunArgs) -> Before | None:

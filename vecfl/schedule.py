@@ -91,7 +91,7 @@ class Plan:
     """What every client of a cohort does in a round; arrays [C] of int64.
 
     client     its position in the dataset
-    occurrence how often the client stands in the cohort before this place
+    place      in the cohort; occurrence how often the client stands before it
     first      index of its first example; `total` is how many it has
     kept       examples after the caps; `n` is how many of them an epoch visits, 0 without a step
     per_epoch  batches of an epoch; `steps` is batches in all
@@ -99,6 +99,7 @@ class Plan:
     """
 
     client: np.ndarray
+    place: np.ndarray
     occurrence: np.ndarray
     first: np.ndarray
     total: np.ndarray
@@ -137,8 +138,8 @@ def make_plan(batches: Batches, offsets: Tensor, cohort: Tensor, *, seed: int, r
     else:
         amount = amounts("steps", batches.steps, client, round, seed)
         steps = amount * (per_epoch if batches.full else np.minimum(per_epoch, 1))
-    n, zeros = np.where(steps > 0, n, 0), np.zeros_like(client)
-    return Plan(client, occurrence, first, total, kept, n, per_epoch, steps, zeros)
+    n, zeros, place = np.where(steps > 0, n, 0), np.zeros_like(client), np.arange(len(client))
+    return Plan(client, place, occurrence, first, total, kept, n, per_epoch, steps, zeros)
 
 
 def assign(steps: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:

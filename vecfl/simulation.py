@@ -15,15 +15,16 @@ from vecfl.arrange import Wanted, arrange
 from vecfl.cohorts import Cohorts
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
-from vecfl.evaluate import check_name, evaluate, evaluate_clients, spread
+from vecfl.evaluate import Columns, check_name, columns_of, evaluate, evaluate_clients, spread
 from vecfl.feed import make_feed, place
+from vecfl.geometry import Geometry
 from vecfl.losses import Batch
 from vecfl.mesh import join
 from vecfl.participation import Trace
 from vecfl.probe import Probe
 from vecfl.random import check_seed
 from vecfl.sampling import Sampler
-from vecfl.state import State, known_by, open_table, pack, unpack
+from vecfl.state import State, facts, open_table, pack, require_observed, unpack
 from vecfl.table import Tables
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
@@ -52,6 +53,8 @@ class Simulation:
 
     exact_sums  add clients up on a grid, so that the sums have the same bits for any slots, workers
               and ranks (`vecfl.aggregate.exact_grid` tells the range)
+    statistics  of updates, as `update/...` metrics: how many clients of a cohort are compared with
+              the mean (0: none, and no norms either); `geometry.last` has what was measured
 
     "auto" for backend, workers or slots measures the fastest here (see `vecfl.probe`); what was
     taken is `arrangement`, and stands in the metrics of each round. Where a GPU's memory runs out,
@@ -81,6 +84,7 @@ class Simulation:
         resident: bool | None = None,
         exact_sums: bool = False,
         table: str | Path | None = None,
+        statistics: int = 0,
     ) -> None:
         self.mesh, self.exact_sums = join(), exact_sums
         self.seed = check_seed("seed", seed)
@@ -103,6 +107,8 @@ class Simulation:
         self.feed = make_feed(self.source)
         kept = algorithm.table(self.task.layout.size)
         self.tables = Tables(kept, self.data.num_clients, dtype, table, self.mesh.rank)
+        self.geometry = Geometry(self.mesh, statistics, self.seed)
+        self.tell: Callable[[str, State, Columns], None] = lambda *_: None  # what clients came to
         self.signal: Callable[[], int] = lambda: 0  # that came to this rank; asked in each round
         self.stopped = 0  # what came to any rank, by the end of the last round
         compare(self.mesh, self.task, self.data, self._facts())
@@ -130,39 +136,37 @@ class Simulation:
 
     @torch.no_grad()
     def round(self, state: State) -> tuple[State, Metrics]:
-        """One round: the next state, and `train/...` and `system/...` metrics."""
+        """One round: the next state, and `train/...`, `update/...` and `system/...` metrics."""
         began, at = time.perf_counter(), Round(state.round, self.seed, self.task.layout)
-        self._check_observed(state)
+        require_observed(state, self.algorithm)
         if state.table is not None:
             self.mesh.sum(torch.zeros(1))  # nobody still reads the rows of the round before
         with self.feed(self.cohorts.ask, state.round) as examples:
             waited, cohort = time.perf_counter() - began, self.cohorts.take(state.round)
             plan = replace(cohort.plan.of(cohort.mine), first=examples.first)
             grid = exact_grid(int(cohort.plan.n.sum())) if self.exact_sums else None
-            job = Job(state.server, state.round, plan, examples.columns, grid, state.table)
+            some = self.geometry.sample(cohort.plan, state.round)
+            job = Job(state.server, state.round, plan, examples.columns, grid, state.table, some)
             fold = self.trainer.train_or_halve(job)
         signal = self.signal()
-        found = tally(self.mesh, fold, cohort, state.round, state.server, signal)
+        found = tally(self.mesh, fold, cohort, state.round, state.server, signal, some is not None)
         self.stopped = found.signal
         if self.mesh.rank == 0:
             warn(state.round, cohort, found, self.data.client_ids)
         metrics = self.algorithm.metrics(state.server, found.aggregate, at)
+        sums, plan = (found.norm, found.aggregate), cohort.plan
+        updates = self.geometry.metrics(fold.updates, *sums, plan, some, state.round)
         server = self.algorithm.server(state.server, found.aggregate, at)
         self.task.layout.round_integers_(server["w"])
         how = {"data": self.source.name, "ranks": self.mesh.size, **asdict(self.arrangement)}
-        seconds, steps = time.perf_counter() - began, int(cohort.plan.steps.sum())
         if state.table is not None:
             state.table.end()
         seen = self.algorithm.observe is None
         return State(state.round + 1, server, state.table, seen), {
             "round": state.round + 1,
-            **found.metrics(cohort),
+            **found.metrics(cohort, began, waited),
             **metrics,
-            "system/clients_per_s": len(cohort.clients) / seconds,
-            "system/round_s": seconds,
-            "system/wait_s": waited,
-            "system/slot_efficiency": steps / max(found.executed, 1),
-            "system/client_steps": steps,
+            **updates,
         } | {f"system/{name}": value for name, value in how.items()}
 
     def observe(self, state: State, metrics: Metrics) -> State:
@@ -173,13 +177,6 @@ class Simulation:
         if state.observed or self.algorithm.observe is None:
             return state
         return replace(state, server=self.algorithm.observe(state.server, metrics), observed=True)
-
-    def _check_observed(self, state: State) -> None:
-        if not state.observed:
-            raise InputError(
-                f"{self.algorithm.name} adapts to the metrics of a round: after each round and its "
-                "evaluation call state = sim.observe(state, metrics)"
-            )
 
     @property
     def arrangement(self) -> Arrangement:
@@ -200,10 +197,21 @@ class Simulation:
     ) -> Metrics:
         """`name/...`: the spread over clients, those of `data` or those that train."""
         check_name(name)
+        found = self.client_results(state, data)
+        self.tell(name, state, found)
+        return dict(spread(found, name))
+
+    def client_results(self, state: State, data: FederatedDataset | None = None) -> Columns:
+        """The loss and every metric of each client, those of `data` or those that train: [N].
+
+        Beside them "client", their ids; "examples"; "weight", the loss weight; and, of those that
+        train, with `statistics`, "update_norm" of the last round, NaN where a client sent nothing.
+        """
         with operator_threads(self.arrangement.cores):
-            w, data = self.algorithm.model(state.server), data or self.data
-            per_client = evaluate_clients(self.task, w, data, self.mesh)
-        return dict(spread(per_client, name))
+            w, some = self.algorithm.model(state.server), data or self.data
+            found = evaluate_clients(self.task, w, some, self.mesh)
+        norm = self.geometry.norms(state.round, some.num_clients) if data is None else None
+        return columns_of(found, some, norm)
 
     def state_dict(self, state: State) -> dict[str, Tensor]:
         """The model as a state dict of the module that the task was made from."""
@@ -214,7 +222,7 @@ class Simulation:
 
         Raises OSError on all ranks where one cannot bring its clients' rows to the disk.
         """
-        self._check_observed(state)
+        require_observed(state, self.algorithm)
         model = self.task.layout.unflatten(self.algorithm.model(state.server))
         return pack(self.mesh, state, model, self._facts())
 
@@ -237,14 +245,6 @@ class Simulation:
         return server
 
     def _facts(self) -> dict[str, Any]:
-        """What the bits of a round depend on, as far as values tell: functions cannot."""
-        return {
-            "algorithm": self.algorithm.name,
-            "seed": self.seed,
-            "sample_seed": self.sample_seed,
-            "clients": self.data.num_clients,
-            "examples": int(self.data.offsets[-1]),
-            "exact_sums": self.exact_sums,
-            "rule": known_by(self.algorithm.rule),
-            "parameters": [f"{e.name} {list(e.shape)}" for e in self.task.layout.params],
-        } | asdict(self.arrangement)
+        seeds = {"seed": self.seed, "sample_seed": self.sample_seed}
+        how = {"exact_sums": self.exact_sums, **asdict(self.arrangement)}
+        return facts(self.algorithm, self.data, self.task.layout, seeds, how)

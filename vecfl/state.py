@@ -8,9 +8,11 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from vecfl.algorithms.base import Server
+from vecfl.algorithms.base import Algorithm, Server
+from vecfl.data import FederatedDataset
 from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
+from vecfl.layout import Layout
 from vecfl.mesh import Mesh
 from vecfl.table import Table, Tables
 
@@ -30,6 +32,15 @@ class State:
     server: dict[str, Tensor]
     table: Table | None = None
     observed: bool = True
+
+
+def require_observed(state: State, algorithm: Algorithm) -> None:
+    """InputError where the algorithm has yet to see the metrics of the round before."""
+    if not state.observed:
+        raise InputError(
+            f"{algorithm.name} adapts to the metrics of a round: after each round and its "
+            "evaluation call state = sim.observe(state, metrics)"
+        )
 
 
 def open_table(
@@ -76,6 +87,21 @@ def known_by(rule: LocalRule) -> str:
     if isinstance(rule.lr, (int, float)):
         return str(rule)
     return f"{replace(rule, lr=0.0)}, lr by round"
+
+
+def facts(
+    algorithm: Algorithm, data: FederatedDataset, layout: Layout, seeds: Facts, how: Facts
+) -> dict[str, Any]:
+    """What the bits of a round depend on, as far as values tell: functions cannot."""
+    return {
+        "algorithm": algorithm.name,
+        **seeds,
+        "clients": data.num_clients,
+        "examples": int(data.offsets[-1]),
+        "rule": known_by(algorithm.rule),
+        "parameters": [f"{e.name} {list(e.shape)}" for e in layout.params],
+        **how,
+    }
 
 
 def pack(mesh: Mesh, state: State, model: Server, facts: Facts) -> dict[str, Any]:

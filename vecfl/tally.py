@@ -1,6 +1,7 @@
 """What a round comes to over all ranks, in one all-reduce."""
 
 import logging
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from vecfl.algorithms.base import Server
 from vecfl.cohorts import Cohort
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
+from vecfl.geometry import norms
 from vecfl.mesh import Mesh
 from vecfl.task import Task
 from vecfl.worker import Fold
@@ -30,6 +32,10 @@ class Tally:
     clients   how many of the others have a positive weight
     executed  slot-steps, idle ones included
     signal    the greatest that came to a rank, 0 for none
+    norm      [C] of the updates, by their place in the cohort, where they are measured
+    seconds   [3, ranks] from the first client's start to the last one's end; of all workers
+              together; of the busiest worker
+    trained   when this rank's last client had finished, by `time.perf_counter`
     """
 
     aggregate: Aggregate
@@ -38,42 +44,69 @@ class Tally:
     clients: int
     executed: int
     signal: int
+    norm: torch.Tensor
+    seconds: torch.Tensor
+    trained: float
 
-    def metrics(self, cohort: Cohort) -> dict[str, float | int]:
-        """`train/...`: what a round says about its clients."""
+    def metrics(self, cohort: Cohort, began: float, waited: float) -> dict[str, float | int]:
+        """`train/...`: what a round says about its clients; `system/...`: what they took.
+
+        It ends now; it began, and waited for its examples, as this rank's clock says.
+        """
+        clients, steps = len(cohort.clients), int(cohort.plan.steps.sum())
+        now, (train, busy, worker) = time.perf_counter(), self.seconds
         return {
             "train/loss": self.loss,
             "train/cohort": cohort.drawn,
-            "train/lost_clients": cohort.drawn - len(cohort.clients),
+            "train/lost_clients": cohort.drawn - clients,
             "train/clients": self.clients,
             "train/dropped_clients": len(self.dropped),
+            "system/clients_per_s": clients / (now - began),
+            "system/round_s": now - began,
+            "system/wait_s": waited,
+            "system/train_s": float(train.max()),
+            "system/aggregate_s": now - self.trained,
+            "system/worker_max_s": float(worker.max()),
+            "system/client_s": float(busy.sum()) / max(clients, 1),
+            "system/slot_efficiency": steps / max(self.executed, 1),
+            "system/client_steps": steps,
         }
 
 
-def tally(mesh: Mesh, fold: Fold, cohort: Cohort, round: int, server: Server, signal: int) -> Tally:
+def tally(
+    mesh: Mesh,
+    fold: Fold,
+    cohort: Cohort,
+    round: int,
+    server: Server,
+    signal: int,
+    measured: bool,
+) -> Tally:
     """Add up what the ranks gathered for a cohort that began from the server's state.
 
-    Raises RankError where the ranks drew different cohorts or, every COMPARE rounds, have different
-    states: then their rounds were not one.
+    `measured`: whether norms of updates are there. Raises RankError where the ranks drew different
+    cohorts or, every COMPARE rounds, have different states: then their rounds were not one.
     """
     sums, distinct = fold.aggregate, cohort.clients.unique()
     if sums.shift is not None:
         (shifts,) = mesh.sum(mesh.place(float(sums.shift)))
         shift_(sums, shifts.max().to(sums.shift))
     ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
+    trained = time.perf_counter()  # what was copied waited for a GPU
     loss = torch.cat(fold.sums).cpu().double()[ok]
     losses, range = on_grid(loss, sums.grid).sum(0), loss.abs().sum()
     counts = torch.tensor([int((weight > 0).sum()), fold.executed])
-    bad = torch.searchsorted(distinct, torch.cat(fold.clients)[~ok]).bincount(
-        minlength=len(distinct)
-    )
+    bad = torch.searchsorted(distinct, torch.cat(fold.clients)[~ok])
+    bad = bad.bincount(minlength=len(distinct))
     state = server.values() if round % COMPARE == 0 else ()
-    marks = torch.stack((mesh.mark(cohort.clients), mesh.mark(*state), mesh.place(signal)))
-    parts = (sums.total, sums.weight, sums.bound, range, losses, counts, bad, marks)
-    total, weight, bound, range, losses, counts, bad, marks, *extra = mesh.sum(
+    told = map(mesh.place, (signal, *seconds(fold, trained)))
+    marks = torch.stack((mesh.mark(cohort.clients), mesh.mark(*state), *told))
+    norm = norms(fold.updates, len(cohort.clients) if measured else 0)
+    parts = (sums.total, sums.weight, sums.bound, range, losses, counts, bad, marks, norm)
+    total, weight, bound, range, losses, counts, bad, marks, norm, *extra = mesh.sum(
         *parts, *sums.extra.values()
     )
-    drawn, models, signals = marks.cpu()
+    drawn, models, signals, *times = marks.cpu()
     mesh.check("cohort", drawn)
     mesh.check("model", models)
     return Tally(
@@ -89,7 +122,18 @@ def tally(mesh: Mesh, fold: Fold, cohort: Cohort, round: int, server: Server, si
         int(counts[0]),
         int(counts[1]),
         int(signals.max()),
+        norm,
+        torch.stack(times),
+        trained,
     )
+
+
+def seconds(fold: Fold, trained: float) -> tuple[float, float, float]:
+    """Of this rank, until `trained`: in all, of its workers together, of the busiest."""
+    took = trained - fold.began
+    # The one worker of a GPU has long gone on when its last step ends.
+    busy = fold.busy if fold.aggregate.total.is_cpu else [took]
+    return took, sum(busy), max(busy)
 
 
 def warn(round: int, cohort: Cohort, found: Tally, client_ids: Sequence[Hashable]) -> None:

@@ -1,6 +1,7 @@
 """Task: an ordinary module, a loss per example and metrics, made ready for many clients at once."""
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,15 @@ from vecfl.losses import Batch, Score
 from vecfl.modules import Draws, KeyedDropout, key_dropouts, refuse_batchnorm
 from vecfl.trial import changing_buffers, check_embeddings, refuse_two_scaled, require_inputs
 
+# What the results of a client are called beside its metrics.
+TAKEN = {
+    "loss": "the loss itself",
+    "weight": "the loss weight of a client",
+    "client": "the id of a client",
+    "examples": "how many a client has",
+    "update_norm": "the norm of what a client sent",
+}
+
 
 class Task:
     """What clients learn.
@@ -21,7 +31,8 @@ class Task:
     module   an ordinary nn.Module for an ordinary batch; the task keeps a copy, with its dropout
              layers replaced by keyed ones. Parameters with requires_grad=False are frozen.
     loss     (output, batch) -> (sum [B], weight [B]): see `vecfl.losses`
-    metrics  name -> (output, batch) -> (sum [B], weight [B]), from the same forward pass
+    metrics  name -> (output, batch) -> (sum [B], weight [B]), from the same forward pass; any
+             name without spaces and slashes (see `vecfl.metrics`)
     example  a small batch, two examples or more (four are tried), which should differ
     inputs   the columns that the module is called with, in this order
     scale    uint8 inputs x become x * scale, in the step and on the device
@@ -52,8 +63,7 @@ class Task:
         refuse_batchnorm(module)
         if not any(p.requires_grad for p in module.parameters()):
             raise InputError("the module has no trainable parameter: all have requires_grad=False")
-        if "loss" in (metrics or {}):
-            raise InputError("no metric can be called 'loss': that is the loss itself")
+        check_metrics(metrics or {})
         self.draws = Draws()
         self.module = key_dropouts(copy.deepcopy(module), self.draws).train()
         self.loss: Score = loss
@@ -117,3 +127,15 @@ class Task:
         with torch.no_grad():
             check_embeddings(task, columns)
             self.check_labels(task.output(task.prepare(one)), columns)
+
+
+def check_metrics(metrics: Mapping[str, Score]) -> None:
+    """InputError for a name that records, curves or dashboards could not tell from another."""
+    for name in metrics:
+        if not isinstance(name, str) or not name or re.search(r"[\s/]", name):
+            raise InputError(
+                f"metric {name!r}: expected a name without spaces and '/', which part the name of "
+                "an evaluation from that of a metric"
+            )
+        if name in TAKEN:
+            raise InputError(f"no metric can be called {name!r}: that is {TAKEN[name]}")

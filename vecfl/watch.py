@@ -11,6 +11,7 @@ import torch
 
 from vecfl.algorithms.base import OBSERVED, Server
 from vecfl.errors import InputError
+from vecfl.evaluate import OF_ROUNDS
 from vecfl.simulation import Metrics
 from vecfl.state import State
 
@@ -60,6 +61,23 @@ class Watch:
             log.info(said, state.round, self.metric, self.sign * value, self.value, self.round)
             state = replace(state, server=self.server | learned(state.server))
         return state, False
+
+    def check(self, metrics: Metrics) -> None:
+        """InputError where the metric is misspelt, as far as the first evaluations tell.
+
+        Metrics of rounds are not known yet: another name is taken for one of these.
+        """
+        group = self.metric.partition("/")[0]
+        if self.metric not in metrics and group not in OF_ROUNDS:
+            same = any(name.startswith(f"{group}/") for name in metrics)
+            self._refuse(metrics, cutoff=0 if same else 0.8)
+
+    def _refuse(self, metrics: Metrics, cutoff: float) -> None:
+        """InputError with the metric that comes nearest, if one does."""
+        near = get_close_matches(self.metric, metrics, 1, cutoff=cutoff)
+        if near or not cutoff:
+            what = f"--watch: no metric {self.metric} in this run; is it {', '.join(near)}?"
+            raise InputError(what)
 
     def back_at(self, state: State) -> int | None:
         """The best round, where the server's tensors of `state` are those of it again."""

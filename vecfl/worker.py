@@ -1,5 +1,6 @@
 """A worker: one thread's slots and backend, which train clients and fold what they send."""
 
+import time
 from dataclasses import dataclass, field, replace
 from threading import Event
 
@@ -11,6 +12,7 @@ from vecfl.aggregate import Aggregate, add_, add_extra_, empty, merge_
 from vecfl.algorithms import Algorithm, Finished, Round, Starting, Upload
 from vecfl.algorithms.base import Server
 from vecfl.engine import Slots, make_backend, make_update
+from vecfl.geometry import Part, measure
 from vecfl.losses import Batch
 from vecfl.schedule import Plan
 from vecfl.table import Table
@@ -31,6 +33,7 @@ class Job:
     columns  [n, ...] on the device; `plan.first` says where the examples of a client begin
     grid     what makes sums exact (`vecfl.aggregate.exact_grid`), None for plain ones
     table    what clients keep; without one their rows are zero, and nobody keeps the new ones
+    sampled  [C] of the cohort, by place, whose updates are kept; None: updates are not measured
     """
 
     server: Server
@@ -39,6 +42,7 @@ class Job:
     columns: Batch
     grid: float | None = None
     table: Table | None = None
+    sampled: np.ndarray | None = None
 
     @property
     def clients(self) -> Tensor:
@@ -57,6 +61,8 @@ class Fold:
     clients, ok   [K] positions in the dataset, and whether loss and update were finite
     sums, weight  [K, 2] loss and loss weight, [K] weight in the aggregate
     executed      slot-steps, idle ones included
+    updates       what is measured of them, if the job asks for it
+    began, busy   when the first worker began, and the seconds of each
     """
 
     aggregate: Aggregate
@@ -65,6 +71,9 @@ class Fold:
     sums: list[Tensor] = field(default_factory=list)
     weight: list[Tensor] = field(default_factory=list)
     executed: int = 0
+    updates: list[Part] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+    busy: list[float] = field(default_factory=list)
 
     def merge_(self, other: "Fold") -> None:
         """Take in what another worker gathered."""
@@ -74,6 +83,9 @@ class Fold:
         self.sums += other.sums
         self.weight += other.weight
         self.executed += other.executed
+        self.updates += other.updates
+        self.began = min(self.began, other.began)
+        self.busy += other.busy
 
 
 class Worker:
@@ -106,11 +118,12 @@ class Worker:
     @torch.no_grad()  # grad mode belongs to a thread
     def train(self, job: Job, stop: Event | None = None) -> Fold:
         """Train the clients of `job`; ends between two blocks when `stop` is set."""
+        began = time.perf_counter()
         rule, slots = self.algorithm.local(job.server, self.algorithm.rule), self.slots
         seed, draws = self.seed, self.draws
         tape = Tape(job.plan, rule.batches, slots.number, seed=seed, round=job.round, draws=draws)
         update = make_update(rule, self.layout.param_views(job.server["w"]), job.round)
-        fold = Fold(empty(self.layout.size, self.device, job.grid))
+        fold = Fold(empty(self.layout.size, self.device, job.grid), began=began)
         for idle in torch.from_numpy(tape.idle).split(slots.number):
             seats = torch.arange(len(idle))
             self._seat(job, seats, idle)
@@ -125,6 +138,7 @@ class Worker:
             seats, members = map(torch.from_numpy, block.finishes)
             if len(seats):
                 self._commit(job, seats, members, fold)
+        fold.busy.append(time.perf_counter() - began)
         return fold
 
     def _seat(self, job: Job, seats: Tensor, members: Tensor) -> None:
@@ -151,6 +165,9 @@ class Worker:
             fold.ok.append(ok)
             fold.sums.append(torch.stack((done.loss, done.weight), 1))
             fold.weight.append(upload.weight.clone())  # it may be a view of the slots
+            if job.sampled is not None:
+                place = job.plan.place[who.numpy()]
+                fold.updates.append(measure(upload.update, upload.weight, place, job.sampled))
 
     def _gather(self, table: Table | None, clients: Tensor) -> dict[str, Tensor]:
         """The rows of clients [K] in the table, on the device."""

@@ -9,8 +9,7 @@ import pytest
 
 import vecfl.record
 from tests.persist.tiny import arguments, run
-
-TIMES = ("system/round_s", "system/clients_per_s", "system/wait_s")
+from tests.times import without_times
 
 
 @pytest.fixture
@@ -33,6 +32,6 @@ def rows() -> Callable[[Path], list[dict[str, Any]]]:
 
     def rows(run_dir: Path) -> list[dict[str, Any]]:
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(x).items() if k not in TIMES} for x in lines]
+        return [without_times(json.loads(line)) for line in lines]
 
     return rows

@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 import torch
 
+from tests.times import without_times
+
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = -9
-TIMES = ("system/round_s", "system/clients_per_s", "system/wait_s")
 
 # Checkpoints at rounds 0, 3, 6, 8 and at the best ones; the loss falls back now and then.
 PLAN = {"checkpoint_every": 3, "eval_every": 2, "watch": "eval/loss:min", "fall_back": True}
+PLAN |= {"initial_evaluation": True, "client_results": True, "statistics": 2}
 
 
 class Server:
@@ -62,12 +64,13 @@ class Server:
         return (self.folder / f"{out}.log").read_text()
 
     def result(self, out: str) -> tuple[list[dict[str, Any]], dict[str, list[str]], list[bytes]]:
-        """Rows of metrics without times, the bits of the model, and what clients keep on disk."""
+        """Rows of metrics without times, the bits of the model, what clients keep and came to."""
         run_dir = self.folder / out
-        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        rows = [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        rows = [without_times(json.loads(line)) for line in lines]
         model = torch.load(run_dir / "model.pt", weights_only=True)
-        kept = [path.read_bytes() for path in sorted(self.folder.glob(f"{out}-rows/column_*"))]
+        files = sorted(self.folder.glob(f"{out}-rows/column_*")) + sorted(run_dir.glob("clients/*"))
+        kept = [path.read_bytes() for path in files]
         return rows, {k: [x.hex() for x in t.flatten().tolist()] for k, t in model.items()}, kept
 
     def saved(self, out: str) -> int:
@@ -99,8 +102,17 @@ def test_a_kill_at_every_step_of_a_run(server: Server, every: bool) -> None:
     assert (whole["code"], whole["rounds"]) == (0, 8), server.said(f"whole-{every}")
     assert "back to the model of round" in server.said(f"whole-{every}")
     expected = server.result(f"whole-{every}")
-    assert [row["round"] for row in expected[0]] == [1, 2, 3, 4, 5, 6, 7, 8]
-    kinds = {"ckpt written", "ckpt synced", "ckpt renamed", "checkpoint pruned", "pt renamed"}
+    assert [row["round"] for row in expected[0]] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert len(expected[2]) == 5 and all(row["update/sampled"] > 0 for row in expected[0][1:])
+    kinds = {
+        "csv written",
+        "csv synced",
+        "csv renamed",
+        "ckpt written",
+        "ckpt renamed",
+        "checkpoint pruned",
+        "pt renamed",
+    }
     assert kinds | {"round trained", "round evaluated", "round logged"} <= set(whole["steps"])
     for point in points(whole["steps"], every):
         out = f"{point}-{every}".replace(" ", "-")
@@ -119,7 +131,7 @@ def test_a_kill_at_every_step_with_rows_of_clients(server: Server) -> None:
     whole = server.run("rows", **plan)
     expected = server.result("rows")
     assert (whole["code"], whole["rounds"]) == (0, 8), server.said("rows")
-    assert len(expected[2]) == 2 and all(any(column[128:]) for column in expected[2])
+    assert len(expected[2]) == 2 + 5 and all(any(column[128:]) for column in expected[2][:2])
     for point in points(whole["steps"], every=False):
         out = f"rows-{point}".replace(" ", "-")
         assert server.run(out, kill_at=point, **plan)["code"] == KILLED, point

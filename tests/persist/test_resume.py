@@ -244,7 +244,17 @@ def test_another_recipe_is_refused(tiny: Tiny) -> None:
         resume(arguments("run", resume="auto"), "quickstart")
 
 
-COUNT = ["cohort", "batch", "seed", "sample_seed", "device", "dtype", "exact_sums", "init"]
+COUNT = [
+    "validation",
+    "cohort",
+    "batch",
+    "seed",
+    "sample_seed",
+    "device",
+    "dtype",
+    "exact_sums",
+    "init",
+]
 COUNT += ["fall_back", "lr"]  # a recipe's own count, too
 
 
@@ -254,7 +264,8 @@ def test_which_settings_change_the_result() -> None:
     assert counts == COUNT
     base["fall_back"] = True  # then evaluations decide what comes next
     counts = [name for name in base if changes(base, base | {name: 2})]
-    assert [n for n in counts if n not in COUNT] == ["rounds", "eval_every", "watch"]
+    when = ["eval_every", "test_every", "initial_evaluation", "statistics", "rounds", "watch"]
+    assert [n for n in counts if n not in COUNT] == when
     assert changes({"lr": 1}, {"lr": 1, "mu": 2}) == ["mu None there, 2 here"]
 
 

@@ -67,5 +67,6 @@ def run(args: TinyArgs) -> None:
 def arguments(out: str, **changed: object) -> TinyArgs:
     """Eight rounds with an arrangement, so that nothing is measured."""
     how = {"backend": "loop", "workers": 2, "threads": 1, "slots": 2}
-    values = {"rounds": 8, "cohort": 4, "batch": 3, "track": "none", "out": out, **how, **changed}
+    values = {"rounds": 8, "cohort": 4, "batch": 3, "track": "none", "out": out, **how}
+    values |= {"initial_evaluation": False, **changed}
     return TinyArgs(**values)  # type: ignore[arg-type]

@@ -93,6 +93,13 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
         vecfl.fedprox_adaptive(lr=lambda t: 0.1 + t % 2, start=0.1, patience=1, batches=B),
         rounds=4,
     ),
+    "updates": Case(
+        FEDAVG(),
+        sampler=drawn([3, 3, 1, 6, 5, 0], [], [6, 2, 4, 0, 3]),
+        rounds=3,
+        bad=(6,),
+        how={"backend": "loop", "statistics": 3},
+    ),
     # 36 examples: weights times largest numbers, 10954, are beyond 2^(6 + 7) = 8192, but those of
     # no rank alone: of the six clients the three largest come to 6458.
     "beyond the grid": Case(vecfl.fedavg(lr=300.0, batches=B), "linear", sizes=(6,) * 6, rounds=1),
@@ -195,7 +202,9 @@ def count_steps(sim: vecfl.Simulation) -> list[int]:
 def evaluated(sim: vecfl.Simulation, state: vecfl.State, problem: Any) -> dict[str, Any]:
     """Examples of several batches; a client may reach into two of them."""
     data = dataset(problem.clients((700, 900, 0, 30, 1500, 1200)))
-    return sim.evaluate(state, data.columns) | sim.evaluate_clients(state, data)
+    norms = sim.client_results(state).get("update_norm", torch.empty(0)).tolist()
+    told = {f"norm {k}": norm for k, norm in enumerate(norms)}
+    return sim.evaluate(state, data.columns) | sim.evaluate_clients(state, data) | told
 
 
 def all_cases(folder: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the recipe with two clients a round and gives the lines of its metrics."""
+    """Runs the recipe with two clients a round and gives the lines of its rounds, from 1."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VECFL_DATA", raising=False)
 
@@ -41,7 +41,10 @@ def command(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         common = [str(RECIPE), "--rounds=2", "--cohort=2", f"--out={name}", *where]
         monkeypatch.setattr(sys, "argv", [*common, *flags])
         runpy.run_path(str(RECIPE), run_name="__main__")
-        return [json.loads(line) for line in Path(name, "metrics.jsonl").read_text().splitlines()]
+        lines = Path(name, "metrics.jsonl").read_text().splitlines()
+        first, *rows = [json.loads(line) for line in lines]
+        assert first["round"] == 0 and first.keys() >= {"eval/accuracy", "client/accuracy_p50"}
+        return rows
 
     return command
 
@@ -98,6 +101,17 @@ def test_it_learns(command: Any) -> None:
     assert rows[-1]["train/loss"] < 0.2 * rows[0]["train/loss"]
 
 
+def test_writers_are_held_out_for_validation(command: Any) -> None:
+    """One of the four training writers, who then does not train."""
+    rows = command("run", "--validation=0.25", "--rounds=4", "--eval-every=2", "--test-every=3")
+    told = [("validation/loss" in row, "eval/loss" in row) for row in rows]
+    assert told == [(False, False), (True, False), (False, True), (True, True)]
+    config = settings("run")
+    assert (config["validation"], config["test_every"]) == (0.25, 3)
+    with pytest.raises(SystemExit):  # three are left
+        command("more", "--validation=0.25", "--cohort=4", "--slots=1")
+
+
 def test_another_algorithm_carries_no_default_over(
     command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +137,12 @@ def test_another_algorithm_carries_no_default_over(
         ("--batch 0", "--batch: expected at least 1, got 0"),
         ("--epochs 0", "--epochs: expected at least 1, got 0"),
         ("--eval-every 0", "--eval-every: expected at least 1, got 0"),
+        ("--test-every 0", "--test-every: expected at least 1, got 0"),
+        ("--test-every 2", "--test-every: needs --validation, a part of its own to evaluate"),
+        ("--validation 1", "--validation: expected a share below 1, got 1.0"),
+        ("--validation nan", "--validation: expected a number of at least 0, got nan"),
+        ("--validation 0.01", "--validation: "),
+        ("--statistics -1", "--statistics: expected a number of at least 0, got -1"),
         ("--slots 3", "--slots: expected auto or at most --cohort (2), got 3"),
         ("--lr 0", "--lr: expected a positive number, got 0.0"),
         ("--clip nan", "--clip: expected a positive number, got nan"),

@@ -36,7 +36,11 @@ KEYS = {
     *(f"system/{name}" for name in ("clients_per_s", "round_s", "slots", "slot_efficiency")),
     *(f"system/{name}" for name in ("client_steps", "backend", "workers", "threads")),
     *("system/wait_s", "system/data", "system/ranks"),
+    *(f"system/{name}_s" for name in ("train", "aggregate", "client", "worker_max")),
+    *(f"system/{name}_s" for name in ("evaluate", "housekeeping")),
 }
+FIRST = {name for name in KEYS if name.startswith(("eval/", "client/"))}  # of the first model
+FIRST |= {"round", "system/evaluate_s", "system/housekeeping_s"}
 
 
 # Runs the recipe where no file can grow beyond 20,000 bytes, as if the disk were full.
@@ -92,7 +96,9 @@ def test_the_main_job_learns_the_digits(tmp_path: Path, seed: int) -> None:
     assert sorted(path.name for path in run_dir.iterdir()) == [
         *("checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "model.pt")
     ]
-    rows = rows_of(run_dir)
+    first, *rows = rows_of(run_dir)
+    assert first["round"] == 0 and first.keys() == FIRST
+    assert first["eval/accuracy"] < 0.3
     assert [row["round"] for row in rows] == list(range(1, 101))
     assert {frozenset(row) for row in rows} == {frozenset(KEYS)}
     assert rows[-1]["eval/accuracy"] >= 0.95
@@ -117,7 +123,7 @@ def test_config_holds_the_effective_settings(
     flags = ("--rounds=1", "--cohort", "3", "--seed=5", "--sample-seed", "6", "--out")
     command(monkeypatch, *flags, str(tmp_path / "a"))
     config = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
-    (row,) = rows_of(tmp_path / "a")
+    _, row = rows_of(tmp_path / "a")
     chosen = {name: config.pop(name) for name in ("backend", "workers", "threads", "slots")}
     assert chosen == {name: row[f"system/{name}"] for name in chosen}  # what "auto" came to
     assert config == {
@@ -135,6 +141,11 @@ def test_config_holds_the_effective_settings(
         "device": "cpu",
         "dtype": "float32",
         "eval_every": 1,
+        "test_every": None,
+        "validation": 0.0,
+        "initial_evaluation": True,
+        "client_results": False,
+        "statistics": 0,
         "init": None,
         "checkpoint_every": 10,
         "keep": 2,
@@ -153,7 +164,7 @@ def test_backends_slots_and_repetition_give_one_result(
     command(monkeypatch, *common, str(tmp_path / "vmap"), *kind)
     command(monkeypatch, *common, str(tmp_path / "again"), *kind)
     command(monkeypatch, *common, str(tmp_path / "loop"), "--backend=loop")
-    vmap, again, loop = (rows_of(tmp_path / name) for name in ("vmap", "again", "loop"))
+    vmap, again, loop = (rows_of(tmp_path / name)[1:] for name in ("vmap", "again", "loop"))
     names = ("backend", "workers", "slots")
     assert {tuple(row[f"system/{name}"] for name in names) for row in vmap} == {("vmap", 2, 3)}
     assert {row["system/backend"] for row in loop} == {"loop"}
@@ -185,7 +196,7 @@ def test_each_seed_has_its_own_job() -> None:
 def test_seeds_reach_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def loss(name: str, *flags: str) -> float:
         command(monkeypatch, "--rounds=1", "--cohort=3", "--out", str(tmp_path / name), *flags)
-        return rows_of(tmp_path / name)[0]["train/loss"]
+        return rows_of(tmp_path / name)[1]["train/loss"]
 
     plain = loss("plain")
     assert plain == loss("same", "--data-seed=0", "--sample-seed=0")
@@ -281,19 +292,19 @@ def test_a_signal_saves_the_run_and_it_goes_on(tmp_path: Path) -> None:
     )
     assert said and "Traceback" not in err, err
     before = rows_of(run_dir)
-    assert [row["round"] for row in before] == list(range(1, int(said[1]) + 1))
-    assert all(row.keys() >= KEYS for row in before)
+    assert [row["round"] for row in before] == list(range(int(said[1]) + 1))
+    assert all(row.keys() >= KEYS for row in before[1:])
     names = ["checkpoints", "config.yaml", "metrics.jsonl"]
     assert sorted(path.name for path in run_dir.iterdir()) == names
 
     rounds = int(said[1]) + 2
     code, out, err = finish(start(tmp_path, f"--rounds={rounds}", *common, "--resume=auto"))
     assert (code, rows_of(run_dir)[:-2]) == (0, before), err
-    assert len(rows_of(run_dir)) == rounds and (run_dir / "model.pt").exists()
+    assert len(rows_of(run_dir)) == 1 + rounds and (run_dir / "model.pt").exists()
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_metrics(tmp_path: Path) -> None:
-    # Two lines of metrics fit into 20,000 bytes, the 15,010 float32 of the model do not.
+    # Three lines of metrics fit into 20,000 bytes, the 15,010 float32 of the model do not.
     process = start(tmp_path, "--rounds=2", "--out=run", by=("-c", FULL_DISK))
     code, out, err = finish(process)
     assert (code, out) == (2, "")
@@ -303,7 +314,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_metrics(tmp_path: Path) -> None:
     )
     assert "round 0 is not saved: run/checkpoints/round-000000.ckpt: File too large; free so" in err
     assert "Traceback" not in err
-    assert len(rows_of(tmp_path / "run")) == 2
+    assert len(rows_of(tmp_path / "run")) == 3
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == [
         *("checkpoints", "config.yaml", "error.log", "metrics.jsonl")
     ]

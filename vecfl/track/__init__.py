@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from vecfl.track.clients import forget_clients, write_clients
 from vecfl.track.console import Console
 from vecfl.track.jsonl import Jsonl
 from vecfl.track.run_dir import as_yaml, check_out, create_run_dir, hold, letting_go
@@ -17,9 +18,11 @@ __all__ = [
     "check_out",
     "check_wandb",
     "create_run_dir",
+    "forget_clients",
     "hold",
     "letting_go",
     "new_id",
+    "write_clients",
 ]
 
 

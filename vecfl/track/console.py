@@ -78,8 +78,11 @@ class _Lines:
         self.seen = 0
 
     def show(self, rnd: int, text: str) -> None:
-        self.seen += 1
+        self.seen += rnd > 0
         if rnd % self.every and rnd != self.rounds:
+            return
+        if not rnd:  # the first model: what a round takes is not known yet
+            print(f"round 0/{self.rounds}  {text}", file=sys.stderr, flush=True)
             return
         per_round = (time.perf_counter() - self.start) / self.seen
         minutes, seconds = divmod(round(per_round * (self.rounds - rnd)), 60)
