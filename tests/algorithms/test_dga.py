@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 import torch
 
 import vecfl
-from vecfl.algorithms import Algorithm
+from vecfl.algorithms import Algorithm, Finished, Upload
 from vecfl.algorithms.dga import MEASURES, Weighting
 from vecfl.errors import InputError
 
@@ -96,6 +97,23 @@ def test_who_has_nothing_to_send_counts_for_nothing(weighting: Weighting, exact:
     w, metrics = lines([others[0], some[0], others[1], some[1], others[2]], algorithm, **kind)
     assert w == pytest.approx(alone, rel=1e-12) and alone != 1
     assert (metrics["train/clients"], metrics["train/dropped_clients"]) == (2, 2)
+
+
+@pytest.mark.parametrize("log", [math.nan, math.inf, -math.inf])
+def test_a_log_that_is_not_finite_drops_its_client(log: float) -> None:
+    """Its update and its loss are finite; FAR alone goes to 1.25."""
+    inner = dga(weighting="uniform")
+
+    def upload(server: dict, done: Finished) -> Upload:
+        sent = inner.upload(server, done)
+        assert sent.log_weight is not None
+        return replace(sent, log_weight=sent.log_weight.where(done.client != 1, log))
+
+    algorithm = replace(inner, upload=upload)
+    for exact in (False, True):
+        w, metrics = lines([client(FAR), client(STEEP)], algorithm, exact_sums=exact, slots=2)
+        assert w == pytest.approx(1.25, rel=1e-9)
+        assert (metrics["train/clients"], metrics["train/dropped_clients"]) == (1, 1)
 
 
 def test_a_cohort_of_nobody_leaves_the_model() -> None:
