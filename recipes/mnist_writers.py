@@ -18,18 +18,12 @@ import torch
 from torch import Tensor
 
 import vecfl
+from vecfl.algorithm_flags import AlgorithmArgs, check_algorithm, make_algorithm, settle
 from vecfl.cli import check, main
 from vecfl.data import FederatedDataset, hold_out, mnist_writers, read
 from vecfl.data.mnist_writers import default_folder
 from vecfl.evaluations import held_out, validated
-from vecfl.flags import (
-    AlgorithmArgs,
-    check_algorithm,
-    check_run,
-    make_algorithm,
-    settle,
-    simulation,
-)
+from vecfl.flags import check_run, simulation
 from vecfl.models import emnist_cnn, logistic
 from vecfl.record import record_run
 from vecfl.resume import resume

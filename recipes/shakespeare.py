@@ -17,17 +17,11 @@ import torch
 from torch import Tensor
 
 import vecfl
+from vecfl.algorithm_flags import AlgorithmArgs, check_algorithm, make_algorithm, settle
 from vecfl.cli import main
 from vecfl.data import FederatedDataset, read_tff_pair, text
 from vecfl.evaluations import held_out, validated
-from vecfl.flags import (
-    AlgorithmArgs,
-    check_algorithm,
-    check_run,
-    make_algorithm,
-    settle,
-    simulation,
-)
+from vecfl.flags import check_run, simulation
 from vecfl.models import WindowLM
 from vecfl.record import record_run
 from vecfl.resume import resume

@@ -1,5 +1,8 @@
 """The flags that recipes share, and what their values come to."""
 
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,22 +10,23 @@ import torch
 from torch import nn
 
 import vecfl
+from vecfl.algorithm_flags import EVERY_OPTION, OPTIONS, AlgorithmArgs, make_algorithm, settle
 from vecfl.algorithms import Round
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
-from vecfl.flags import EVERY_OPTION, OPTIONS, AlgorithmArgs, make_algorithm, settle, simulation
+from vecfl.flags import simulation
 from vecfl.layout import Entry, Layout
 from vecfl.optim import Rows
 
-ALGORITHMS = ["fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
-ALGORITHMS += ["dga"]
+ALGORITHMS = ["fedavg", "fedsgd", "fedprox", "fedprox_adaptive", "fedavgm", "fedadagrad", "fedadam"]
+ALGORITHMS += ["fedyogi", "dga"]
 X = torch.linspace(-1, 1, 60).view(20, 3).sin()
 Y = (X[:, 0] > 0).long()
 
 CHANGED = {"lr": 0.07, "epochs": 2, "optimizer": "momentum", "clip": 0.01, "mu": 3.0, "tau": 0.5}
 CHANGED |= {"server_lr": 0.5, "beta": 0.1, "beta1": 0.3, "beta2": 0.2, "start": 2.0}
 CHANGED |= {"softmax_beta": 3.0, "weighting": "rms"}
-CHANGED |= {"weight_decay": 0.3}
+CHANGED |= {"weight_decay": 0.3, "server": "adam(lr=0.5)"}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -37,7 +41,8 @@ def test_every_option_has_an_effect(algorithm: str) -> None:
         assert sim.algorithm.name == algorithm
         state = sim.start()
         for _ in range(2):
-            state, _ = sim.round(state)
+            state, metrics = sim.round(state)
+            state = sim.observe(state, metrics)
         return state.server["w"]
 
     plain = model()
@@ -118,7 +123,7 @@ REFUSED = [(a, o) for a in ALGORITHMS for o in CHANGED if o not in OPTIONS[a]]
 def test_what_an_algorithm_does_not_take_is_an_error(algorithm: str, option: str) -> None:
     args = AlgorithmArgs(algorithm=algorithm, **{option: CHANGED[option]})
     flag = "--" + option.replace("_", "-")
-    said = f"^{flag}: {algorithm} does not take it \\(got {CHANGED[option]}\\); it takes --"
+    said = f"^{flag}: {algorithm} does not take it \\(got {re.escape(str(CHANGED[option]))}\\); it takes --"
     with pytest.raises(InputError, match=said):
         settle(args)
 
@@ -139,3 +144,71 @@ def test_a_recipe_has_learning_rates_of_its_own() -> None:
 def test_seeds() -> None:
     assert settle(AlgorithmArgs(seed=4)).sample_seed == 4
     assert settle(AlgorithmArgs(seed=4, sample_seed=0)).sample_seed == 0
+
+
+OWN = """
+import vecfl
+
+
+def halved(*, lr, batches, server=None, share=0.5):
+    return vecfl.fedavg(lr=share * lr, batches=batches, server=server)
+
+
+def quietly(own, done, upload):
+    return upload
+"""
+
+
+def test_an_algorithm_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags fill what its parameters ask for; the rest stands behind its name."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN)
+    args = settle(AlgorithmArgs(algorithm="own.py:halved(share=0.25)", lr=0.8, epochs=3, batch=7))
+    rule = make_algorithm(args).rule
+    assert (rule.lr, rule.batches.epochs, rule.batches.size) == (0.2, 3, 7)
+    args = settle(AlgorithmArgs(algorithm="own.py:halved", server="momentum(2.0)"))
+    assert make_algorithm(args).rule.lr == 0.05  # 0.1 of SGD, where none is given
+    for algorithm, flags, said in (
+        (
+            "own.py:halved",
+            {"mu": 1.0},
+            "--mu: halved does not take it (got 1.0); it takes --epochs",
+        ),
+        (
+            "own.py:halved(shared=2)",
+            {},
+            "--algorithm: own.py:halved(shared=2): halved() got an une",
+        ),
+        ("own.py:other", {}, "--algorithm: own.py has no other; it has halved, quietly"),
+        ("own.py:quietly", {}, "--algorithm: own.py:quietly: quietly() missing 3 required posit"),
+        ("fedavg(lr=1)", {}, "--algorithm: fedavg(lr=1): give its options by flags"),
+        ("fedavgg", {}, "--algorithm: no fedavgg here; is it fedavg, fedavgm"),
+        ("fedavg", {"server": "adan()"}, "--server: no adan here; is it adam"),
+    ):
+        with pytest.raises(InputError) as caught:
+            make_algorithm(settle(AlgorithmArgs(algorithm=algorithm, **flags)))
+        assert str(caught.value).startswith(said)
+
+
+def test_parts_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(
+        OWN + "\n\ndef ones(output, batch):\n    return batch['y'] * 0 + 1, None"
+    )
+    data = FederatedDataset.from_arrays({"x": X, "y": Y}, [0] * 9 + [1] * 5 + [2] * 6)
+    task = vecfl.Task(
+        nn.Linear(3, 2), vecfl.cross_entropy, {"a": vecfl.accuracy}, example=data.examples(2)
+    )
+    flags = {"sampler": "cyclic(2)", "transforms": ("clip_by_norm(0.5)", "clip_by_norm(0.25)")}
+    flags |= {"metrics": ("one=own.py:ones", "top=top_k_accuracy(2)"), "cohort": 2, "slots": 1}
+    flags |= {"backend": "loop", "workers": 1}
+    args = AlgorithmArgs(**flags)
+    sim = simulation(args, task, data, make_algorithm(settle(args)))
+    assert sim.algorithm.name == "fedavg, clip_by_norm 0.5, clip_by_norm 0.25"
+    assert sorted(sim.cohort(0).tolist() + sim.cohort(1).tolist())[:3] == [0, 1, 2]
+    found = sim.evaluate(sim.start(), data.columns)
+    assert (found["eval/one"], found["eval/top"]) == (1, 1) and "eval/a" in found
+    with pytest.raises(InputError, match="^--metrics: own.py:ones: expected NAME=file.py:function"):
+        simulation(replace(args, metrics=("own.py:ones",)), task, data, sim.algorithm)
+    with pytest.raises(InputError, match="^metric a: there is one of this name"):
+        simulation(replace(args, metrics=("a=own.py:ones",)), task, data, sim.algorithm)

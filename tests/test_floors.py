@@ -46,7 +46,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset(
         {"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags", "vecfl.rounds"}
-        | {"vecfl.plugins", "vecfl.evaluations"}
+        | {"vecfl.plugins", "vecfl.evaluations", "vecfl.algorithm_flags"}
+        | {"vecfl.finish"}
         | {"vecfl.watch", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
         | {"vecfl.stop"}
     ),
@@ -94,6 +95,9 @@ SAME_FLOOR = {
     ("vecfl.simulation", "vecfl.trainer"),
     ("vecfl.flags", "vecfl.cli"),
     ("vecfl.flags", "vecfl.plugins"),
+    ("vecfl.algorithm_flags", "vecfl.plugins"),
+    ("vecfl.algorithm_flags", "vecfl.flags"),
+    ("vecfl.algorithm_flags", "vecfl.cli"),
     ("vecfl.flags", "vecfl.evaluations"),
     ("vecfl.record", "vecfl.evaluations"),
     ("vecfl.flags", "vecfl.report"),
@@ -111,6 +115,9 @@ SAME_FLOOR = {
     ("vecfl.record", "vecfl.report"),
     ("vecfl.record", "vecfl.resume"),
     ("vecfl.record", "vecfl.keeper"),
+    ("vecfl.record", "vecfl.finish"),
+    ("vecfl.finish", "vecfl.keeper"),
+    ("vecfl.finish", "vecfl.report"),
     ("vecfl.keeper", "vecfl.flags"),
     ("vecfl.keeper", "vecfl.resume"),
     ("vecfl.keeper", "vecfl.watch"),

@@ -1,34 +1,34 @@
-"""Flags that recipes share: dataclasses to inherit from, and what their values mean.
+"""Flags that all recipes share: a dataclass to inherit from, and what its values mean."""
 
-A recipe that lets the user choose the algorithm inherits `AlgorithmArgs`, any other `RunArgs`.
-"""
-
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import torch
 
-import vecfl.algorithms as algorithms
-import vecfl.optim as optim
+import vecfl.metrics
+import vecfl.sampling as sampling
+import vecfl.transforms as transforms
 from vecfl.algorithms import Algorithm
-from vecfl.algorithms.dga import Weighting
-from vecfl.cli import check, flag, has_device
+from vecfl.cli import check, has_device
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.evaluations import EvaluationArgs
+from vecfl.losses import Score
 from vecfl.model_file import check_safetensors, warm_start
+from vecfl.participation import separated
+from vecfl.plugins import part
 from vecfl.report import check_matplotlib
-from vecfl.sampling import uniform
-from vecfl.schedule import Batches
 from vecfl.simulation import Simulation
 from vecfl.stop import Stop
 from vecfl.task import Task
 from vecfl.track import check_out, check_wandb
 from vecfl.watch import Watch
 
-Settled = TypeVar("Settled", bound="AlgorithmArgs")
+NAMES = ("everyone", "uniform", "fraction", "uniform_between", "poisson", "cyclic")
+SAMPLERS = {name: getattr(sampling, name) for name in NAMES} | {"separated": separated}
+TRANSFORMS = {name: getattr(transforms, name) for name in ("clip_by_norm", "clip_by_layer")}
+METRICS = {n: getattr(vecfl.metrics, n) for n in ("top_k_accuracy", "recall", "precision", "f1")}
 
 
 @dataclass
@@ -63,6 +63,12 @@ class RunArgs(EvaluationArgs):
     """clients that train at the same time on each worker"""
     exact_sums: bool = False
     """add up clients on a grid: the same bits for any slots, workers and ranks"""
+    sampler: str | None = None
+    """who takes part: poisson(0.1), cyclic(20), file.py:name; --cohort at random if not given"""
+    transforms: tuple[str, ...] = ()
+    """of what clients send, in their order: clip_by_norm(1.0), file.py:name(2)"""
+    metrics: tuple[str, ...] = ()
+    """of each evaluation beside the recipe's: NAME=file.py:function, top3=top_k_accuracy(3)"""
     init: str | None = None
     """first model: a state dict, .safetensors or of torch.save"""
     resume: str = "none"
@@ -84,89 +90,6 @@ class RunArgs(EvaluationArgs):
     """end after so many evaluations without a better value of --watch"""
     safetensors: bool = False
     """write the final model as model.safetensors, too"""
-
-
-@dataclass
-class AlgorithmArgs(RunArgs):
-    """A run by one of the algorithms, with their options."""
-
-    batch: int = 10
-    """examples in a batch; for fedsgd, of a micro-batch, which bounds memory alone"""
-    algorithm: Literal[
-        "fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "dga"
-    ] = "fedavg"
-    """the options below that say 'by algorithm' are an error where it does not take them"""
-    lr: float | None = None
-    """learning rate: the clients', for fedsgd the server's; by algorithm and optimizer"""
-    epochs: int | None = None
-    """passes over a client's examples in a round; by algorithm"""
-    optimizer: Literal["sgd", "momentum", "adam", "adamw", "rmsprop"] | None = None
-    """the clients' optimizer; by algorithm"""
-    weight_decay: float | None = None
-    """of the clients' optimizer, L2 or for adamw decoupled; by algorithm and optimizer"""
-    clip: float | None = None
-    """greatest norm of the gradient of a client's step, no limit if not given; by algorithm"""
-    mu: float | None = None
-    """strength of the pull to the model of the round; by algorithm (fedprox)"""
-    server_lr: float | None = None
-    """learning rate of the server; by algorithm"""
-    beta: float | None = None
-    """momentum of the server; by algorithm (fedavgm)"""
-    beta1: float | None = None
-    """decay of the server's mean of updates; by algorithm"""
-    beta2: float | None = None
-    """decay of the server's mean of squared updates; by algorithm"""
-    tau: float | None = None
-    """added to the root of the squared updates, which it bounds below; by algorithm"""
-    softmax_beta: float | None = None
-    """how much clients that train well count for more; by algorithm (dga)"""
-    weighting: Weighting | None = None
-    """what tells how well a client trained; by algorithm (dga)"""
-    start: float | None = None
-    """first value of the squared updates, tau^2 if not given; by algorithm"""
-    eval_every: int = 5
-    """rounds from one evaluation to the next; the last round is always evaluated"""
-
-
-# What each algorithm takes by a flag of its own, with the values where none is given.
-CLIENTS = {"epochs": 1, "optimizer": "sgd", "weight_decay": None, "clip": None, "lr": None}
-ADAPTIVE = {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3, "start": None}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "fedavg": CLIENTS,
-    "fedsgd": {"lr": 0.5},
-    "fedprox": CLIENTS | {"mu": 0.01},
-    "fedavgm": CLIENTS | {"server_lr": 1.0, "beta": 0.9},
-    "fedadagrad": CLIENTS | {"server_lr": 0.1, "beta1": 0.0, "tau": 1e-3, "start": None},
-    "fedadam": CLIENTS | ADAPTIVE,
-    "fedyogi": CLIENTS | ADAPTIVE,
-    "dga": CLIENTS | {"softmax_beta": 1.0, "weighting": "loss"},
-}
-EVERY_OPTION = tuple(dict.fromkeys(name for options in OPTIONS.values() for name in options))
-
-# By the clients' optimizer.
-LR = {"sgd": 0.1, "momentum": 0.01, "adam": 0.001, "adamw": 0.001, "rmsprop": 0.001}
-DECAY = {"adamw": 0.01}  # 0 for the others
-
-
-def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
-    """`args` with the values that its algorithm and optimizer fill in; `lr` by client optimizer.
-
-    Raises InputError for a value that the algorithm does not take.
-    """
-    taken = OPTIONS[args.algorithm]
-    for name in EVERY_OPTION:
-        if name not in taken and (value := getattr(args, name)) is not None:
-            raise InputError(
-                f"{flag(name)}: {args.algorithm} does not take it (got {value}); "
-                f"it takes {', '.join(map(flag, taken))}"
-            )
-    filled = {name: default for name, default in taken.items() if getattr(args, name) is None}
-    if filled.get("lr", 0) is None:
-        filled["lr"] = lr[args.optimizer or "sgd"]
-    if "weight_decay" in filled:
-        filled["weight_decay"] = DECAY.get(args.optimizer or "sgd", 0.0)
-    seed = args.seed if args.sample_seed is None else args.sample_seed
-    return replace(args, sample_seed=seed, **filled)
 
 
 def check_run(args: RunArgs) -> None:
@@ -201,31 +124,6 @@ def check_saving(args: RunArgs) -> None:
         check_safetensors("--safetensors")
 
 
-def check_algorithm(args: AlgorithmArgs) -> None:
-    """Raise InputError, with the name of the flag, for a value that no algorithm could take."""
-    check(args, ("epochs",), lambda n: n >= 1, "at least 1")
-    positive = ("lr", "server_lr", "clip", "tau")
-    check(args, positive, lambda x: 0 < x < math.inf, "a positive number")
-    at_least_zero = ("mu", "start", "weight_decay", "softmax_beta")
-    check(args, at_least_zero, lambda x: 0 <= x < math.inf, "a number of at least 0")
-    check(args, ("beta", "beta1", "beta2"), lambda x: 0 <= x < 1, "a number in [0, 1)")
-
-
-def make_algorithm(args: AlgorithmArgs) -> Algorithm:
-    """The algorithm with the options that it takes; `args` are settled."""
-    options = {name: getattr(args, name) for name in OPTIONS[args.algorithm]}
-    if args.algorithm == "fedsgd":
-        return algorithms.fedsgd(size=args.batch, **options)
-    options["batches"] = Batches(size=args.batch, epochs=options.pop("epochs"))
-    decay = options.pop("weight_decay")
-    options["optimizer"] = getattr(optim, options["optimizer"])(weight_decay=decay)
-    if "beta2" in options:
-        options["betas"] = options.pop("beta1"), options.pop("beta2")
-    builder = getattr(algorithms, args.algorithm)
-    algorithm: Algorithm = builder(**options)
-    return algorithm
-
-
 def simulation(
     args: RunArgs,
     task: Task,
@@ -233,20 +131,25 @@ def simulation(
     algorithm: Algorithm,
     table: str | Path | None = None,
 ) -> Simulation:
-    """The simulation of these parts, with uniform cohorts; `table` as in `Simulation`.
+    """The simulation of these parts, and of those that flags name; `table` as in `Simulation`.
 
     Raises InputError as `Simulation` does, and for a cohort that is larger than the population.
     """
     n = data.num_clients
     check(args, ("cohort",), lambda size: size <= n, f"at most {n} (training clients)")
+    chained = [part("--transforms", text, TRANSFORMS) for text in args.transforms]
+    sampler = sampling.uniform(args.cohort)
+    if args.sampler is not None:
+        sampler = part("--sampler", args.sampler, SAMPLERS)
+    task = task.scored(named_metrics(args.metrics))
     if args.init is not None:
         task = task.to("cpu", getattr(torch, args.dtype))
         warm_start(task.module, args.init)
     return Simulation(
         task,
         data,
-        algorithm,
-        uniform(args.cohort),
+        transforms.chain(algorithm, *chained),
+        sampler,
         seed=args.seed,
         sample_seed=args.sample_seed,
         device=args.device,
@@ -259,3 +162,14 @@ def simulation(
         table=table,
         statistics=args.statistics,
     )
+
+
+def named_metrics(texts: tuple[str, ...]) -> dict[str, Score]:
+    """The metrics of --metrics by their names."""
+    named = {}
+    for text in texts:
+        name, equals, what = text.partition("=")
+        if not equals:
+            raise InputError(f"--metrics: {text}: expected NAME=file.py:function")
+        named[name] = part("--metrics", what, METRICS)
+    return named

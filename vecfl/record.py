@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -12,16 +11,14 @@ from threading import current_thread, main_thread
 from traceback import format_exc
 from typing import Any
 
-import torch
-
 from vecfl.errors import InputError
 from vecfl.evaluations import Evaluate, Evaluation, Evaluations
 from vecfl.files import reached
+from vecfl.finish import finish, told
 from vecfl.flags import RunArgs
 from vecfl.keeper import Keeper, reason
 from vecfl.mesh import RankError
-from vecfl.model_file import SAFE, save_model
-from vecfl.report import draw_curves, summary
+from vecfl.model_file import SAFE
 from vecfl.resume import CHECKPOINTS, Before, go_on, settings
 from vecfl.signals import Signals, Stopped
 from vecfl.simulation import Simulation
@@ -133,11 +130,6 @@ def begin_again(
     return keeper, state
 
 
-def told(run_dir: Path, stopped: str | None) -> str:
-    """The summary of a run, and why it was stopped."""
-    return "\n".join([summary(run_dir), *([f"stopped         {stopped}"] if stopped else [])])
-
-
 @contextmanager
 def failures(run_dir: Path, rank: int, ranks: int) -> Iterator[None]:
     """An exception that ends a rank is written to `error.log`, if the directory is in reach."""
@@ -175,8 +167,7 @@ def run_rounds(
     try:
         with signals, ExitStack() as files:
             if sim.mesh.rank == 0:
-                keeper.rows = files.enter_context(closing(Jsonl(keeper.run_dir / "metrics.jsonl")))
-                trackers = [keeper.rows, files.enter_context(closing(Console(args.rounds))), board]
+                trackers = opened(files, keeper, args.rounds, board)
             if state.round == 0 and args.initial_evaluation:
                 log_first(state, evaluate, keeper, trackers)
             while state.round < args.rounds and not keeper.stopped and not came():
@@ -204,6 +195,12 @@ def run_rounds(
     return state
 
 
+def opened(files: ExitStack, keeper: Keeper, rounds: int, board: Wandb) -> list[Tracker]:
+    """Where metrics go, open until `files` is closed."""
+    keeper.rows = files.enter_context(closing(Jsonl(keeper.run_dir / "metrics.jsonl")))
+    return [keeper.rows, files.enter_context(closing(Console(rounds))), board]
+
+
 def log_first(
     state: State, evaluate: Evaluations, keeper: Keeper, trackers: Sequence[Tracker]
 ) -> None:
@@ -212,42 +209,3 @@ def log_first(
     keeper.look(state, metrics, False)
     for tracker in trackers:
         tracker.log(metrics)
-
-
-def finish(sim: Simulation, state: State, safetensors: bool, keeper: Keeper) -> None:
-    """Save the model, print the summary and draw the curves of a run that is complete."""
-    model, run_dir = sim.state_dict(state), keeper.run_dir
-    if safetensors:
-        save_model(run_dir / f"model{SAFE}", model)
-    kept = keep_model(model, run_dir / "model.pt", state.round)
-    try:
-        draw_curves(run_dir)
-    except KeyboardInterrupt:
-        done = f"interrupted; training finished and {kept} is complete, curves.png was not drawn"
-        raise Stopped(done, signal.SIGINT) from None
-    except OSError as error:
-        raise InputError(f"{reason(error)}; training finished, model: {kept}") from error
-    finally:
-        print(told(run_dir, keeper.stopped))
-        if keeper.watch is not None and (best := keeper.watch.back_at(state)) is not None:
-            print(f"model.pt        of round {best}, the best by {keeper.watch.metric}")
-
-
-def keep_model(model: dict[str, torch.Tensor], path: Path, rounds: int) -> Path:
-    """Save the model at `path`, or in a temporary directory if that cannot be written.
-
-    Raises InputError where neither can.
-    """
-    try:
-        save_model(path, model)
-        return path
-    except OSError as error:
-        other = Path(tempfile.mkdtemp(prefix="vecfl-"), path.name)
-        try:
-            save_model(other, model)
-            return other
-        except OSError:
-            raise InputError(
-                f"{reason(error)}; the model of {rounds} rounds fits nowhere: metrics are in "
-                f"{path.parent}, free some space and run again"
-            ) from error

@@ -32,7 +32,7 @@ FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors", "cli
 FREE |= {"stop_at", "patience"}
 # They say when it may fall back.
 FREE_WITHOUT_FALL_BACK = {"rounds", "eval_every", "test_every", "initial_evaluation"}
-FREE_WITHOUT_FALL_BACK |= {"watch", "statistics"}
+FREE_WITHOUT_FALL_BACK |= {"watch", "statistics", "metrics"}
 ARRANGEMENT = {field.name for field in fields(Arrangement)}  # taken from the checkpoint
 
 

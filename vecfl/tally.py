@@ -88,9 +88,7 @@ def tally(
     cohorts or, every COMPARE rounds, have different states: then their rounds were not one.
     """
     sums, distinct = fold.aggregate, cohort.clients.unique()
-    if sums.shift is not None:
-        (shifts,) = mesh.sum(mesh.place(float(sums.shift)))
-        shift_(sums, shifts.max().to(sums.shift))
+    agree_(mesh, sums)
     ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
     trained = time.perf_counter()  # what was copied waited for a GPU
     loss = torch.cat(fold.sums).cpu().double()[ok]
@@ -109,14 +107,10 @@ def tally(
     drawn, models, signals, *times = marks.cpu()
     mesh.check("cohort", drawn)
     mesh.check("model", models)
+    told_of = dict(zip(sums.extra, extra, strict=True))
+    bound = torch.maximum(bound, range.to(bound))
     return Tally(
-        replace(
-            sums,
-            total=total,
-            weight=weight,
-            bound=torch.maximum(bound, range.to(bound)),
-            extra=dict(zip(sums.extra, extra, strict=True)),
-        ),
+        replace(sums, total=total, weight=weight, bound=bound, extra=told_of),
         distinct.repeat_interleave(bad.cpu().long()).tolist(),
         float(losses[0] / losses[1]),
         int(counts[0]),
@@ -126,6 +120,13 @@ def tally(
         torch.stack(times),
         trained,
     )
+
+
+def agree_(mesh: Mesh, sums: Aggregate) -> None:
+    """Bring weights that are logs to the same shift on all ranks."""
+    if sums.shift is not None:
+        (shifts,) = mesh.sum(mesh.place(float(sums.shift)))
+        shift_(sums, shifts.max().to(sums.shift))
 
 
 def seconds(fold: Fold, trained: float) -> tuple[float, float, float]:

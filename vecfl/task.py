@@ -79,6 +79,16 @@ class Task:
         drops = any(isinstance(m, KeyedDropout) for m in self.module.modules())
         return drops or bool(random_places(self.augment))
 
+    def scored(self, metrics: Mapping[str, Score]) -> "Task":
+        """A copy with more metrics; InputError for a name that it has already."""
+        check_metrics(metrics)
+        for name in metrics:
+            if name in self.metrics:
+                raise InputError(f"metric {name}: there is one of this name")
+        new = copy.deepcopy(self)
+        new.metrics = {**self.metrics, **metrics}
+        return new
+
     def to(self, device: str | torch.device, dtype: torch.dtype) -> "Task":
         """An independent copy on `device` with floating-point parameters of `dtype`."""
         new = copy.deepcopy(self)

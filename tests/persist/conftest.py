@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import vecfl.finish
 import vecfl.record
 from tests.persist.tiny import arguments, run
 from tests.times import without_times
@@ -16,7 +17,7 @@ from tests.times import without_times
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Runs `tiny` with these flags in a directory of this name, and gives the directory."""
     # Half a second each.
-    monkeypatch.setattr(vecfl.record, "draw_curves", lambda folder: (folder / "curves.png").touch())
+    monkeypatch.setattr(vecfl.finish, "draw_curves", lambda folder: (folder / "curves.png").touch())
     monkeypatch.chdir(tmp_path)
 
     def tiny(out: str | None = "run", **flags: Any) -> Path:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import vecfl.files as files
+import vecfl.finish
 import vecfl.record
 from tests.persist.tiny import arguments, run
 from vecfl.cli import main
@@ -88,7 +89,7 @@ def warm_up() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    vecfl.record.draw_curves = lambda run_dir: (run_dir / "curves.png").touch()  # not for 0.5 s
+    vecfl.finish.draw_curves = lambda run_dir: (run_dir / "curves.png").touch()  # not for 0.5 s
     warm_up()
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)

@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import vecfl.finish
 import vecfl.record
 from tests.persist import tiny
 from vecfl.cli import main
@@ -61,6 +62,6 @@ if __name__ == "__main__":
         os.environ["VECFL_KILL_AT"] = f"{step}:{number}"
     Simulation.round = planted  # type: ignore[method-assign]
     vecfl.record.Wandb = Board  # type: ignore[misc]
-    vecfl.record.draw_curves = lambda run_dir: None  # half a second
+    vecfl.finish.draw_curves = lambda run_dir: None  # half a second
     sys.argv[0] = "recipe"
     main(tiny.run, tiny.TinyArgs)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import vecfl
+import vecfl.finish
 import vecfl.record
 from vecfl.cli import main
 from vecfl.cohorts import Cohorts
@@ -242,7 +243,7 @@ def test_a_restart_trains_what_is_missing_and_ends_with_the_bits_of_one_process(
     assert out.count("test accuracy") == 1 and err.count("round 12/12") == 1  # by rank 0 alone
 
     alone = tmp_path / "alone"
-    monkeypatch.setattr(vecfl.record, "draw_curves", lambda run_dir: None)
+    monkeypatch.setattr(vecfl.finish, "draw_curves", lambda run_dir: None)
     monkeypatch.setattr(sys, "argv", ["recipe", *HOW, "--out", str(alone / "run"), *long])
     main(tiny.run, tiny.TinyArgs)
     assert rows(tmp_path) == rows(alone) and [r["round"] for r in rows(alone)] == [*range(13)]
