@@ -123,8 +123,8 @@ REFUSED = [(a, o) for a in ALGORITHMS for o in CHANGED if o not in OPTIONS[a]]
 def test_what_an_algorithm_does_not_take_is_an_error(algorithm: str, option: str) -> None:
     args = AlgorithmArgs(algorithm=algorithm, **{option: CHANGED[option]})
     flag = "--" + option.replace("_", "-")
-    said = f"^{flag}: {algorithm} does not take it \\(got {re.escape(str(CHANGED[option]))}\\); it takes --"
-    with pytest.raises(InputError, match=said):
+    said = f"{flag}: {algorithm} does not take it (got {CHANGED[option]}); it takes --"
+    with pytest.raises(InputError, match="^" + re.escape(said)):
         settle(args)
 
 
@@ -172,12 +172,12 @@ def test_an_algorithm_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (
             "own.py:halved",
             {"mu": 1.0},
-            "--mu: halved does not take it (got 1.0); it takes --epochs",
+            "--mu: halved does not take it (got 1.0); it takes --lr, -",
         ),
         (
             "own.py:halved(shared=2)",
             {},
-            "--algorithm: own.py:halved(shared=2): halved() got an une",
+            "--algorithm: own.py:halved(shared=2): halved() got an",
         ),
         ("own.py:other", {}, "--algorithm: own.py has no other; it has halved, quietly"),
         ("own.py:quietly", {}, "--algorithm: own.py:quietly: quietly() missing 3 required posit"),
@@ -192,9 +192,8 @@ def test_an_algorithm_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_parts_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("own.py").write_text(
-        OWN + "\n\ndef ones(output, batch):\n    return batch['y'] * 0 + 1, None"
-    )
+    ones = "def ones(output, batch):\n    return batch['y'] * 0 + 1, None"
+    Path("own.py").write_text(f"{OWN}\n\n{ones}")
     data = FederatedDataset.from_arrays({"x": X, "y": Y}, [0] * 9 + [1] * 5 + [2] * 6)
     task = vecfl.Task(
         nn.Linear(3, 2), vecfl.cross_entropy, {"a": vecfl.accuracy}, example=data.examples(2)

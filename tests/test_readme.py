@@ -130,12 +130,14 @@ def test_the_other_snippets_run_in_their_order(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     one = {"x": np.zeros((3, 20), np.float32), "y": np.arange(3) % 2}
     names: dict[str, object] = {"clients": iter([("a", one), ("b", one)])}
-    assert len(OTHERS) == 7
+    assert len(OTHERS) == 10
     for k, snippet in enumerate(OTHERS):
         exec(compile(snippet, f"README.md, snippet {k} outside of formats", "exec"), names)
         if k == 0:
             assert 0 <= names["metrics"]["client/accuracy_worst"] <= 1
     assert names["data"].num_clients == 100 and (tmp_path / "partition.png").exists()
     assert names["metrics"]["train/lost_clients"] <= names["metrics"]["train/cohort"]
+    assert names["columns"]["accuracy"].shape == (100,)
+    assert [one.every for one in names["evaluations"]] == [1, 10]
     assert (tmp_path / "half.ckpt").exists()
     assert names["state"].table.gather(torch.arange(100))["visits"].sum() == 10

@@ -17,7 +17,7 @@ from vecfl.mesh import Mesh
 from vecfl.random import Kind, stream, words
 from vecfl.schedule import Plan
 
-WIDTH = 1 << 13
+ROWS, WIDTH = 8, 1 << 13
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,21 @@ def sample(plan: Plan, size: int, seed: int, round: int) -> np.ndarray:
 
 def measure(update: Tensor, weight: Tensor, place: np.ndarray, sampled: np.ndarray) -> Part:
     """What is known of the updates [K, M] with `weight` [K] at `place` [K] in the cohort."""
-    # In parts that stay in a CPU's cache as float64; of a fixed width, so that bits do not depend
-    # on how many rows there are.
-    parts = update.split(WIDTH if update.is_cpu else update.shape[1], dim=1)
-    norm = torch.stack([part.double().square().sum(1) for part in parts]).sum(0).sqrt()
+    norm = lengths(update)
     mine = np.flatnonzero(sampled[place])
     index = torch.from_numpy(mine).to(update.device, non_blocking=True)
     return Part(place, norm.where(weight > 0, torch.nan), place[mine], update[index])
+
+
+def lengths(update: Tensor) -> Tensor:
+    """The norms of rows [K, M] in float64, [K]; the bits of one do not depend on the others."""
+    if not update.is_cpu:
+        return torch.linalg.vector_norm(update, dim=1, dtype=torch.float64)
+    squares = [  # of parts that stay in the cache as float64
+        sum(part.double().square().sum(1) for part in rows.split(WIDTH, dim=1))
+        for rows in update.split(ROWS)
+    ]
+    return torch.cat([torch.as_tensor(s) for s in squares]).sqrt()
 
 
 def norms(parts: Sequence[Part], clients: int) -> Tensor:
@@ -135,11 +143,12 @@ class Geometry:
         length, dots = torch.tensor(0.0), torch.zeros(len(places), dtype=torch.float64)
         if mean is not None:
             length = torch.linalg.vector_norm(mean).cpu()
-            for place, row in zip(np.searchsorted(places, at), rows, strict=True):
-                dots[place] = (row * mean).sum()  # by rows: bits do not depend on the others
+        if mean is not None and rows:  # row by row: bits do not depend on the others
+            products = torch.stack([(row * mean).sum() for row in rows])
+            dots[torch.from_numpy(np.searchsorted(places, at))] = products.cpu()
         (dots,) = self.mesh.sum(dots)
-        lengths = norm[torch.from_numpy(places)] * length
-        cosine = torch.where(lengths > 0, dots / lengths, torch.nan).clamp(-1, 1)
+        both = norm[torch.from_numpy(places)] * length
+        cosine = torch.where(both > 0, dots / both, torch.nan).clamp(-1, 1)
         self.last = Updates(
             round, plan.client, norm.numpy(), mean, places, cosine.numpy(), at, rows
         )

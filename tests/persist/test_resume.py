@@ -253,6 +253,8 @@ COUNT = [
     "device",
     "dtype",
     "exact_sums",
+    "sampler",
+    "transforms",
     "init",
 ]
 COUNT += ["fall_back", "lr"]  # a recipe's own count, too
@@ -264,7 +266,8 @@ def test_which_settings_change_the_result() -> None:
     assert counts == COUNT
     base["fall_back"] = True  # then evaluations decide what comes next
     counts = [name for name in base if changes(base, base | {name: 2})]
-    when = ["eval_every", "test_every", "initial_evaluation", "statistics", "rounds", "watch"]
+    when = ["eval_every", "test_every", "initial_evaluation", "statistics", "rounds"]
+    when += ["metrics", "watch"]
     assert [n for n in counts if n not in COUNT] == when
     assert changes({"lr": 1}, {"lr": 1, "mu": 2}) == ["mu None there, 2 here"]
 

@@ -122,6 +122,17 @@ def test_an_evaluation_with_a_name_is_drawn_over_rounds(alone: Path) -> None:
     assert [learned(row).get("unseen/loss") for row in run.rows()] == [None, 1.0, 0.5]
 
 
+def test_metrics_of_any_name_and_of_the_first_model(alone: Path) -> None:
+    names = ["f1-score:macro", "x" * 200, "Genauigkeit_ä", "a.b[0]", "%d"]
+    row = {"round": 0} | {f"eval/{name}": i / 8 for i, name in enumerate(names)}
+    with Wandb(run_dir(), {}, group="g") as tracker:
+        tracker.log(row)
+        tracker.log({"round": 1, "update/norm_mean": 1.0})
+    first, second = Offline(Path("run")).rows()
+    assert (first["_step"], learned(first)) == (0, row)
+    assert (second["_step"], second["update/norm_mean"]) == (1, 1.0)
+
+
 def test_a_run_that_goes_on_has_its_id(alone: Path, capfd: pytest.CaptureFixture[str]) -> None:
     id = module.new_id()
     for row in ROWS[:2]:  # by two processes, as it were: offline, each writes a folder
