@@ -35,6 +35,7 @@ class Tally:
     norm      [C] of the updates, by their place in the cohort, where they are measured
     seconds   [3, ranks] from the first client's start to the last one's end; of all workers
               together; of the busiest worker
+    left      whether exact sums may have left their range
     trained   when this rank's last client had finished, by `time.perf_counter`
     """
 
@@ -47,6 +48,7 @@ class Tally:
     norm: torch.Tensor
     seconds: torch.Tensor
     trained: float
+    left: bool
 
     def metrics(self, cohort: Cohort, began: float, waited: float) -> dict[str, float | int]:
         """`train/...`: what a round says about its clients; `system/...`: what they took.
@@ -109,8 +111,9 @@ def tally(
     mesh.check("model", models)
     told_of = dict(zip(sums.extra, extra, strict=True))
     bound = torch.maximum(bound, range.to(bound))
+    sums = replace(sums, total=total, weight=weight, bound=bound, extra=told_of)
     return Tally(
-        replace(sums, total=total, weight=weight, bound=bound, extra=told_of),
+        sums,
         distinct.repeat_interleave(bad.cpu().long()).tolist(),
         float(losses[0] / losses[1]),
         int(counts[0]),
@@ -119,6 +122,7 @@ def tally(
         norm,
         torch.stack(times),
         trained,
+        bool(counts[0]) and left_grid(sums, len(cohort.clients)),
     )
 
 
@@ -148,7 +152,7 @@ def warn(round: int, cohort: Cohort, found: Tally, client_ids: Sequence[Hashable
         if not clients:  # legal, as Poisson sampling has it
             level, who = logging.INFO, "client takes part"
         log.log(level, "round %d: no %s; the model stays as it is", round + 1, who)
-    if found.clients and left_grid(found.aggregate, clients):
+    if found.left:
         what = "updates or losses are too large for exact sums: last bits may depend on the order"
         log.warning("round %d: %s", round + 1, what)
 

@@ -10,6 +10,7 @@ from vecfl.engine.rule import LocalRule, accumulate_, apply_, clip_rows, make_up
 from vecfl.errors import InputError
 from vecfl.optim import Rows, momentum, sgd
 from vecfl.schedule import Batches
+from vecfl.within_round import within_round
 
 BATCHES = Batches(4)
 
@@ -36,6 +37,8 @@ def rows(*w: Tensor, bias: list[Tensor] | None = None, full: bool = False) -> Ro
         (LocalRule(sgd(), BATCHES, lr=0.5, bias=True), None),
         (LocalRule(momentum(), BATCHES, lr=0.5), None),
         (LocalRule(sgd(), BATCHES, lr=0.5, statistics=True), None),
+        (LocalRule(sgd(0.1), BATCHES, lr=0.5), None),
+        (LocalRule(within_round(sgd(), lambda step: 0.5**step), BATCHES, lr=0.5), None),
     ],
 )
 def test_only_sgd_without_corrections_is_plain(rule: LocalRule, plain: float | None) -> None:

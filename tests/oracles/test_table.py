@@ -49,7 +49,8 @@ OPTIMIZERS = {
     "adamw": {"optimizer": "adamw", "lr": lambda t: 0.02 / (1 + t)},
     "rmsprop": {"optimizer": "rmsprop", "lr": 0.01, "decay": 0.2},
     "centered": {"optimizer": "centered", "lr": 0.003, "factor": lambda step: 1 / (1 + step)},
-    "scheduled": {"decay": 0.5, "factor": lambda step: 0.8**step},
+    "decayed": {"decay": 0.5},
+    "scheduled": {"factor": lambda step: 0.8**step},
 }
 BATCHES = {
     "two epochs": {"epochs": 2},
