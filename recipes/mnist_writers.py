@@ -12,7 +12,6 @@ arXiv:1909.06335 (fedavgm); Reddi et al. 2021, arXiv:2003.00295.
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from vecfl.cli import check, main
 from vecfl.data import FederatedDataset, hold_out, mnist_writers, read
 from vecfl.data.mnist_writers import default_folder
 from vecfl.evaluations import held_out, validated
-from vecfl.flags import check_run, simulation
+from vecfl.flags import check_run, named_model, simulation
 from vecfl.models import emnist_cnn, logistic
 from vecfl.record import record_run
 from vecfl.resume import resume
@@ -48,8 +47,8 @@ class Args(AlgorithmArgs):
     """share of the clients that test, where --data has no test part; 0.2 if not given"""
     data_seed: int | None = None
     """seed of the choice of these clients; --seed if not given"""
-    model: Literal["logistic", "cnn"] = "logistic"
-    """logistic regression, or the CNN of Reddi et al. for EMNIST"""
+    model: str = "logistic"
+    """logistic; cnn, that of Reddi et al. for EMNIST; or file.py:name, a function of the classes"""
 
 
 def run(args: Args) -> None:
@@ -202,7 +201,7 @@ def evaluate(
 
 def make_simulation(args: Args, data: FederatedDataset, classes: int) -> vecfl.Simulation:
     torch.manual_seed(args.seed)
-    module = emnist_cnn(classes) if args.model == "cnn" else logistic(classes)
+    module = named_model(args.model, {"logistic": logistic, "cnn": emnist_cnn}, classes)
     metrics = {"accuracy": vecfl.accuracy}
     task = vecfl.Task(module, vecfl.cross_entropy, metrics, example=data.examples(2))
     return simulation(args, task, data, make_algorithm(args))

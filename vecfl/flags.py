@@ -1,10 +1,12 @@
 """Flags that all recipes share: a dataclass to inherit from, and what its values mean."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 import vecfl.metrics
 import vecfl.sampling as sampling
@@ -173,3 +175,12 @@ def named_metrics(texts: tuple[str, ...]) -> dict[str, Score]:
             raise InputError(f"--metrics: {text}: expected NAME=file.py:function")
         named[name] = part("--metrics", what, METRICS)
     return named
+
+
+def named_model(text: str, known: Mapping[str, Callable[..., nn.Module]], size: int) -> nn.Module:
+    """The module of --model for an output of `size` numbers."""
+    make = known[text] if text in known else part("--model", text, known)
+    module = make(size)
+    if not isinstance(module, nn.Module):
+        raise InputError(f"--model: {text} gives {module!r}; expected an nn.Module")
+    return module
