@@ -63,7 +63,7 @@ def run(args: Args) -> None:
     sim = make_simulation(args, train, number)
 
     def test_all(state: vecfl.State) -> dict[str, float | int | str]:
-        return evaluate(sim, state, parts) | sim.evaluate_clients(state, test)
+        return evaluate(sim, state, test, parts) | sim.evaluate_clients(state, test)
 
     record_run(
         sim,
@@ -184,19 +184,18 @@ def unseen(train: FederatedDataset, test: FederatedDataset) -> dict[str, dict[st
 
 
 def evaluate(
-    sim: vecfl.Simulation, state: vecfl.State, parts: dict[str, dict[str, Tensor]]
+    sim: vecfl.Simulation,
+    state: vecfl.State,
+    test: FederatedDataset,
+    parts: dict[str, dict[str, Tensor]],
 ) -> dict[str, float | int | str]:
-    """The metrics of each part under its name, and of all of them as `eval/...`."""
-    by_part = {name: sim.evaluate(state, columns, name) for name, columns in parts.items()}
-    n = sum(len(columns["y"]) for columns in parts.values())
-    pooled = {
-        f"eval/{metric}": sum(
-            len(parts[name]["y"]) / n * float(found[f"{name}/{metric}"])
-            for name, found in by_part.items()
-        )
-        for metric in ("loss", "accuracy")
-    }
-    return {**pooled, **{key: value for found in by_part.values() for key, value in found.items()}}
+    """The metrics of each part under its name, and of all test data as `eval/...`."""
+    found = [sim.evaluate(state, columns, name) for name, columns in parts.items()]
+    if len(found) > 1:
+        found.append(sim.evaluate(state, test.columns))
+    else:  # the same examples
+        found += [{f"eval/{key.partition('/')[2]}": value for key, value in found[0].items()}]
+    return {key: value for metrics in reversed(found) for key, value in metrics.items()}
 
 
 def make_simulation(args: Args, data: FederatedDataset, classes: int) -> vecfl.Simulation:

@@ -10,7 +10,7 @@ from torch import nn
 
 import vecfl
 from vecfl import Batches, InputError, Simulation, Task, everyone, fedavg
-from vecfl.geometry import sample, summary
+from vecfl.geometry import lengths, measure, sample, summary
 from vecfl.random import Kind, stream, words
 
 from .oracles.bridge import dataset, recorded
@@ -248,3 +248,25 @@ def test_settled_clients_agree_with_nothing() -> None:
     _, metrics = sim.round(sim.start())
     assert (metrics["update/norm_max"], metrics["update/norm_min"]) == (2, 0)
     assert (metrics["update/sampled"], metrics["update/cosine_mean"]) == (1, 1)
+
+
+def test_norms_are_of_float64_and_their_bits_are_a_rows_own() -> None:
+    """1e30 squared is beyond float32; rows are longer than a block, and more than one."""
+    assert lengths(torch.full((1, 20_000), 1e30)).item() == pytest.approx(1e30 * math.sqrt(20_000))
+    rows = torch.randn(19, 20_000, generator=torch.Generator().manual_seed(1))
+    together = lengths(rows)
+    np.testing.assert_allclose(together, rows.double().norm(dim=1), rtol=1e-14)
+    for i, row in enumerate(rows):
+        assert lengths(row[None])[0] == together[i]
+    assert lengths(rows[:0]).shape == (0,)
+
+
+def test_what_is_kept_outlives_the_slots() -> None:
+    """A message may be a view of rows that the next clients train in."""
+    update = torch.ones(3, 4)
+    place, sampled = np.array([5, 0, 2]), np.array([True, False, False, False, False, True])
+    parts = [measure(update, torch.ones(3), place, s) for s in (sampled, np.ones(6, dtype=bool))]
+    update.zero_()
+    assert [part.at.tolist() for part in parts] == [[5, 0], [5, 0, 2]]
+    assert all((part.rows == 1).all() for part in parts)
+    assert [part.norm.tolist() for part in parts] == [[2, 2, 2]] * 2
