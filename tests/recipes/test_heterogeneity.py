@@ -1,0 +1,170 @@
+"""The recipe that compares algorithms on few labels per client, on a few generated writers."""
+
+import json
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.data.idx_files import write_mnist
+from vecfl.data import FederatedDataset
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "heterogeneity.py"
+ALGORITHMS = ["fedavg", "fedprox", "fedadam", "dga"]
+Command = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 images of 4 writers to train on, 12 images of 3 others to test on."""
+    folder = tmp_path_factory.mktemp("data") / "mnist_writers"
+    folder.mkdir()
+    write_mnist(folder, "train", [i % 10 for i in range(60)], [i % 7 % 4 for i in range(60)], 0)
+    write_mnist(folder, "test", [i % 10 for i in range(12)], [9, 8, 7] * 4, 1)
+    return folder
+
+
+def no_curves(run_dir: Path) -> None:
+    """The file alone: drawing takes most of the time of runs as short as these."""
+    (run_dir / "curves.png").touch()
+
+
+@pytest.fixture
+def command(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:
+    """Runs the recipe, two clients a round on the loop, and gives what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vecfl.record.draw_curves", no_curves)
+    fixed = ["--cohort=2", "--backend=loop", "--workers=1", "--threads=1", "--slots=1"]
+    fixed += ["--track=none", f"--data={data}"]
+
+    def command(*flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *fixed, *flags])
+        runpy.run_path(str(RECIPE), run_name="__main__")
+        return capsys.readouterr().out
+
+    return command
+
+
+def rows(folder: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+
+
+def learned(folder: str) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in row.items() if not name.startswith("system/")}
+        for row in rows(folder)
+    ]
+
+
+def test_all_algorithms_by_default(command: Command) -> None:
+    told = command("--rounds=3", "--eval-every=2", "--seeds=2", "--seed=5", "--batch=1", "--out=a")
+    folders = sorted(f"{name}-seed{seed}" for name in ALGORITHMS for seed in (5, 6))
+    assert sorted(p.name for p in Path("a").iterdir()) == [*folders, "heterogeneity.png"]
+    assert Path("a/heterogeneity.png").read_bytes().startswith(b"\x89PNG")
+    *table, last = told.splitlines()[-5:]
+    assert last == "a/heterogeneity.png"
+    for name, line in zip(ALGORITHMS, table, strict=True):
+        runs = [rows(f"a/{name}-seed{seed}") for seed in (5, 6)]
+        assert [[row["round"] for row in run if "eval/accuracy" in row] for run in runs] == [
+            *([0, 2, 3],) * 2
+        ]
+        low, high = sorted(run[-1]["eval/accuracy"] for run in runs)
+        expected = [name, f"{(low + high) / 2:.1%}", f"{low:.1%}", "to", f"{high:.1%}"]
+        assert line.split() == expected
+    # Of one seed all begin with the same model, and their first pairs have as many steps of one
+    # example; then they differ.
+    assert len({rows(f"a/{name}-seed5")[1]["system/client_steps"] for name in ALGORITHMS}) == 1
+    assert len({rows(f"a/{name}-seed5")[0]["eval/loss"] for name in ALGORITHMS}) == 1
+    assert len({rows(f"a/{name}-seed5")[3]["eval/loss"] for name in ALGORITHMS}) == 4
+    assert learned("a/fedavg-seed5") != learned("a/fedavg-seed6")
+
+
+def test_clients_keep_few_labels() -> None:
+    few_labels = runpy.run_path(str(RECIPE))["few_labels"]
+    y = torch.arange(10).repeat(40)
+    columns = {"x": torch.arange(400), "y": y}
+    data = FederatedDataset.from_arrays(columns, torch.arange(40).repeat_interleave(10))
+    few = few_labels(data, 3, 1)
+    assert few.sizes.tolist() == [3] * 40  # each client has every digit once
+    owner = few.columns["x"] // 10
+    assert owner.tolist() == torch.arange(40).repeat_interleave(3).tolist()
+    assert torch.equal(few.columns["x"] % 10, few.columns["y"])
+    assert few.columns["y"].bincount(minlength=10).min() > 0
+    assert torch.equal(few_labels(data, 3, 1).columns["x"], few.columns["x"])
+    assert not torch.equal(few_labels(data, 3, 2).columns["x"], few.columns["x"])
+    assert torch.equal(few_labels(data, 10, 1).columns["x"], columns["x"])
+
+
+def test_it_goes_on_after_an_interruption(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--rounds=4", "--eval-every=2", "--seeds=2", "--algorithms", "fedavg", "dga")
+    whole = command(*flags, "--out=whole")
+    drawn: list[Path] = []
+
+    def interrupted(run_dir: Path) -> None:
+        drawn.append(run_dir)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        no_curves(run_dir)
+
+    monkeypatch.setattr("vecfl.record.draw_curves", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        command(*flags, "--out=cut", "--resume=auto")
+    assert caught.value.code == 130
+    said = (
+        "fedavg, seed 1, is not finished; to go on: the same command with --resume auto --out cut"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    assert not Path("cut/dga-seed1").exists() and not Path("cut/heterogeneity.png").exists()
+    again = command(*flags, "--out=cut", "--resume=auto")
+    assert len(drawn) == 5  # the third once more and the fourth; finished ones are left alone
+    assert again.splitlines()[-3:-1] == whole.splitlines()[-3:-1]
+    for name in ("fedavg-seed0", "dga-seed0", "fedavg-seed1", "dga-seed1"):
+        assert learned(f"cut/{name}") == learned(f"whole/{name}")
+    assert Path("cut/heterogeneity.png").exists()
+
+
+def test_writers_are_held_out_for_validation(command: Command) -> None:
+    command("--rounds=1", "--seeds=1", "--algorithms", "dga", "--validation=0.25", "--out=a")
+    assert all({"validation/loss", "eval/loss"} <= row.keys() for row in rows("a/dga-seed0"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--algorithms fedavg sgd", "--algorithms: expected some of fedavg, fedprox, fedadam, dga"),
+        ("--algorithms dga dga", "--algorithms: expected some of .*, each once, got"),
+        ("--seeds 0", "--seeds: expected at least 1, got 0"),
+        ("--epochs 0", "--epochs: expected at least 1, got 0"),
+        ("--labels 0", "--labels: expected 1 to 10, got 0"),
+        ("--labels 11", "--labels: expected 1 to 10, got 11"),
+        ("--rounds 0", "--rounds: expected at least 1, got 0"),
+        ("--cohort 5", r"--cohort: expected at most 4 \(training clients\), got 5"),
+        ("--resume a", "--resume: expected none, or auto with --out, got a"),
+        ("--resume auto", "--resume auto: needs --out"),
+        ("--sample-seed 1", "--sample-seed: expected none: cohorts are drawn by the seed of a run"),
+        ("--stop-at eval/loss<=1", "--stop-at: expected none: all runs have the same rounds"),
+        ("--data none", "no train-images-idx3-ubyte in the folder none; it should hold"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    command: Command, capsys: pytest.CaptureFixture[str], flags: str, said: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command(*flags.split())
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if not line.startswith("INFO")]
+    assert (caught.value.code, captured.out) == (2, "")
+    assert len(lines) == 1 and re.match(f"error: {said}", lines[0]), captured.err
+    assert not Path("runs").exists()
