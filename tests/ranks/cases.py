@@ -157,7 +157,7 @@ def run(case: Case, exact: bool, folder: Path) -> dict[str, Any]:
     task = vecfl.Task(problem.build(), problem.loss, example=data.examples(2))
     how = {"dtype": torch.float64, "seed": 3, **case.how}
     if case.keeps:
-        how["table"] = folder / f"rows-{exact}"
+        how["table"] = folder / f"{case.algorithm.name}-{exact}"
     algorithm = case.around(case.algorithm, task)
     sim = vecfl.Simulation(task, data, algorithm, case.sampler, exact_sums=exact, **how)
     steps = count_steps(sim)

@@ -29,6 +29,8 @@ KEYS = {
     "train/lost_clients",
     "train/clients",
     "train/dropped_clients",
+    "server/lr",
+    "server/update_norm",
     "eval/loss",
     "eval/accuracy",
     "client/loss_p90",
@@ -153,6 +155,11 @@ def test_config_holds_the_effective_settings(
         "fall_back": False,
         "safetensors": False,
         "exact_sums": False,
+        "sampler": None,
+        "transforms": [],
+        "metrics": [],
+        "stop_at": None,
+        "patience": None,
     }
 
 
