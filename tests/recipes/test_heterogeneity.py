@@ -43,7 +43,7 @@ def command(
 ) -> Command:
     """Runs the recipe, two clients a round on the loop, and gives what it prints."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vecfl.record.draw_curves", no_curves)
+    monkeypatch.setattr("vecfl.finish.draw_curves", no_curves)
     fixed = ["--cohort=2", "--backend=loop", "--workers=1", "--threads=1", "--slots=1"]
     fixed += ["--track=none", f"--data={data}"]
 
@@ -118,7 +118,7 @@ def test_it_goes_on_after_an_interruption(
             raise KeyboardInterrupt
         no_curves(run_dir)
 
-    monkeypatch.setattr("vecfl.record.draw_curves", interrupted)
+    monkeypatch.setattr("vecfl.finish.draw_curves", interrupted)
     with pytest.raises(SystemExit) as caught:
         command(*flags, "--out=cut", "--resume=auto")
     assert caught.value.code == 130
