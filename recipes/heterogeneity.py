@@ -138,12 +138,13 @@ def run_one(args: Args, name: str, data: FederatedDataset, test: FederatedDatase
 
 
 def accuracies(out: Path, name: str, args: Args) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluated rounds [n], and the accuracy of each seed there [seeds, n]."""
+    """Evaluated rounds [n] after training, and the accuracy of each seed there [seeds, n]."""
     seeds = range(args.seed, args.seed + args.seeds)
     runs = [vecfl.load_run(out / f"{name}-seed{seed}").metrics for seed in seeds]
     accuracy = np.stack([run["eval/accuracy"] for run in runs])
-    there = np.isfinite(accuracy).all(0)
-    return runs[0]["round"][there], accuracy[:, there]
+    rounds = runs[0]["round"]
+    there = np.isfinite(accuracy).all(0) & (rounds > 0)
+    return rounds[there], accuracy[:, there]
 
 
 def table(out: Path, args: Args) -> str:
