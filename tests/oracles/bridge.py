@@ -133,6 +133,7 @@ def run_vecfl(
         sample_seed=s.sample_seed,
         dtype=dtype,
         table=table,
+        statistics=len(clients) * 4,
     )
     state = sim.start()
     for _ in range(s.rounds):
