@@ -197,6 +197,7 @@ def run_vecfl(
         sample_seed=s.sample_seed,
         dtype=dtype,
         table=table,
+        statistics=len(clients) * 4,
     )
     state = sim.start()
     for _ in range(s.rounds):

@@ -185,10 +185,29 @@ def check(row: Row, truth: Result) -> None:
         for (_, row_k, weight_k), (_, update, weight) in zip(sent, right, strict=True):
             close(row_k, update)
             assert weight_k == pytest.approx(weight, rel=1e-12), row
+        check_geometry(ours.metrics[t], [(u, w) for _, u, w in truth.updates[t]], close)
         if ours.rows:
             habits, visits = zip(*truth.habits[t], strict=True)
             close(ours.rows[t]["habit"], torch.stack(habits))
             assert ours.rows[t]["visits"].tolist() == list(visits), row
+
+
+def check_geometry(metrics: dict, sent: list[tuple[Tensor, float]], close: Any) -> None:
+    """Norms of the clients that count, and their cosines with the weighted mean, where not zero."""
+    counted = [(update, weight) for update, weight in sent if weight > 0]
+    if not counted:
+        assert metrics["update/sampled"] == 0
+        return
+    mean = sum(u * w for u, w in counted) / sum(w for _, w in counted)
+    norms = torch.stack([u.norm() for u, _ in counted])
+    close(metrics["update/aggregate_norm"], float(mean.norm()))
+    close(metrics["update/norm_mean"], float(norms.mean()))
+    close(metrics["update/norm_sd"], float(norms.std(correction=0)))
+    close(metrics["update/norm_max"], float(norms.max()))
+    cosines = [float(u @ mean / (u.norm() * mean.norm())) for u, _ in counted if u.any()]
+    assert metrics["update/sampled"] == len(cosines)
+    close(metrics["update/cosine_mean"], sum(cosines) / len(cosines))
+    close(metrics["update/cosine_min"], min(cosines))
 
 
 def order(update: tuple[int, Tensor, float]) -> tuple[int, list[float]]:
