@@ -29,11 +29,15 @@ def test_seconds_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two ranks: the slowest one, 6 s; the busiest worker, 5 s; 3 + 9 worker seconds for three
     clients. On this rank the round began at 100, waited 1 s, had trained at 104 and ends at 110."""
     monkeypatch.setattr("vecfl.tally.time.perf_counter", lambda: 110.0)
-    plan = make_plan(Batches(2), torch.tensor([0, 2, 6, 6]), torch.tensor([0, 1, 2]))
+    plan = make_plan(
+        Batches(2), torch.tensor([0, 2, 6, 6]), torch.tensor([0, 1, 2]), seed=0, round=0
+    )
     cohort = Cohort(4, plan, np.arange(3))
     times = torch.tensor([[3.0, 6.0], [3.0, 9.0], [2.0, 5.0]])
     sums, none = empty(1, CPU), torch.zeros(0)
-    metrics = Tally(sums, [], 0.5, 3, 6, 0, none, times, trained=104.0).metrics(cohort, 100.0, 1.0)
+    metrics = Tally(sums, [], 0.5, 3, 6, 0, none, times, trained=104.0, left=False).metrics(
+        cohort, 100.0, 1.0
+    )
     assert {name: v for name, v in metrics.items() if name.startswith("system/")} == {
         "system/clients_per_s": 0.3,
         "system/round_s": 10,

@@ -226,10 +226,10 @@ def sizes_of(model: nn.Module, buffers: list[str]) -> list[int]:
 
 def clip_message(update: Tensor, sizes: list[int], per: str, limit: float) -> Tensor:
     """The update [P] scaled to a norm of at most `limit`; by layer, each of its m tensors to
-    limit / sqrt(m). 2^-32 of it is left free for rounding."""
+    limit / sqrt(m). 2^-36 of it is left free for rounding."""
     assert per in ("norm", "layer")
     parts = update.split(sizes) if per == "layer" else [update]
-    bound = limit * (1 - 2.0**-32) / math.sqrt(len(parts))
+    bound = limit * (1 - 2.0**-36) / math.sqrt(len(parts))
     return torch.cat([part * min(1.0, bound / max(float(part.norm()), 1e-300)) for part in parts])
 
 
