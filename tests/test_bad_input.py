@@ -248,6 +248,22 @@ def test_weights_too_small_for_exact_sums_are_refused_in_their_round() -> None:
         sim.round(sim.start())
 
 
+@pytest.mark.parametrize(("factor", "told"), [(1.0, 0), (1e6, 1)])
+def test_losses_beyond_exact_sums_are_told(
+    factor: float, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """5 examples of loss about ln 3 are far below 2^10; times 1e6 they are not. lr 0: no update."""
+
+    def loss(output: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        sums, weight = vecfl.cross_entropy(output, batch)
+        return factor * sums, weight
+
+    task = Task(nn.Linear(4, 3), loss, example=data().examples(2))
+    sim = Simulation(task, data(), fedavg(lr=0.0, batches=ONE), vecfl.everyone(), exact_sums=True)
+    sim.round(sim.start())
+    assert caplog.text.count("updates or losses are too large for exact sums") == told
+
+
 def test_what_vecfl_has_not_made_is_named() -> None:
     with pytest.raises(InputError, match=r"^optimizer must be made by vecfl, such as sgd\(\), not"):
         fedavg(lr=0.1, batches=ONE, optimizer=vecfl.adam)  # type: ignore[arg-type]

@@ -190,7 +190,10 @@ def test_an_algorithm_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert str(caught.value).startswith(said)
 
 
-def test_parts_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "vecfl")
     monkeypatch.chdir(tmp_path)
     ones = "def ones(output, batch):\n    return batch['y'] * 0 + 1, None"
     Path("own.py").write_text(f"{OWN}\n\n{ones}")
@@ -203,6 +206,7 @@ def test_parts_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags |= {"backend": "loop", "workers": 1}
     args = AlgorithmArgs(**flags)
     sim = simulation(args, task, data, make_algorithm(settle(args)))
+    assert "--sampler cyclic(2) says who takes part; --cohort is not used" in caplog.text
     assert sim.algorithm.name == "fedavg, clip_by_norm 0.5, clip_by_norm 0.25"
     assert sorted(sim.cohort(0).tolist() + sim.cohort(1).tolist())[:3] == [0, 1, 2]
     found = sim.evaluate(sim.start(), data.columns)

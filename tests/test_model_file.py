@@ -49,6 +49,7 @@ class Planted:
         (None, "model.pt: No such file or directory; expected a model"),
         (b"text", "model.pt: not a model: no file that torch or safetensors wrote"),
         ({"a": Planted()}, "model.pt: not a model: no file that torch or safetensors wrote"),
+        ({"weight": torch.full((2, 3), torch.nan)}, "model.pt: tensor 'weight' is not finite"),
         ([1, 2], "model.pt: not a model: expected a state dict, names and tensors"),
         ({"a": 1}, "model.pt: not a model: expected a state dict, names and tensors"),
         ({"weight": torch.zeros(2, 3)}, r"'bias': missing there, \[2\] in this model"),

@@ -9,7 +9,7 @@ import pytest
 from vecfl.signals import Signals, Stopped
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_is_told_and_the_second_interrupts(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,3 +43,14 @@ def test_another_thread_leaves_signals_alone() -> None:
 def test_exit_codes() -> None:
     codes = [Stopped("", number).code for number in (signal.SIGINT, signal.SIGTERM)]
     assert codes == [130, 143]
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.came == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

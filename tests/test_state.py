@@ -13,7 +13,9 @@ from tests.persist.tiny import X, Y, arguments, make_simulation
 from vecfl import checkpoint
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
-from vecfl.state import unpack
+from vecfl.mesh import Mesh
+from vecfl.state import open_table, together, unpack
+from vecfl.table import Tables
 
 OPTIMIZERS = {
     "sgd": vecfl.server_sgd(),
@@ -145,6 +147,29 @@ def test_the_state_of_another_run_is_refused(change: dict[str, Any], said: str) 
         other.load(content)
     assert str(caught.value) == f"the checkpoint is of another run: {said}"
     assert other.load(content, changed=True).round == 0
+
+
+def test_another_rule_of_the_clients_is_refused() -> None:
+    content = make_simulation(arguments("run")).save(make_simulation(arguments("run")).start())
+    other = make_simulation(arguments("run", batch=4))
+    with pytest.raises(InputError, match=r"run: rule .*size=3.* there, .*size=4.* here$"):
+        other.load(content)
+
+
+def test_several_machines_do_not_share_rows(tmp_path: Path) -> None:
+    tables = Tables({"a": (2,)}, 3, torch.float32, tmp_path / "rows")
+    with pytest.raises(InputError, match="of one machine; these are on 2$"):
+        open_table(tables, Mesh(machines=2), 0)
+
+
+def test_rows_that_another_rank_cannot_write_are_no_checkpoint() -> None:
+    class Two(Mesh):
+        def sum(self, *parts: torch.Tensor) -> list[torch.Tensor]:
+            return [part + torch.tensor([0.0, 1.0]) for part in parts]
+
+    with pytest.raises(OSError, match="rank 1 could not write the rows of its clients"):
+        together(Two(0, 2), lambda: 1)
+    assert together(Mesh(), lambda: 1) == 1
 
 
 @pytest.mark.parametrize(

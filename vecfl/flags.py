@@ -1,5 +1,6 @@
 """Flags that all recipes share: a dataclass to inherit from, and what its values mean."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from vecfl.task import Task
 from vecfl.track import check_out, check_wandb
 from vecfl.watch import Watch
 
+log = logging.getLogger("vecfl")
 NAMES = ("everyone", "uniform", "fraction", "uniform_between", "poisson", "cyclic")
 SAMPLERS = {name: getattr(sampling, name) for name in NAMES} | {"separated": separated}
 TRANSFORMS = {name: getattr(transforms, name) for name in ("clip_by_norm", "clip_by_layer")}
@@ -143,6 +145,7 @@ def simulation(
     sampler = sampling.uniform(args.cohort)
     if args.sampler is not None:
         sampler = part("--sampler", args.sampler, SAMPLERS)
+        log.info("--sampler %s says who takes part; --cohort is not used", args.sampler)
     task = task.scored(named_metrics(args.metrics))
     if args.init is not None:
         task = task.to("cpu", getattr(torch, args.dtype))

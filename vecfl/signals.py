@@ -10,6 +10,11 @@ from typing import Any
 NUMBERS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
+def ignored(number: signal.Signals) -> bool:
+    """Whether the process was told to ignore it, as nohup does with SIGHUP."""
+    return signal.getsignal(number) == signal.SIG_IGN
+
+
 class Stopped(KeyboardInterrupt):
     """A run that a signal has stopped; the text says how to go on, `code` is the exit code."""
 
@@ -31,7 +36,8 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if current_thread() is main_thread():
-            self._before = {number: signal.signal(number, self._take) for number in NUMBERS}
+            heard = [n for n in NUMBERS if not (n.name == "SIGHUP" and ignored(n))]
+            self._before = {number: signal.signal(number, self._take) for number in heard}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -11,6 +11,7 @@ import vecfl.finish
 import vecfl.record
 from tests.persist.tiny import arguments, run
 from tests.times import without_times
+from vecfl.simulation import Simulation
 
 
 @pytest.fixture
@@ -36,3 +37,17 @@ def rows() -> Callable[[Path], list[dict[str, Any]]]:
         return [without_times(json.loads(line)) for line in lines]
 
     return rows
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rounds that simulations run from here on, from 1."""
+    done: list[int] = []
+    train = Simulation.round
+
+    def counted(sim: Simulation, state: Any) -> Any:
+        done.append(state.round + 1)
+        return train(sim, state)
+
+    monkeypatch.setattr(Simulation, "round", counted)
+    return done

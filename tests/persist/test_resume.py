@@ -39,20 +39,6 @@ def same(one: Path, other: Path, rows: Rows) -> bool:
     return rows(one) == rows(other) and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rounds that simulations run from here on, from 1."""
-    done: list[int] = []
-    train = Simulation.round
-
-    def counted(sim: Simulation, state: Any) -> Any:
-        done.append(state.round + 1)
-        return train(sim, state)
-
-    monkeypatch.setattr(Simulation, "round", counted)
-    return done
-
-
 def test_a_longer_run_repeats_nothing(tiny: Tiny, rows: Rows, trained: list[int]) -> None:
     whole = tiny("whole")
     trained.clear()

@@ -11,25 +11,10 @@ from tests.persist.tiny import TinyArgs
 from vecfl.checkpoint import rounds_in
 from vecfl.errors import InputError
 from vecfl.flags import RunArgs, check_run
-from vecfl.simulation import Simulation
 
 Tiny = Callable[..., Path]
 Rows = Callable[[Path], list[dict[str, Any]]]
 PATIENT = {"watch": "eval/loss:min", "patience": 2, "rounds": 40, "checkpoint_every": 3}
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rounds that simulations run from here on, from 1."""
-    done: list[int] = []
-    train = Simulation.round
-
-    def counted(sim: Simulation, state: Any) -> Any:
-        done.append(state.round + 1)
-        return train(sim, state)
-
-    monkeypatch.setattr(Simulation, "round", counted)
-    return done
 
 
 def first_after(values: list[float], enough: Callable[[int], bool]) -> int:
