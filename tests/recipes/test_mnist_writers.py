@@ -17,6 +17,7 @@ from vecfl.data import mnist_writers
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "mnist_writers.py"
 ALGORITHMS = ["fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "dga"]
+ALGORITHMS += ["fedprox_adaptive"]  # which a recorded run lets see its metrics
 
 
 @pytest.fixture(scope="session")
