@@ -12,6 +12,7 @@ import torch
 import vecfl
 from vecfl import algorithms, optim, server_optim, transforms
 from vecfl.algorithms import Algorithm
+from vecfl.algorithms.base import Aggregator
 from vecfl.algorithms.dga import Weighting
 from vecfl.layout import Entry, Layout
 from vecfl.optim import ClientOptimizer
@@ -25,7 +26,7 @@ ROWS = {
     name: (paper, file, [cell.strip() for cell in rest.split("|")])
     for name, paper, file, rest in ROW.findall(TEXT)
 }
-MADE = (Algorithm, ServerOptimizer, ClientOptimizer, Transform)
+MADE = (Aggregator, Algorithm, ServerOptimizer, ClientOptimizer, Transform)
 
 
 def builders() -> dict[str, Callable[..., Any]]:

@@ -37,6 +37,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl.engine"}),
     frozenset(
         {"vecfl.algorithms", "vecfl.transforms", "vecfl.aggregate", "vecfl.sampling"}
+        | {"vecfl.aggregator", "vecfl.robust"}
         | {"vecfl.evaluate", "vecfl.participation", "vecfl.state", "vecfl.geometry"}
     ),
     frozenset(
@@ -74,6 +75,9 @@ SAME_FLOOR = {
     ("vecfl.participation", "vecfl.sampling"),
     ("vecfl.state", "vecfl.algorithms"),
     ("vecfl.geometry", "vecfl.aggregate"),
+    ("vecfl.aggregator", "vecfl.aggregate"),
+    ("vecfl.robust", "vecfl.algorithms"),
+    ("vecfl.aggregator", "vecfl.algorithms"),
     ("vecfl.trainer", "vecfl.worker"),
     ("vecfl.feed", "vecfl.trainer"),
     ("vecfl.replay", "vecfl.trainer"),

@@ -1,5 +1,6 @@
 """vecfl: federated learning where clients are rows of one matrix and train at the same time."""
 
+from vecfl.aggregator import aggregated_by
 from vecfl.algorithms import (
     Algorithm,
     by_examples,
@@ -32,6 +33,7 @@ from vecfl.modules import batchnorm_to_groupnorm
 from vecfl.optim import adagrad, adam, adamw, momentum, rmsprop, sgd
 from vecfl.participation import available, separated
 from vecfl.replay import replay
+from vecfl.robust import coordinate_median, trimmed_mean
 from vecfl.rounds import run
 from vecfl.sampling import (
     cyclic,
@@ -87,6 +89,7 @@ __all__ = [
     "adagrad",
     "adam",
     "adamw",
+    "aggregated_by",
     "available",
     "batchnorm_to_groupnorm",
     "by_examples",
@@ -102,6 +105,7 @@ __all__ = [
     "dga",
     "clients_on_plateau",
     "clipped",
+    "coordinate_median",
     "cosine",
     "ema",
     "evaluate",
@@ -151,6 +155,7 @@ __all__ = [
     "squared_error",
     "step_decay",
     "top_k_accuracy",
+    "trimmed_mean",
     "uniform",
     "uniform_between",
     "uniform_weights",

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 import vecfl.metrics
+import vecfl.robust as robust
 import vecfl.sampling as sampling
 import vecfl.transforms as transforms
+from vecfl.aggregator import aggregated_by
 from vecfl.algorithms import Algorithm
 from vecfl.cli import check, has_device
 from vecfl.data import FederatedDataset
@@ -32,6 +34,7 @@ log = logging.getLogger("vecfl")
 NAMES = ("everyone", "uniform", "fraction", "uniform_between", "poisson", "cyclic")
 SAMPLERS = {name: getattr(sampling, name) for name in NAMES} | {"separated": separated}
 TRANSFORMS = {name: getattr(transforms, name) for name in ("clip_by_norm", "clip_by_layer")}
+AGGREGATORS = {name: getattr(robust, name) for name in ("coordinate_median", "trimmed_mean")}
 METRICS = {n: getattr(vecfl.metrics, n) for n in ("top_k_accuracy", "recall", "precision", "f1")}
 
 
@@ -71,6 +74,9 @@ class RunArgs(EvaluationArgs):
     """who takes part: poisson(0.1), cyclic(20), file.py:name; --cohort at random if not given"""
     transforms: tuple[str, ...] = ()
     """of what clients send, in their order: clip_by_norm(1.0), file.py:name(2)"""
+    aggregator: str | None = None
+    """what the server makes of clients' messages, their weighted mean if not given:
+    coordinate_median(), trimmed_mean(0.1), file.py:name"""
     metrics: tuple[str, ...] = ()
     """of each evaluation beside the recipe's: NAME=file.py:function, top3=top_k_accuracy(3)"""
     init: str | None = None
@@ -142,6 +148,9 @@ def simulation(
     n = data.num_clients
     check(args, ("cohort",), lambda size: size <= n, f"at most {n} (training clients)")
     chained = [part("--transforms", text, TRANSFORMS) for text in args.transforms]
+    algorithm = transforms.chain(algorithm, *chained)
+    if args.aggregator is not None:
+        algorithm = aggregated_by(algorithm, part("--aggregator", args.aggregator, AGGREGATORS))
     sampler = sampling.uniform(args.cohort)
     if args.sampler is not None:
         sampler = part("--sampler", args.sampler, SAMPLERS)
@@ -153,7 +162,7 @@ def simulation(
     return Simulation(
         task,
         data,
-        transforms.chain(algorithm, *chained),
+        algorithm,
         sampler,
         seed=args.seed,
         sample_seed=args.sample_seed,

@@ -149,7 +149,7 @@ class Simulation:
             job = Job(state.server, state.round, plan, examples.columns, grid, state.table, some)
             fold = self.trainer.train_or_halve(job)
         signal = self.signal()
-        found = tally(self.mesh, fold, cohort, state.round, state.server, signal, some is not None)
+        found = tally(self.mesh, fold, cohort, job, signal, self.algorithm)
         self.stopped = found.signal
         if self.mesh.rank == 0:
             warn(state.round, cohort, found, self.data.client_ids)

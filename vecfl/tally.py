@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from vecfl.aggregate import Aggregate, left_grid, on_grid, shift_
-from vecfl.algorithms.base import Server
+from vecfl.aggregator import combined
+from vecfl.algorithms import Algorithm
 from vecfl.cohorts import Cohort
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.geometry import norms
 from vecfl.mesh import Mesh
 from vecfl.task import Task
-from vecfl.worker import Fold
+from vecfl.worker import Fold, Job
 
 log = logging.getLogger("vecfl")
 
@@ -76,17 +77,11 @@ class Tally:
 
 
 def tally(
-    mesh: Mesh,
-    fold: Fold,
-    cohort: Cohort,
-    round: int,
-    server: Server,
-    signal: int,
-    measured: bool,
+    mesh: Mesh, fold: Fold, cohort: Cohort, job: Job, signal: int, algorithm: Algorithm
 ) -> Tally:
-    """Add up what the ranks gathered for a cohort that began from the server's state.
+    """Add up what the ranks gathered for a cohort, of which `job` is this rank's part.
 
-    `measured`: whether norms of updates are there. Raises RankError where the ranks drew different
+    Raises RankError where the ranks drew different
     cohorts or, every COMPARE rounds, have different states: then their rounds were not one.
     """
     sums, distinct = fold.aggregate, cohort.clients.unique()
@@ -98,10 +93,10 @@ def tally(
     counts = torch.tensor([int((weight > 0).sum()), fold.executed])
     bad = torch.searchsorted(distinct, torch.cat(fold.clients)[~ok])
     bad = bad.bincount(minlength=len(distinct))
-    state = server.values() if round % COMPARE == 0 else ()
+    state = job.server.values() if job.round % COMPARE == 0 else ()
     told = map(mesh.place, (signal, *seconds(fold, trained)))
     marks = torch.stack((mesh.mark(cohort.clients), mesh.mark(*state), *told))
-    norm = norms(fold.updates, len(cohort.clients) if measured else 0)
+    norm = norms(fold.updates, len(cohort.clients) if job.sampled is not None else 0)
     parts = (sums.total, sums.weight, sums.bound, range, losses, counts, bad, marks, norm)
     total, weight, bound, range, losses, counts, bad, marks, norm, *extra = mesh.sum(
         *parts, *sums.extra.values()
@@ -112,6 +107,8 @@ def tally(
     told_of = dict(zip(sums.extra, extra, strict=True))
     bound = torch.maximum(bound, range.to(bound))
     sums = replace(sums, total=total, weight=weight, bound=bound, extra=told_of)
+    if algorithm.aggregator is not None:
+        sums = combined(mesh, fold.kept, len(cohort.clients), sums, algorithm)
     return Tally(
         sums,
         distinct.repeat_interleave(bad.cpu().long()).tolist(),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vecfl.aggregate import Aggregate, add_, add_extra_, empty, merge_
+from vecfl.aggregator import Kept, keep
 from vecfl.algorithms import Algorithm, Finished, Round, Starting, Upload
 from vecfl.algorithms.base import Server
 from vecfl.engine import Slots, make_backend, make_update
@@ -62,6 +63,7 @@ class Fold:
     sums, weight  [K, 2] loss and loss weight, [K] weight in the aggregate
     executed      slot-steps, idle ones included
     updates       what is measured of them, if the job asks for it
+    kept          what they sent, for an aggregator
     began, busy   when the first worker began, and the seconds of each
     """
 
@@ -72,6 +74,7 @@ class Fold:
     weight: list[Tensor] = field(default_factory=list)
     executed: int = 0
     updates: list[Part] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
     busy: list[float] = field(default_factory=list)
 
@@ -84,6 +87,7 @@ class Fold:
         self.weight += other.weight
         self.executed += other.executed
         self.updates += other.updates
+        self.kept += other.kept
         self.began = min(self.began, other.began)
         self.busy += other.busy
 
@@ -165,8 +169,10 @@ class Worker:
             fold.ok.append(ok)
             fold.sums.append(torch.stack((done.loss, done.weight), 1))
             fold.weight.append(upload.weight.clone())  # it may be a view of the slots
+            place = job.plan.place[who.numpy()]
+            if self.algorithm.aggregator is not None:
+                fold.kept.append(keep(place, upload))
             if job.sampled is not None:
-                place = job.plan.place[who.numpy()]
                 fold.updates.append(measure(upload.update, upload.weight, place, job.sampled))
 
     def _gather(self, table: Table | None, clients: Tensor) -> dict[str, Tensor]:

@@ -139,6 +139,13 @@ def clips(s: Setting) -> list[vecfl.Transform]:
     return [made[per](limit) for per, limit in s.clips]
 
 
+def aggregated(algorithm: Algorithm, s: Setting) -> Algorithm:
+    if not s.aggregator:
+        return algorithm
+    found = {"median": vecfl.coordinate_median(), "trimmed": vecfl.trimmed_mean(0.2)}
+    return vecfl.aggregated_by(algorithm, found[s.aggregator])
+
+
 def recorded(algorithm: Algorithm, updates: list[dict]) -> Algorithm:
     """`algorithm`, with what every client sends written down in the last entry of `updates`.
 
@@ -186,8 +193,11 @@ def run_vecfl(
     sim = Simulation(
         task,
         data,
-        recorded(
-            vecfl.chain(around(algorithm(s, data.columns), s, task), *clips(s)), result.updates
+        aggregated(
+            recorded(
+                vecfl.chain(around(algorithm(s, data.columns), s, task), *clips(s)), result.updates
+            ),
+            s,
         ),
         sampler(s),
         backend=backend,

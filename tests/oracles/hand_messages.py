@@ -116,7 +116,17 @@ FREEZE = Case(
     module=Offset,
 )
 
+# Sent are -1/4 by FAR, 1/4 by PLAIN, 1 by STEEP and, by nobody's client, a 0 that does not count:
+# the median is 1/4 (of all four it would be 1/8). The losses: (1/2 + 1/2 + 3 * 2) / 5.
+MEDIAN = Case(
+    "median",
+    [client(FAR), client(), client(PLAIN), client(STEEP, STEEP, STEEP)],
+    Setting(rounds=1, lr=0.25, aggregator="median"),
+    [{"w": 0.75}],
+    [1.4],
+)
+
 MESSAGES: list[Case] = [
     *(LOSS, FLUTE, VARIANCE, CAP, RMS, UPDATE, UNIFORM),
-    *(CLIPPED, LAYERS, FREEZE),
+    *(CLIPPED, LAYERS, FREEZE, MEDIAN),
 ]

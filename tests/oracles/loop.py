@@ -60,6 +60,7 @@ class Setting:
     weighting: str = ""  # DGA: loss | flute_loss | uniform | [update_]variance, mean, rms
     softmax_beta: float = 1.0
     clips: tuple[tuple[str, float], ...] = ()  # of what clients send: ("norm" | "layer", C), ...
+    aggregator: str = ""  # median | trimmed (a fifth at either end); else the weighted mean
     freeze: str = ""  # parameters with a name in which this is found do not train
     server: ServerSetting | None = None  # in place of server_lr
     ema: float | None = None  # decay: `models` are the means, over parameters
@@ -159,7 +160,8 @@ def federated_loop(
                 update, weight = torch.zeros_like(update), 0.0
                 dropped.append(k)
             updates.append((k, update, weight))
-        if server_step(model, updates, server, t, shares[0], buffers):
+        mean_of = AGGREGATORS[setting.aggregator]
+        if server_step(model, updates, server, t, shares[0], buffers, mean_of):
             if setting.replay is not None:
                 kept = replay(model, loss, setting.replay, setting.replay_data, t, kept)
             d = setting.ema or 0.0
@@ -336,6 +338,7 @@ def server_step(
     t: int,
     share: float,
     buffers: list[str],
+    mean_of: Callable[[Tensor, Tensor], Tensor],
 ) -> bool:
     """The server's step by the mean update; buffers become the mean of the clients' buffers.
 
@@ -344,7 +347,9 @@ def server_step(
     total = sum(weight for _, _, weight in updates)
     if total == 0:
         return False
-    delta = torch.stack([weight * update for _, update, weight in updates]).sum(0) / total
+    counted = [(update, weight) for _, update, weight in updates if weight > 0]
+    messages, weights = zip(*counted, strict=True)
+    delta = mean_of(torch.stack(messages), torch.tensor(weights, dtype=torch.float64))
     named, params = dict(model.named_buffers()), trainable(model)
     targets = params + [named[name] for name in buffers]
     pieces = delta.split([target.numel() for target in targets])
@@ -354,6 +359,24 @@ def server_step(
         value = target.double() - piece
         target.copy_(value if target.is_floating_point() else value.round())
     return True
+
+
+def weighted_mean(messages: Tensor, weights: Tensor) -> Tensor:
+    return (messages * weights[:, None]).sum(0) / weights.sum()
+
+
+def median(messages: Tensor, weights: Tensor) -> Tensor:
+    return torch.from_numpy(np.median(messages.numpy(), axis=0))
+
+
+def trimmed(messages: Tensor, weights: Tensor) -> Tensor:
+    """The mean of each number without a fifth of the clients at either end."""
+    out = len(messages) // 5
+    columns = [sorted(column.tolist()) for column in messages.T]
+    return torch.tensor([np.mean(c[out : len(c) - out]) for c in columns])
+
+
+AGGREGATORS = {"": weighted_mean, "median": median, "trimmed": trimmed}
 
 
 def steps_of(kept: philox.Ints, s: Setting, at: Place) -> list[list[philox.Ints]]:

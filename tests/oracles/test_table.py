@@ -16,7 +16,7 @@ from torch import Tensor
 from .bridge import run_vecfl
 from .cover import Row, pairwise
 from .hand import HAND
-from .loop import Result, Setting, federated_loop
+from .loop import AGGREGATORS, Result, Setting, federated_loop
 from .tasks import (
     AUGMENTED,
     PROBLEMS,
@@ -127,6 +127,11 @@ CLIPS = {
     "layer": {"clips": (("layer", 0.08),)},
     "both": {"clips": (("layer", 0.1), ("norm", 0.06))},
 }
+AGGREGATED = {
+    "mean": {},
+    "median": {"aggregator": "median"},
+    "trimmed": {"aggregator": "trimmed"},
+}
 KINDS, PROBLEM_OF = BACKENDS | STACKED, TASKS | DENSE | FROZEN
 SOME_EXAMPLES = [case for case in HAND if any(len(c["x"]) for c in case.clients)]
 STACKED_COLUMNS = COLUMNS | {"backend": STACKED, "task": DENSE}
@@ -138,6 +143,7 @@ MESSAGES = {  # what clients send, and how much it counts
     "batches": {name: BATCHES[name] for name in ("two epochs", "drop", "full")},
     "cohort": COHORTS,
     "clips": CLIPS,
+    "aggregator": AGGREGATED,
 }
 STACKED_MESSAGES = MESSAGES | {
     "backend": {name: STACKED[name] for name in ("stacked S=3", "stacked W=2")},
@@ -160,7 +166,8 @@ def setting_of(row: Row) -> Setting:
     if row["algorithm"] == "habit" and row["cohort"] == "repeats":  # a client has one row
         fields["cohort"] = tuple(tuple(dict.fromkeys(cohort)) for cohort in fields["cohort"])
     problem = PROBLEM_OF[row["task"]]
-    fields |= CLIPS[row.get("clips", "none")] | algorithm
+    fields |= CLIPS[row.get("clips", "none")] | AGGREGATED[row.get("aggregator", "mean")]
+    fields |= algorithm
     return Setting(seed=2**40 + 3, augment=problem.augment, freeze=problem.freeze, **fields)
 
 
@@ -185,20 +192,24 @@ def check(row: Row, truth: Result) -> None:
         for (_, row_k, weight_k), (_, update, weight) in zip(sent, right, strict=True):
             close(row_k, update)
             assert weight_k == pytest.approx(weight, rel=1e-12), row
-        check_geometry(ours.metrics[t], [(u, w) for _, u, w in truth.updates[t]], close)
+        sent_by_all = [(u, w) for _, u, w in truth.updates[t]]
+        check_geometry(ours.metrics[t], sent_by_all, AGGREGATORS[s.aggregator], close)
         if ours.rows:
             habits, visits = zip(*truth.habits[t], strict=True)
             close(ours.rows[t]["habit"], torch.stack(habits))
             assert ours.rows[t]["visits"].tolist() == list(visits), row
 
 
-def check_geometry(metrics: dict, sent: list[tuple[Tensor, float]], close: Any) -> None:
-    """Norms of the clients that count, and their cosines with the weighted mean, where not zero."""
+def check_geometry(
+    metrics: dict, sent: list[tuple[Tensor, float]], mean_of: Any, close: Any
+) -> None:
+    """Norms of the clients that count, and their cosines with what the server makes of them."""
     counted = [(update, weight) for update, weight in sent if weight > 0]
     if not counted:
         assert metrics["update/sampled"] == 0
         return
-    mean = sum(u * w for u, w in counted) / sum(w for _, w in counted)
+    weights = torch.tensor([w for _, w in counted], dtype=torch.float64)
+    mean = mean_of(torch.stack([u for u, _ in counted]), weights)
     norms = torch.stack([u.norm() for u, _ in counted])
     close(metrics["update/aggregate_norm"], float(mean.norm()))
     close(metrics["update/norm_mean"], float(norms.mean()))

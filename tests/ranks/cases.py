@@ -117,6 +117,24 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
         sampler=vecfl.uniform(4),
         keeps=True,
     ),
+    "median": Case(
+        vecfl.aggregated_by(
+            vecfl.dga(lr=0.1, batches=B, softmax_beta=3.0), vecfl.coordinate_median()
+        ),
+        sampler=drawn([3, 3, 1, 6, 5, 0], [], [6, 2, 4, 0, 3]),
+        rounds=3,
+        bad=(6,),
+        how={"backend": "loop", "statistics": 3},
+    ),
+    "softmax of rows": Case(
+        vecfl.aggregated_by(
+            vecfl.dga(lr=0.1, batches=B, softmax_beta=500.0),
+            lambda messages, weights: (weights / weights.sum()) @ messages,
+        ),
+        sampler=drawn([3, 0], [], [6, 3, 2]),
+        rounds=3,
+        how={"backend": "loop", "workers": 2, "threads": 1},
+    ),
     "ema": Case(FEDAVG(server=vecfl.server_lamb(0.1)), around=lambda a, t: vecfl.ema(a, 0.5)),
     "clipped": Case(FEDAVG(server=vecfl.clipped(vecfl.server_adamw(0.1), 0.01))),
     "replay": Case(

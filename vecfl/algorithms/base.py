@@ -15,6 +15,7 @@ from vecfl.layout import Layout
 
 Server = dict[str, Tensor]
 Metrics = Mapping[str, float | int | str]
+Aggregator = Callable[[Tensor, Tensor], Tensor]  # (messages [C, M], weights [C]) -> [M]
 
 # Names in the server's state of what was learned from metrics: it stays where a run falls back.
 OBSERVED = "observed/"
@@ -132,6 +133,7 @@ class Algorithm:
     model   server state -> the model [P] that is evaluated and kept
     metrics (server state before the round, Aggregate, Round) -> {name: number}
     observe (server state, the metrics of a round) -> server state; None where nobody looks
+    aggregator  what the server makes of messages (`vecfl.aggregated_by`); None: the weighted mean
     """
 
     name: str
@@ -145,3 +147,4 @@ class Algorithm:
     model: Callable[[Server], Tensor] = field(default=the_model, repr=False)
     metrics: Callable[[Server, Aggregate, Round], Metrics] = field(default=no_metrics, repr=False)
     observe: Callable[[Server, Metrics], Server] | None = field(default=None, repr=False)
+    aggregator: Aggregator | None = field(default=None, repr=False)
