@@ -107,8 +107,9 @@ def test_neither_slots_nor_workers_nor_a_grid_change_a_bit(how: dict[str, Any]) 
 def test_rows_that_are_views_of_slots_are_kept() -> None:
     """One slot: what the second client does must not change what the first has sent."""
     plain = vecfl.fedavg(lr=0.1, batches=B)
-    bare = replace(plain, upload=lambda s, d: Upload(d.model, d.examples.double()))
-    ended, _, _ = heard(bare, slots=1)
+    bare = replace(plain, upload=lambda s, d: Upload(d.model, d.weight))
+    ended, weights, _ = heard(bare, slots=1)
+    assert weights.tolist() == [1, 3, 6, 9]  # one epoch
     moved, _, _ = heard(plain, slots=1)
     w = ended + moved  # what all began from
     torch.testing.assert_close(w, w[:1].expand_as(w))
