@@ -36,7 +36,7 @@ def keeping(plain: Algorithm) -> Algorithm:
     def upload(server: dict[str, Tensor], done: Finished) -> Upload:
         return replace(sent := plain.upload(server, done), table={"c": sent.update})
 
-    return replace(plain, upload=upload, table=lambda size: {"c": (size,)})
+    return replace(plain, upload=upload, table=lambda layout: {"c": (layout.size,)})
 
 
 def simulation(cohort: int, clients: int, keeps: bool, folder: Path | None) -> vecfl.Simulation:

@@ -1,7 +1,8 @@
 """The geometry of a round: how long the updates of its clients are, and how they lie to the mean.
 
-Axes: C clients of the cohort, s of them sampled, K rows of a commit, M numbers of an update. An
-update is what a client uploads, behind all transforms of its side.
+Axes: C clients of the cohort, s of them sampled, K rows of a commit, P numbers of an update. An
+update is what a client uploads, behind all transforms of its side; of several messages (SCAFFOLD)
+that of the model alone, so that algorithms can be compared.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ class Part:
     """What is measured where rows end.
 
     place, norm  [K] in the cohort, and the float64 norm; NaN where a client has no weight
-    at, rows     [k] places of those that are sampled, and their updates [k, M]
+    at, rows     [k] places of those that are sampled, and their updates [k, P]
     """
 
     place: np.ndarray
@@ -41,10 +42,10 @@ class Updates:
     round    its number, from 0
     client   [C] positions in the dataset
     norm     [C] float64 Euclidean norms; NaN where a client has no weight
-    mean     [M] float64, their weighted mean; None if no client has a weight
+    mean     [P] float64, their weighted mean; None if no client has a weight
     sampled  [s] places in the cohort, rising; cosine [s] of the angle between update and mean,
              NaN where one of them is zero
-    at, rows [r] places and updates, each [M], of the sampled clients that this rank trained
+    at, rows [r] places and updates, each [P], of the sampled clients that this rank trained
     """
 
     round: int
@@ -82,7 +83,7 @@ def sample(plan: Plan, size: int, seed: int, round: int) -> np.ndarray:
 
 
 def measure(update: Tensor, weight: Tensor, place: np.ndarray, sampled: np.ndarray) -> Part:
-    """What is known of the updates [K, M] with `weight` [K] at `place` [K] in the cohort."""
+    """What is known of the updates [K, P] with `weight` [K] at `place` [K] in the cohort."""
     norm = lengths(update)
     mine = np.flatnonzero(sampled[place])
     index = torch.from_numpy(mine).to(update.device, non_blocking=True)
@@ -90,7 +91,7 @@ def measure(update: Tensor, weight: Tensor, place: np.ndarray, sampled: np.ndarr
 
 
 def lengths(update: Tensor) -> Tensor:
-    """The norms of rows [K, M] in float64, [K]; the bits of one do not depend on the others."""
+    """The norms of rows [K, P] in float64, [K]; the bits of one do not depend on the others."""
     if not update.is_cpu:
         return torch.linalg.vector_norm(update, dim=1, dtype=torch.float64)
     squares = [  # of parts that stay in the cache as float64
@@ -113,12 +114,13 @@ class Geometry:
     """Measures the updates of each round, where `size` clients of a cohort are compared.
 
     last  the updates of the last round; None before it, and where nothing is measured (`size` 0)
+    row   P: what stands behind it in a message is not of the model
     """
 
-    def __init__(self, mesh: Mesh, size: int, seed: int) -> None:
+    def __init__(self, mesh: Mesh, size: int, seed: int, row: int) -> None:
         if not is_integer(size) or size < 0:
             raise InputError(f"statistics: expected a number of clients, 0 for none, got {size!r}")
-        self.mesh, self.size, self.seed = mesh, size, seed
+        self.mesh, self.size, self.seed, self.row = mesh, size, seed, row
         self.last: Updates | None = None
 
     def sample(self, plan: Plan, round: int) -> np.ndarray | None:
@@ -142,6 +144,7 @@ class Geometry:
         rows = [row for part in parts for row in part.rows]
         length, dots = torch.tensor(0.0), torch.zeros(len(places), dtype=torch.float64)
         if mean is not None:
+            mean = mean[: self.row]
             length = torch.linalg.vector_norm(mean).cpu()
         if mean is not None and rows:  # row by row: bits do not depend on the others
             products = torch.stack([(row * mean).sum() for row in rows])

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -66,6 +66,20 @@ class Layout:
     def size(self) -> int:
         """P, the length of a row."""
         return self.trainable + sum(e.size for e in self.buffers)
+
+    def of_message(self, messages: tuple[str, ...]) -> "Layout":
+        """The layout of rows side by side, each of this one: a message of several parts.
+
+        The first part's tensors keep their names; those of another are `part/name`, and stand
+        behind the first part's buffers.
+        """
+        more = tuple(
+            replace(e, name=f"{part}/{e.name}", offset=e.offset + i * self.size)
+            for i, part in enumerate(messages)
+            for e in self.params + self.buffers
+            if i
+        )
+        return replace(self, buffers=self.buffers + more) if more else self
 
     def param_views(self, flat: Tensor) -> list[Tensor]:
         """Views [..., *shape] of flat [..., P] (or [..., trainable]), one for each parameter."""

@@ -48,14 +48,19 @@ class ClientOptimizer:
     """`step_(rows, grads, lr)` moves rows in place by gradients [R, *shape].
 
     states  tensors [S, trainable] that it keeps; counts: whether it needs `Rows.steps`
-    plain   whether all it does is w <- w - lr g
+    beta    where all it does is v <- beta v + g; w <- w - lr v; None: it does something else
     """
 
     name: str
     states: int
     step_: Callable[[Rows, list[Tensor], float], None] = field(repr=False)
     counts: bool = False
-    plain: bool = False
+    beta: float | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether all it does is w <- w - lr g."""
+        return self.beta == 0
 
 
 def sgd(weight_decay: float = 0.0) -> ClientOptimizer:
@@ -65,7 +70,7 @@ def sgd(weight_decay: float = 0.0) -> ClientOptimizer:
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
         torch._foreach_add_(rows.w, decayed(rows, grads, weight_decay), alpha=-lr)
 
-    return ClientOptimizer("sgd", 0, step_, plain=not weight_decay)
+    return ClientOptimizer("sgd", 0, step_, beta=None if weight_decay else 0.0)
 
 
 def momentum(
@@ -85,7 +90,9 @@ def momentum(
         ahead = torch._foreach_add(grads, velocity, alpha=beta) if nesterov else velocity
         torch._foreach_add_(rows.w, ahead, alpha=-lr)
 
-    return ClientOptimizer("nesterov" if nesterov else "momentum", 1, step_)
+    if nesterov:
+        return ClientOptimizer("nesterov", 1, step_)
+    return ClientOptimizer("momentum", 1, step_, beta=None if weight_decay else beta)
 
 
 def rmsprop(

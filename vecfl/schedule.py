@@ -4,7 +4,7 @@ Axes: C clients of the cohort, S slots, B batch.
 """
 
 import heapq
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -112,6 +112,17 @@ class Plan:
     def of(self, members: np.ndarray) -> "Plan":
         """The plan of some clients, given as positions [k] in the cohort."""
         return Plan(*(getattr(self, f.name)[members] for f in fields(self)))
+
+    def updates(self, batches: Batches) -> np.ndarray:
+        """The optimizer steps of each client, [C]."""
+        return self.steps // self.per_epoch.clip(min=1) if batches.full else self.steps
+
+    def once(self, size: int) -> "Plan":
+        """One epoch, in batches of `size`, over all that the clients with a step take part with."""
+        per_epoch = -(-self.kept // size)
+        steps = np.where(self.steps > 0, per_epoch, 0)
+        n = np.where(self.steps > 0, self.kept, 0)
+        return replace(self, n=n, per_epoch=per_epoch, steps=steps)
 
 
 def make_plan(batches: Batches, offsets: Tensor, cohort: Tensor, *, seed: int, round: int) -> Plan:

@@ -105,9 +105,9 @@ class Simulation:
         arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
         self.trainer = Trainer(self.task, self.data, algorithm, arrangement, self.seed)
         self.feed = make_feed(self.source)
-        kept = algorithm.table(self.task.layout.size)
+        kept = algorithm.table(self.task.layout)
         self.tables = Tables(kept, self.data.num_clients, dtype, table, self.mesh.rank)
-        self.geometry = Geometry(self.mesh, statistics, self.seed)
+        self.geometry = Geometry(self.mesh, statistics, self.seed, self.task.layout.size)
         self.tell: Callable[[str, State, Columns], None] = lambda *_: None  # what clients came to
         self.signal: Callable[[], int] = lambda: 0  # that came to this rank; asked in each round
         self.stopped = 0  # what came to any rank, by the end of the last round
@@ -137,7 +137,8 @@ class Simulation:
     @torch.no_grad()
     def round(self, state: State) -> tuple[State, Metrics]:
         """One round: the next state, and `train/...`, `update/...` and `system/...` metrics."""
-        began, at = time.perf_counter(), Round(state.round, self.seed, self.task.layout)
+        began, layout = time.perf_counter(), self.task.layout
+        at = Round(state.round, self.seed, layout, self.data.num_clients)
         require_observed(state, self.algorithm)
         if state.table is not None:
             self.mesh.sum(torch.zeros(1))  # nobody still reads the rows of the round before
@@ -157,12 +158,11 @@ class Simulation:
         sums, plan = (found.norm, found.aggregate), cohort.plan
         updates = self.geometry.metrics(fold.updates, *sums, plan, some, state.round)
         server = self.algorithm.server(state.server, found.aggregate, at)
-        self.task.layout.round_integers_(server["w"])
+        layout.round_integers_(server["w"])
         how = {"data": self.source.name, "ranks": self.mesh.size, **asdict(self.arrangement)}
         if state.table is not None:
             state.table.end()
-        seen = self.algorithm.observe is None
-        return State(state.round + 1, server, state.table, seen), {
+        return State(state.round + 1, server, state.table, self.algorithm.observe is None), {
             "round": state.round + 1,
             **found.metrics(cohort, began, waited),
             **metrics,

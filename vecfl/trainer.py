@@ -85,11 +85,16 @@ class Trainer:
         self.task, self.data, self.algorithm, self.seed = task, data, algorithm, seed
         self.pool = ThreadPoolExecutor(arrangement.workers, "vecfl-worker")
         self.stop, self.workers, self.halved = Event(), list[Worker](), False
+        self.before: Trainer | None = None
         self.rearrange(arrangement)
+        if algorithm.before is not None:  # on slots of its own
+            self.before = Trainer(task, data, algorithm.before, arrangement, seed)
 
     def rearrange(self, arrangement: Arrangement) -> None:
         """Make the workers of `arrangement`; the memory of those before is free first."""
         self.workers.clear()
+        if self.before is not None:
+            self.before.rearrange(arrangement)
         self.arrangement = arrangement
         example = self.data.examples(3 * self.algorithm.rule.batches.size)
         self.workers += [
@@ -100,6 +105,7 @@ class Trainer:
                 backend=arrangement.backend,
                 slots=arrangement.slots,
                 seed=self.seed,
+                clients=self.data.num_clients,
             )
             for _ in range(arrangement.workers)
         ]
@@ -120,6 +126,12 @@ class Trainer:
         """
         if job.table is not None:
             self._begin(job.table, job)
+        earlier = None
+        if self.before is not None:
+            rows: dict[int, Tensor] = {}
+            plan = job.plan.once(self.before.algorithm.rule.batches.size)
+            part = replace(job, plan=plan, table=None, sampled=None, keep=rows)
+            earlier, job = self.before.train(part), replace(job, before=rows)
         jobs = [
             partial(worker.train, job.of(members), self.stop)
             for worker, members in zip(self.workers, self.share(job.plan), strict=True)
@@ -128,6 +140,9 @@ class Trainer:
             first, *others = self._do(jobs)
         for fold in others:
             first.merge_(fold)
+        if earlier is not None:  # its time counts, not its steps
+            first.began = earlier.began
+            first.busy = [a + b for a, b in zip(first.busy, earlier.busy, strict=True)]
         return first
 
     def train_or_halve(self, job: Job) -> Fold:

@@ -33,7 +33,7 @@ def within_round(optimizer: ClientOptimizer, factor: Factor) -> ClientOptimizer:
             w.sub_(old).mul_(share.view(-1, *(1,) * (w.dim() - 1))).add_(old)
 
     name = f"within_round {optimizer.name}"
-    return replace(optimizer, name=name, step_=step_, counts=True, plain=False)
+    return replace(optimizer, name=name, step_=step_, counts=True, beta=None)
 
 
 def check(factor: Factor) -> None:

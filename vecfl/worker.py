@@ -1,6 +1,7 @@
 """A worker: one thread's slots and backend, which train clients and fold what they send."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from threading import Event
 
@@ -35,6 +36,8 @@ class Job:
     grid     what makes sums exact (`vecfl.aggregate.exact_grid`), None for plain ones
     table    what clients keep; without one their rows are zero, and nobody keeps the new ones
     sampled  [C] of the cohort, by place, whose updates are kept; None: updates are not measured
+    before   {place in the cohort: row [P]} of the pass before, on the CPU
+    keep     where such rows go, in that pass: nothing is added up; None: it is the last pass
     """
 
     server: Server
@@ -44,6 +47,8 @@ class Job:
     grid: float | None = None
     table: Table | None = None
     sampled: np.ndarray | None = None
+    before: Mapping[int, Tensor] | None = None
+    keep: dict[int, Tensor] | None = None
 
     @property
     def clients(self) -> Tensor:
@@ -108,26 +113,28 @@ class Worker:
         backend: str,
         slots: int,
         seed: int,
+        clients: int,
     ) -> None:
-        self.algorithm, self.seed = algorithm, seed
-        self.layout, self.draws = task.layout, task.keyed
+        self.algorithm, self.seed, self.clients, self.lr = algorithm, seed, clients, 0.0
+        self.layout, self.draws, self.batches = task.layout, task.keyed, algorithm.rule.batches
         weight = next(task.module.parameters())
         self.device = weight.device
         self.slots = Slots(task.layout, algorithm.rule, slots, self.device, weight.dtype)
         self.backend = make_backend(backend, task, example)
         row = self.layout.size * weight.element_size()
         self.rows = max(1, COMMIT.get(self.device.type, 1 << 28) // row)
-        self.kept = algorithm.table(task.layout.size)
+        self.kept = algorithm.table(task.layout)
+        self.message = task.layout.of_message(algorithm.messages).size
 
     @torch.no_grad()  # grad mode belongs to a thread
     def train(self, job: Job, stop: Event | None = None) -> Fold:
         """Train the clients of `job`; ends between two blocks when `stop` is set."""
         began = time.perf_counter()
         rule, slots = self.algorithm.local(job.server, self.algorithm.rule), self.slots
-        seed, draws = self.seed, self.draws
+        self.lr, seed, draws = rule.lr_of(job.round), self.seed, self.draws
         tape = Tape(job.plan, rule.batches, slots.number, seed=seed, round=job.round, draws=draws)
         update = make_update(rule, self.layout.param_views(job.server["w"]), job.round)
-        fold = Fold(empty(self.layout.size, self.device, job.grid), began=began)
+        fold = Fold(empty(self.message, self.device, job.grid), began=began)
         for idle in torch.from_numpy(tape.idle).split(slots.number):
             seats = torch.arange(len(idle))
             self._seat(job, seats, idle)
@@ -160,6 +167,10 @@ class Worker:
         for some, who in zip(*parts, strict=True):
             done, clients = self._finished(job, some, who), job.clients[who]
             upload = self.algorithm.upload(job.server, done)
+            place = job.plan.place[who.numpy()]
+            if job.keep is not None:
+                job.keep.update(zip(place.tolist(), upload.update.cpu(), strict=True))
+                continue
             ok, upload = finite(done, upload)
             if job.table is not None:
                 self._scatter(job.table, clients, upload.table, ok.cpu())
@@ -169,11 +180,11 @@ class Worker:
             fold.ok.append(ok)
             fold.sums.append(torch.stack((done.loss, done.weight), 1))
             fold.weight.append(upload.weight.clone())  # it may be a view of the slots
-            place = job.plan.place[who.numpy()]
             if self.algorithm.aggregator is not None:
                 fold.kept.append(keep(place, upload))
             if job.sampled is not None:
-                fold.updates.append(measure(upload.update, upload.weight, place, job.sampled))
+                update = upload.update[:, : self.layout.size]
+                fold.updates.append(measure(update, upload.weight, place, job.sampled))
 
     def _gather(self, table: Table | None, clients: Tensor) -> dict[str, Tensor]:
         """The rows of clients [K] in the table, on the device."""
@@ -208,10 +219,18 @@ class Worker:
             seen=slots.seen[where],
             table=self._gather(job.table, clients),
             statistics=None if slots.statistics is None else slots.statistics.of(where),
+            steps=self._send(torch.from_numpy(job.plan.updates(self.batches))[members]),
+            lr=self.lr,
+            before=None if job.before is None else self._before(job.before, job.plan, members),
         )
 
+    def _before(self, rows: Mapping[int, Tensor], plan: Plan, members: Tensor) -> Tensor:
+        """What clients, at `members` [K] in the plan, sent in the pass before: [K, P]."""
+        found = [rows[place] for place in plan.place[members.numpy()].tolist()]
+        return self._send(torch.stack(found) if found else torch.empty(0, self.layout.size))
+
     def _round(self, job: Job) -> Round:
-        return Round(job.round, self.seed, self.layout)
+        return Round(job.round, self.seed, self.layout, self.clients)
 
     def _send(self, column: Tensor) -> Tensor:
         """A column on the device, without waiting for the steps that are queued there."""

@@ -26,6 +26,7 @@ class Run:
     updates: list[dict[int, list[tuple[Tensor, float]]]] = field(default_factory=list)
     metrics: list[dict] = field(default_factory=list)
     rows: list[dict[str, Tensor]] = field(default_factory=list)  # of all clients, where they keep
+    server: list[dict[str, Tensor]] = field(default_factory=list)  # its tensors
 
 
 def dataset(clients: list[Columns]) -> FederatedDataset:
@@ -125,6 +126,14 @@ def algorithm(s: Setting, columns: Columns | None = None) -> Algorithm:
     }
     if s.algorithm == "habit":
         return habit(**common)
+    if s.algorithm == "scaffold":
+        del common["weights"], common["clip"]
+        return vecfl.scaffold(option=s.option, **common)
+    if s.algorithm == "feddyn":
+        del common["weights"], common["server"]
+        return vecfl.feddyn(alpha=s.dyn, **common)
+    if s.algorithm == "fednova":
+        return vecfl.fednova(mu=s.mu, **common)
     if s.weighting:
         del common["weights"]
         return vecfl.dga(weighting=s.weighting, softmax_beta=s.softmax_beta, **common)
@@ -219,6 +228,7 @@ def run_vecfl(
         assert slots is None or metrics["system/slots"] == slots
         result.models.append(sim.state_dict(state))
         result.metrics.append(metrics)
+        result.server.append(state.server)
         state = sim.observe(state, metrics)
         if state.table is not None:
             result.rows.append(state.table.gather(torch.arange(len(clients))))

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from . import philox
 from .augment import Transforms, augment
 from .dropout import Place, replace_dropout
+from .memory import Memory, coefficients, new_variate
 from .server import Plateau, Server, ServerSetting
 
+MEMORY = ("scaffold", "feddyn")
 Columns = dict[str, Tensor]
 Loss = Callable[[Tensor, Columns], tuple[Tensor, Tensor]]
 
@@ -26,7 +28,8 @@ Loss = Callable[[Tensor, Columns], tuple[Tensor, Tensor]]
 class Setting:
     """One federated experiment."""
 
-    algorithm: str = "fedavg"  # fedavg (FedProx: mu > 0) | fedsgd | habit
+    # fedavg (FedProx: mu > 0) | fedsgd | habit | scaffold | feddyn | fednova
+    algorithm: str = "fedavg"
     rounds: int = 3
     # None: all clients, in their order; a number: drawn by sample_seed; or the cohorts themselves
     cohort: int | tuple[tuple[int, ...], ...] | None = None
@@ -69,6 +72,8 @@ class Setting:
     # (factor, patience): the rate falls where the training loss of rounds gets no better
     server_plateau: tuple[float, int] | None = None
     client_plateau: tuple[float, int] | None = None
+    option: int = 2  # of SCAFFOLD
+    dyn: float = 0.1  # alpha of FedDyn; its clients' mu is that
 
 
 @dataclass
@@ -76,6 +81,8 @@ class Result:
     """What happened, one entry a round; an update is (client, update [P] in float64, weight).
 
     habits: of habit, the mean of each client's moves [P] and their number. mu: that of the round.
+    own, server: what clients [N, trainable] and server [trainable] of SCAFFOLD and FedDyn remember.
+    An update of SCAFFOLD is [2P]: the change of the variate stands behind.
     """
 
     models: list[Columns] = field(default_factory=list)
@@ -84,6 +91,8 @@ class Result:
     dropped: list[list[int]] = field(default_factory=list)
     habits: list[list[tuple[Tensor, int]]] = field(default_factory=list)
     mu: list[float] = field(default_factory=list)
+    own: list[Tensor] = field(default_factory=list)
+    server: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -126,7 +135,7 @@ def federated_loop(
     clients: columns [n, ...] of each client, n may be 0; the module is called with column "x".
     loss: (output, batch) -> sums [b] and weights [b], one of each per example.
     """
-    assert setting.algorithm in ("fedavg", "fedsgd", "habit")
+    assert setting.algorithm in ("fedavg", "fedsgd", "habit", *MEMORY, "fednova")
     model = copy.deepcopy(module).train()
     for name, p in model.named_parameters(remove_duplicate=False):
         if setting.freeze and re.search(setting.freeze, name):
@@ -137,31 +146,71 @@ def federated_loop(
     server = Server(setting.server or ServerSetting(lr=setting.server_lr), trainable(model))
     mean, kept = [p.detach().double().clone() for p in trainable(model)], None
     plateaus = [p and Plateau(*p) for p in (setting.server_plateau, setting.client_plateau)]
-    given, mu = setting, Mu(setting.mu)
+    given, mu = setting, Mu(setting.dyn if setting.algorithm == "feddyn" else setting.mu)
+    n, size = sum(p.numel() for p in trainable(model)), sum(sizes_of(model, buffers))
+    memory, parts = Memory.zeros(len(clients), n), 2 if setting.algorithm == "scaffold" else 1
     for t in range(given.rounds):
         shares = [p.share if p else 1.0 for p in plateaus]
         setting = replace(scaled(given, shares[1]), mu=mu.value)
         members = cohort_of(setting, t, len(clients))
         updates, dropped, loss_sum, weight_sum = [], [], 0.0, 0.0
+        remembered, lengths = dict[int, Tensor](), []
         for i, k in enumerate(members):
             place = Place(setting.seed, t, k, occurrence=members[:i].count(k))
             mine = habit_of(model, moves[k], buffers) if setting.algorithm == "habit" else None
+            bias = {"scaffold": memory.server - memory.own[k], "feddyn": -memory.own[k]}
             update, weight, seen = client_update(
-                model, loss, clients[k], setting, place, buffers, mine
+                model, loss, clients[k], setting, place, buffers, mine, bias.get(setting.algorithm)
             )
+            new, tau = memory.own[k], len(seen.gradients)
+            if setting.algorithm == "scaffold":
+                new = new_variate(new, memory.server, update[:n], tau * [lr_of(setting, t)])
+                if setting.option == 1 and tau:
+                    again = Place(setting.seed, t, k, place.occurrence)
+                    new = full_gradient(model, loss, clients[k], setting, again)
+                change = torch.cat((new - memory.own[k], torch.zeros(size - n).double()))
+                update, weight = torch.cat((update, change)), 1.0
+            if setting.algorithm == "feddyn":
+                new, weight = new - setting.dyn * -update[:n], 1.0
+            if setting.algorithm == "fednova":
+                beta = setting.momentum if setting.optimizer == "momentum" else 0.0
+                a = sum(coefficients(tau, beta, lr_of(setting, t) * setting.mu))
+                update[:n] /= a or 1.0
+                weight = weight if tau else 0.0
             if setting.algorithm == "habit":
                 weight *= 1 + len(moves[k])
             if math.isfinite(seen.loss) and update.isfinite().all():
                 loss_sum, weight_sum = loss_sum + seen.loss, weight_sum + seen.weight
-                moves[k].append(-update)
+                moves[k].append(-update[:size])
+                remembered[k] = new
+                if setting.algorithm == "fednova":
+                    lengths.append(weight * a)
                 for clip in setting.clips:
-                    update = clip_message(update, sizes_of(model, buffers), *clip)
+                    update = clip_message(update, parts * sizes_of(model, buffers), *clip)
             else:
                 update, weight = torch.zeros_like(update), 0.0
                 dropped.append(k)
             updates.append((k, update, weight))
+        moved = [(k, update[:size].clone(), weight) for k, update, weight in updates]
+        if setting.algorithm == "fednova" and (total := sum(w for _, _, w in updates)):
+            for _, update, _ in moved:
+                update[:n] *= sum(lengths) / total
         mean_of = AGGREGATORS[setting.aggregator]
-        if server_step(model, updates, server, t, shares[0], buffers, mean_of):
+        moving = server_step(model, moved, server, t, shares[0], buffers, mean_of)
+        if setting.algorithm in MEMORY and remembered:
+            sent = [u for k, u, _ in updates if k in remembered]
+            share, change = (
+                len(sent) / len(clients),
+                mean_of(torch.stack(sent), torch.ones(len(sent), dtype=torch.float64)),
+            )
+            if setting.algorithm == "scaffold":
+                memory.server = memory.server + share * change[size : size + n]
+            else:
+                memory.server = memory.server - setting.dyn * share * -change[:n]
+                add_(trainable(model), -memory.server / setting.dyn)
+            for k, new in remembered.items():
+                memory.own[k] = new
+        if moving:
             if setting.replay is not None:
                 kept = replay(model, loss, setting.replay, setting.replay_data, t, kept)
             d = setting.ema or 0.0
@@ -179,8 +228,31 @@ def federated_loop(
         result.mu.append(mu.value)
         if setting.adaptive is not None:
             mu.follow(result.loss[-1], *setting.adaptive)
+        result.own.append(torch.stack(memory.own))
+        result.server.append(memory.server)
         result.habits.append([(habit_of(model, m, buffers), len(m)) for m in moves])
     return result
+
+
+def lr_of(s: Setting, t: int) -> float:
+    """The clients' learning rate in round t."""
+    return float(s.lr(t)) if callable(s.lr) else s.lr
+
+
+@torch.no_grad()
+def add_(params: list[nn.Parameter], row: Tensor) -> None:
+    """Add a row of all parameters to them, in place."""
+    for p, part in zip(params, row.split([p.numel() for p in params]), strict=True):
+        p += part.view_as(p).to(p.dtype)
+
+
+def full_gradient(model: nn.Module, loss: Loss, data: Columns, s: Setting, place: Place) -> Tensor:
+    """The gradient of the model on all examples with which the client at `place` takes part."""
+    local, s = copy.deepcopy(model), replace(s, algorithm="fedsgd", last="keep")
+    replace_dropout(local, place)
+    (step,) = steps_of(kept_of(data, s, place), s, place)
+    batches = [take(local, data, index) for index in step]
+    return flat(mean_gradient(local, loss, batches, place, Tally(), s.augment))
 
 
 def scaled(s: Setting, share: float) -> Setting:
@@ -252,10 +324,11 @@ def client_update(
     place: Place,
     buffers: list[str],
     habit: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, float, Tally]:
     """The update [P] of the client at `place` (FedSGD: its gradient), its weight and its tally.
 
-    It starts half its habit [P] away from the model.
+    It starts half its habit [P] away from the model; `bias` [trainable] is added to all gradients.
     """
     local, seen = copy.deepcopy(model), Tally()
     replace_dropout(local, place)
@@ -281,6 +354,8 @@ def client_update(
         seen.gradients.append(flat(grads))
         for p, w, g in zip(params, start, grads, strict=True):
             p.grad = g + s.mu * (p.detach() - w.detach())
+        if bias is not None:
+            add_([p.grad for p in params], bias)
         optimizer.step()
         schedule.step()
         sent = [w.double() - p.double() for w, p in zip(start, params, strict=True)]
@@ -450,7 +525,7 @@ def take(model: nn.Module, data: Columns, index: philox.Ints) -> Columns:
 
 
 def make_optimizer(params: list[nn.Parameter], s: Setting, t: int) -> torch.optim.Optimizer:
-    lr = s.lr(t) if callable(s.lr) else s.lr
+    lr = lr_of(s, t)
     match s.optimizer:
         case "sgd":
             return torch.optim.SGD(params, lr, weight_decay=s.decay)

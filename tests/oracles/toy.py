@@ -42,5 +42,5 @@ def habit(**averaging: object) -> Algorithm:
         begin=begin,
         upload=upload,
         server=server,
-        table=lambda size: {"habit": (size,), "visits": ()},
+        table=lambda layout: {"habit": (layout.size,), "visits": ()},
     )

@@ -5,10 +5,13 @@ from vecfl.algorithms.carrying import carrying
 from vecfl.algorithms.dga import dga
 from vecfl.algorithms.ema import ema
 from vecfl.algorithms.fedavg import fedavg
+from vecfl.algorithms.feddyn import feddyn
+from vecfl.algorithms.fednova import fednova
 from vecfl.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedopt, fedyogi
 from vecfl.algorithms.fedprox import fedprox, fedprox_adaptive
 from vecfl.algorithms.fedsgd import fedsgd
 from vecfl.algorithms.plateau import clients_on_plateau, server_on_plateau
+from vecfl.algorithms.scaffold import scaffold
 from vecfl.algorithms.weights import by_examples, by_tokens, capped, uniform_weights
 
 __all__ = [
@@ -29,11 +32,14 @@ __all__ = [
     "fedadam",
     "fedavg",
     "fedavgm",
+    "feddyn",
+    "fednova",
     "fedopt",
     "fedprox",
     "fedprox_adaptive",
     "fedsgd",
     "fedyogi",
+    "scaffold",
     "server_on_plateau",
     "uniform_weights",
 ]

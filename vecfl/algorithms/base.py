@@ -1,12 +1,13 @@
 """What an algorithm is: a few functions about rows and one model.
 
-Axes: K finished rows, P numbers in a row, M = P numbers in a message. A row is the trainable
-parameters, then the buffers that training changes.
+Axes: K finished rows, P numbers in a row, M = P len(messages) numbers in a message. A row is the
+trainable parameters, then the buffers that training changes.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from vecfl.aggregate import Aggregate
@@ -27,12 +28,15 @@ class Round:
 
     number  of the round, from 0
     seed    of the run, which keys draws
-    layout  of a row: its first `trainable` numbers are parameters, the rest changing buffers
+    layout  of a row: its first `trainable` numbers are parameters, the rest changing buffers; for
+            a transform of a message, in which further parts stand behind them
+    clients N, of the whole population
     """
 
     number: int
     seed: int
     layout: Layout
+    clients: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Finished:
     loss, weight  [K] float64 sums over all batches; seen [K] examples visited, with repetition
     statistics    what the rule collects of its steps (`vecfl.engine.rule.Statistics`), or None
     table     {column: [K, ...]}, the clients' rows as they were when they started
+    steps     [K] int64 optimizer steps, each with learning rate `lr`
+    before    [K, P] what they sent in the pass before (`Algorithm.before`), or None
     """
 
     round: Round
@@ -79,6 +85,9 @@ class Finished:
     seen: Tensor
     table: dict[str, Tensor] = field(default_factory=dict)
     statistics: Statistics | None = None
+    steps: Tensor = field(default_factory=lambda: torch.empty(0))
+    lr: float = 0.0
+    before: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ class Upload:
     log_weight: Tensor | None = None
 
 
-def no_table(size: int) -> dict[str, tuple[int, ...]]:
+def no_table(layout: Layout) -> dict[str, tuple[int, ...]]:
     """Clients keep nothing between rounds."""
     return {}
 
@@ -128,12 +137,18 @@ class Algorithm:
     begin   (server state, Starting) -> Begin
     upload  (server state, Finished) -> Upload
     server  (server state, Aggregate, Round) -> server state
-    table   P -> {column: shape}: what each client keeps from one round to its next, zero at first
+    table   Layout -> {column: shape}: what each client keeps from one round to its next, zero at
+            first
     local   (server state, rule) -> the rule of this round: its numbers may differ, not its parts
     model   server state -> the model [P] that is evaluated and kept
     metrics (server state before the round, Aggregate, Round) -> {name: number}
     observe (server state, the metrics of a round) -> server state; None where nobody looks
     aggregator  what the server makes of messages (`vecfl.aggregated_by`); None: the weighted mean
+    messages  the parts of what a client sends, one behind the other, each as long as a row; the
+            first is of the model
+    before  an algorithm by which the cohort passes over its examples, once, before it trains: what
+            its `upload` gives as update [K, P] is not added up, it comes as `Finished.before`. A
+            rank holds it for the clients that it trains
     """
 
     name: str
@@ -142,9 +157,11 @@ class Algorithm:
     begin: Callable[[Server, Starting], Begin] = field(repr=False)
     upload: Callable[[Server, Finished], Upload] = field(repr=False)
     server: Callable[[Server, Aggregate, Round], Server] = field(repr=False)
-    table: Callable[[int], dict[str, tuple[int, ...]]] = field(default=no_table, repr=False)
+    table: Callable[[Layout], dict[str, tuple[int, ...]]] = field(default=no_table, repr=False)
     local: Callable[[Server, LocalRule], LocalRule] = field(default=as_it_is, repr=False)
     model: Callable[[Server], Tensor] = field(default=the_model, repr=False)
     metrics: Callable[[Server, Aggregate, Round], Metrics] = field(default=no_metrics, repr=False)
     observe: Callable[[Server, Metrics], Server] | None = field(default=None, repr=False)
     aggregator: Aggregator | None = field(default=None, repr=False)
+    messages: tuple[str, ...] = ("model",)
+    before: "Algorithm | None" = field(default=None, repr=False)

@@ -69,14 +69,14 @@ def server_init(optimizer: ServerOptimizer) -> Callable[[Tensor, Layout], Server
 def server_step(optimizer: ServerOptimizer) -> Callable[[Server, Aggregate, Round], Server]:
     """w moves by the optimizer in float64; behind it, changing buffers become their mean.
 
-    Without a client of positive weight nothing moves.
+    Without a client of positive weight nothing moves. Of several messages it takes the model's.
     """
 
     def step(state: Server, aggregate: Aggregate, round: Round) -> Server:
         mean, layout, trainable = aggregate.mean(), round.layout, round.layout.trainable
         if mean is None:
             return state
-        moved = state["w"].double() - mean
+        moved = state["w"].double() - mean[: layout.size]
         rest = {name: t for name, t in state.items() if name != "w"}
         moved[:trainable], rest = optimizer.step(
             state["w"][:trainable].double(), mean[:trainable], rest, layout, round.number

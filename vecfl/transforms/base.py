@@ -44,8 +44,9 @@ class Transform:
     client  (own state, Finished, Upload) -> Upload, on rows of clients that have finished; `table`
             holds the transform's own columns, and `extra` the numbers that it has added up
     server  (own state, Aggregate, Round) -> (Aggregate, own state), with its own `extra` sums
-    init    Layout -> own state, tensors by name: they are part of the run's state
-    table   P -> {column: shape}, what clients keep for it
+    init    Layout -> own state, tensors by name: they are part of the run's state. Here and in
+            `Round.layout` it is the layout of a message
+    table   M -> {column: shape}, what clients keep for it
     metrics (own state before the round, Aggregate, Round) -> {name: number}
     """
 
@@ -67,7 +68,7 @@ def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
     chained further. A metric that is told already gets the place of the transform behind its name.
     """
     for transform in transforms:
-        algorithm = around(algorithm, transform)
+        algorithm = around(algorithm, of_message(transform, algorithm.messages))
     return algorithm
 
 
@@ -76,8 +77,8 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
     place = inner.name.count(", ")  # each transform adds one or more, so places differ
     prefix = f"{place}.{transform.name}."
 
-    def table(size: int) -> dict[str, tuple[int, ...]]:
-        return inner.table(size) | named(prefix, transform.table(size))
+    def table(layout: Layout) -> dict[str, tuple[int, ...]]:
+        return inner.table(layout) | named(prefix, transform.table(layout.size))
 
     def upload(server: Server, done: Finished) -> Upload:
         sent = inner.upload(others(prefix, server), replace(done, table=others(prefix, done.table)))
@@ -120,6 +121,25 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
         model=lambda server: inner.model(others(prefix, server)),
         metrics=metrics,
         observe=observe if inner.observe else None,
+    )
+
+
+def of_message(transform: Transform, messages: tuple[str, ...]) -> Transform:
+    """`transform`, to which the layout of a row is that of a message of these parts."""
+
+    def seen(round: Round) -> Round:
+        return replace(round, layout=round.layout.of_message(messages))
+
+    def client(own: Server, done: Finished, upload: Upload) -> Upload:
+        return transform.client(own, replace(done, round=seen(done.round)), upload)
+
+    return replace(
+        transform,
+        init=lambda layout: transform.init(layout.of_message(messages)),
+        table=lambda size: transform.table(size * len(messages)),
+        client=client,
+        server=lambda own, sums, round: transform.server(own, sums, seen(round)),
+        metrics=lambda own, sums, round: transform.metrics(own, sums, seen(round)),
     )
 
 
