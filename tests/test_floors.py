@@ -39,6 +39,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         {"vecfl.algorithms", "vecfl.transforms", "vecfl.aggregate", "vecfl.sampling"}
         | {"vecfl.aggregator", "vecfl.robust"}
         | {"vecfl.evaluate", "vecfl.participation", "vecfl.state", "vecfl.geometry"}
+        | {"vecfl.gram"}
     ),
     frozenset(
         {"vecfl.worker", "vecfl.trainer", "vecfl.choices", "vecfl.probe", "vecfl.arrange"}
@@ -75,6 +76,7 @@ SAME_FLOOR = {
     ("vecfl.participation", "vecfl.sampling"),
     ("vecfl.state", "vecfl.algorithms"),
     ("vecfl.geometry", "vecfl.aggregate"),
+    ("vecfl.geometry", "vecfl.gram"),
     ("vecfl.aggregator", "vecfl.aggregate"),
     ("vecfl.robust", "vecfl.algorithms"),
     ("vecfl.aggregator", "vecfl.algorithms"),

@@ -11,6 +11,8 @@ from torch import nn
 import vecfl
 from vecfl import Batches, InputError, Simulation, Task, everyone, fedavg
 from vecfl.geometry import lengths, measure, sample, summary
+from vecfl.gram import gram
+from vecfl.mesh import Mesh
 from vecfl.random import Kind, stream, words
 
 from .oracles.bridge import dataset, recorded
@@ -57,6 +59,9 @@ def test_norms_and_cosines_by_hand(way: dict[str, Any]) -> None:
 
     Norms 3, 4, 0: mean 7/3, sd sqrt((25 - 49/3) / 3) = sqrt(26) / 3, median 3. Cosines
     3 * 1 / (3 * 5/3) = 0.6 and 4 * 4/3 / (4 * 5/3) = 0.8; of (0, 0) there is none.
+
+    The one pair without a zero is orthogonal. Diversity (9 + 16) / |(3, 4)|^2 = 1. Singular values
+    are 3, 4 and 0: the effective rank is exp of the entropy of 3/7 and 4/7.
     """
     sim = plane((1, 0, -2), (0, 1, -3), (1, 0, 1), statistics=64, **way)
     state, metrics = sim.round(sim.start())
@@ -65,11 +70,14 @@ def test_norms_and_cosines_by_hand(way: dict[str, Any]) -> None:
         | {"norm_p50": 3, "norm_max": 4, "aggregate_norm": 5 / 3, "sampled": 2}
         | {"cosine_mean": 0.7, "cosine_sd": 0.1, "cosine_min": 0.6}
         | {"cosine_p50": 0.7, "cosine_max": 0.8}
+        | {f"pairwise_cosine_{k}": 0 for k in ("mean", "sd", "min", "p50", "max")}
+        | {"diversity": 1, "effective_rank": (3 / 7) ** (-3 / 7) * (4 / 7) ** (-4 / 7)}
     )
     last = sim.geometry.last
     assert last is not None and last.mean is not None
     assert last.mean.tolist() == pytest.approx([1, 4 / 3])
     assert last.norm.tolist() == pytest.approx([3, 4, 0])
+    assert last.products.tolist() == pytest.approx(np.diag([9.0, 16, 0]))
     np.testing.assert_allclose(last.cosine, [0.6, 0.8, math.nan])
     rows = dict(zip(last.at.tolist(), last.rows, strict=True))
     assert {place: row.tolist() for place, row in rows.items()} == {0: [3, 0], 1: [0, 4], 2: [0, 0]}
@@ -219,13 +227,61 @@ def test_what_is_measured_is_what_was_sent() -> None:
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-12)
     mean = sum(w * r for r, w in zip(rows, weights, strict=True)) / sum(weights)
     cosines = [float(r @ mean / r.norm() / mean.norm()) for r in rows if r.any()]
-    found = summary("cosine", np.array(cosines))
+    found = summary("cosine", np.array(cosines)) | geometry_of(
+        torch.stack([row for row, w in zip(rows, weights, strict=True) if w > 0])
+    )
     assert {n: metrics[f"update/{n}"] for n in found} == pytest.approx(found, rel=1e-9)
     last = sim.geometry.last
     assert last is not None
     by_client = sim.client_results(state)["update_norm"]
     assert by_client[3] == last.norm[8] != last.norm[1]
     assert np.isnan(by_client[[1, 4, 5, 7]]).all()  # without examples, or not in the cohort
+
+
+def geometry_of(rows: torch.Tensor) -> dict[str, float]:
+    """What is told of updates [s, P], pair by pair and by their singular values."""
+    pairs = [(i, j) for i in range(len(rows)) for j in range(i) if rows[i].any() and rows[j].any()]
+    cosines = [float(rows[i] @ rows[j] / rows[i].norm() / rows[j].norm()) for i, j in pairs]
+    share = torch.linalg.svdvals(rows) / torch.linalg.svdvals(rows).sum()
+    return summary("pairwise_cosine", np.array(cosines)) | {
+        "diversity": float(rows.square().sum() / rows.sum(0).square().sum()),
+        "effective_rank": float(torch.special.entr(share).sum().exp()),
+    }
+
+
+def test_equal_updates_and_orthogonal_ones() -> None:
+    """Twice (3, 0): diversity (9 + 9) / 6^2 = 1/2, one direction. With signs against each other
+    the sum is zero, and there is no diversity; (3, 0), (0, 3) and (0, -3) have (27 / 9)."""
+    told = []
+    for clients in (
+        [(1, 0, -2), (1, 0, -2)],
+        [(1, 0, -2), (1, 0, 4)],
+        [(1, 0, -2), (0, 1, -2), (0, 1, 4)],
+        [(1, 0, 1), (0, 1, 1)],
+    ):
+        sim = plane(*clients, statistics=3, backend="loop")
+        told.append(update(sim.round(sim.start())[1]))
+    same, against, three, nothing = told
+    assert (same["diversity"], same["effective_rank"]) == pytest.approx((0.5, 1))
+    assert (same["pairwise_cosine_mean"], against["pairwise_cosine_mean"]) == (1, -1)
+    assert math.isnan(against["diversity"]) and against["effective_rank"] == pytest.approx(1)
+    # singular values 3 and sqrt(18): shares 1 / (1 + sqrt 2) and sqrt 2 / (1 + sqrt 2)
+    a, b = 1 / (1 + math.sqrt(2)), math.sqrt(2) / (1 + math.sqrt(2))
+    assert (three["diversity"], three["effective_rank"]) == pytest.approx((3, a**-a * b**-b))
+    cosines = [three[f"pairwise_cosine_{k}"] for k in ("min", "p50", "max")]
+    assert cosines == [-1, 0, 0]
+    assert math.isnan(nothing["effective_rank"]) and math.isnan(nothing["diversity"])
+
+
+def test_products_of_long_updates_are_those_of_all_columns() -> None:
+    """Three blocks of columns, the last one short; a client of another rank is zero here."""
+    rows = torch.randn(2, 40_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = gram(Mesh(), np.array([2, 0]), list(rows), 3, 40_000)
+    expected = torch.zeros(3, 3, dtype=torch.float64)
+    index = torch.tensor([2, 0])
+    expected[index[:, None], index] = rows @ rows.T
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-9)
+    assert gram(Mesh(), np.array([], dtype=int), [], 0, 40_000).shape == (0, 0)
 
 
 def test_norms_belong_to_their_round_and_to_those_that_train() -> None:

@@ -1,4 +1,5 @@
-"""The geometry of a round: how long the updates of its clients are, and how they lie to the mean.
+"""The geometry of a round: how long the updates of its clients are, how they lie to the mean and to
+one another.
 
 Axes: C clients of the cohort, s of them sampled, K rows of a commit, P numbers of an update. An
 update is what a client uploads, behind all transforms of its side; of several messages (SCAFFOLD)
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vecfl.aggregate import Aggregate
 from vecfl.errors import InputError, is_integer
+from vecfl.gram import cosines, diversity, effective_rank, gram
 from vecfl.mesh import Mesh
 from vecfl.random import Kind, stream, words
 from vecfl.schedule import Plan
@@ -45,6 +47,8 @@ class Updates:
     mean     [P] float64, their weighted mean; None if no client has a weight
     sampled  [s] places in the cohort, rising; cosine [s] of the angle between update and mean,
              NaN where one of them is zero
+    products [s, s] float64 of the sampled updates with one another (`vecfl.gram`), 0 with those of
+             clients without weight
     at, rows [r] places and updates, each [P], of the sampled clients that this rank trained
     """
 
@@ -54,16 +58,23 @@ class Updates:
     mean: Tensor | None
     sampled: np.ndarray
     cosine: np.ndarray
+    products: Tensor
     at: np.ndarray
     rows: list[Tensor]
 
     def metrics(self) -> dict[str, float | int]:
-        """`update/...`: norms over the cohort, and cosines over its sample."""
+        """`update/...`: norms over the cohort, all else over its sample."""
+        counted = np.flatnonzero(np.isfinite(self.norm[self.sampled]))
+        products = self.products[counted][:, counted]
+        first, second = np.triu_indices(len(counted), 1)
         length = np.nan if self.mean is None else float(torch.linalg.vector_norm(self.mean))
         return {
             **summary("update/norm", self.norm),
             "update/aggregate_norm": length,
             **summary("update/cosine", self.cosine),
+            **summary("update/pairwise_cosine", cosines(products).numpy()[first, second]),
+            "update/diversity": diversity(products),
+            "update/effective_rank": effective_rank(products),
             "update/sampled": int(np.isfinite(self.cosine).sum()),
         }
 
@@ -142,18 +153,20 @@ class Geometry:
         places, mean, norm = np.flatnonzero(sampled), aggregate.mean(), norm.cpu()
         at = np.concatenate([places[:0], *(part.at for part in parts)])
         rows = [row for part in parts for row in part.rows]
+        where = np.searchsorted(places, at)
+        among = gram(self.mesh, where, rows, len(places), self.row)
         length, dots = torch.tensor(0.0), torch.zeros(len(places), dtype=torch.float64)
         if mean is not None:
             mean = mean[: self.row]
             length = torch.linalg.vector_norm(mean).cpu()
         if mean is not None and rows:  # row by row: bits do not depend on the others
             products = torch.stack([(row * mean).sum() for row in rows])
-            dots[torch.from_numpy(np.searchsorted(places, at))] = products.cpu()
+            dots[torch.from_numpy(where)] = products.cpu()
         (dots,) = self.mesh.sum(dots)
         both = norm[torch.from_numpy(places)] * length
         cosine = torch.where(both > 0, dots / both, torch.nan).clamp(-1, 1)
         self.last = Updates(
-            round, plan.client, norm.numpy(), mean, places, cosine.numpy(), at, rows
+            round, plan.client, norm.numpy(), mean, places, cosine.numpy(), among, at, rows
         )
         return self.last.metrics()
 
