@@ -15,7 +15,7 @@ import torch
 from .bridge import run_vecfl
 from .cover import Row, pairwise
 from .hand_memory import MEMORIES
-from .loop import Columns, Result, Setting, federated_loop
+from .loop import AGGREGATORS, Columns, Result, Setting, federated_loop
 from .server import ServerSetting
 from .test_table import (
     BACKENDS,
@@ -121,7 +121,12 @@ def compare(
             close(row_k, update)
             assert weight_k == pytest.approx(weight, rel=1e-12), row
         size = len(right[0][1]) // (2 if s.algorithm == "scaffold" else 1) if right else 0
-        check_geometry(ours.metrics[t], [(u[:size], w) for _, u, w in right], close)
+        check_geometry(
+            ours.metrics[t],
+            [(u[:size], w) for _, u, w in right],
+            AGGREGATORS[s.aggregator],
+            close,
+        )
         if s.algorithm != "fednova":
             own, server = {"scaffold": ("variate", "variate"), "feddyn": ("gradient", "h")}[
                 s.algorithm
