@@ -1,5 +1,6 @@
 """Parts that flags name: schedules, the work of clients, servers, what is around an algorithm."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -122,12 +123,14 @@ def with_server(name: str, options: Options) -> Options:
 
 
 def parsed(flag: str, texts: Sequence[str]) -> list[Schedule]:
-    """The schedules that `texts` name; InputError where one gives no number for the first round."""
+    """The schedules that `texts` name; InputError where the first round has no factor by one."""
     found = [part(flag, text, SCHEDULES) for text in texts]
     for text, schedule in zip(texts, found, strict=True):
         first = schedule(0) if callable(schedule) else schedule
-        if not callable(schedule) or not isinstance(first, int | float):
-            raise InputError(f"{flag}: {text} gives {first!r}; expected a number for each round")
+        fits = isinstance(first, int | float) and 0 <= first < math.inf
+        if not callable(schedule) or not fits:
+            what = "expected a number of at least 0 for each round"
+            raise InputError(f"{flag}: {text} gives {first!r}; {what}")
     return found
 
 
