@@ -85,6 +85,8 @@ class RunArgs(EvaluationArgs):
     clients_on_plateau('eval/loss', 'min', factor=0.5), file.py:name(2)"""
     metrics: tuple[str, ...] = ()
     """of each evaluation beside the recipe's: NAME=file.py:function, top3=top_k_accuracy(3)"""
+    freeze: str | None = None
+    """parameters that do not train and are not sent: a regular expression found in their names"""
     init: str | None = None
     """first model: a state dict, .safetensors or of torch.save"""
     resume: str = "none"
@@ -166,6 +168,8 @@ def simulation(
         sampler = part("--sampler", args.sampler, SAMPLERS)
         log.info("--sampler %s says who takes part; --cohort is not used", args.sampler)
     task = task.scored(named_metrics(args.metrics))
+    if args.freeze is not None:
+        task = task.frozen(args.freeze)
     if args.init is not None:
         task = task.to("cpu", getattr(torch, args.dtype))
         warm_start(task.module, args.init)

@@ -307,3 +307,37 @@ def test_the_folder_of_vecfl_data_is_the_default(
     monkeypatch.setenv("VECFL_DATA", str(data.parent))
     runpy.run_path(str(RECIPE), run_name="__main__")
     assert Path("run", "model.pt").exists()
+
+
+def test_frozen_parameters_stay_and_are_no_part_of_updates(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of --model logistic only the bias trains: the weight is that of a run of another seed's
+    cohort, too, for the first model is --seed's."""
+    for name, flags in {"run": (), "other": ("--sample-seed=5",)}.items():
+        command(name, "--freeze=weight$", *flags)
+    models = [torch.load(f"{name}/model.pt") for name in ("run", "other")]
+    weight, bias = models[0].keys()
+    assert torch.equal(models[0][weight], models[1][weight])
+    assert not torch.equal(models[0][bias], models[1][bias])
+    with pytest.raises(SystemExit) as caught:
+        command("none", "--freeze=conv")
+    assert caught.value.code == 2
+    assert "freeze('conv'): no parameter is called so; there are" in capsys.readouterr().err
+
+
+def test_an_aggregator_by_name(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two clients the middle is the mean of both, whatever their weights."""
+    median = command("median", "--aggregator=coordinate_median()")
+    uniform = command("uniform", "--weights=uniform_weights")
+    assert median[1]["eval/loss"] == pytest.approx(uniform[1]["eval/loss"], rel=1e-5)
+    assert median[1]["eval/loss"] != command("mean")[1]["eval/loss"]
+    assert settings("median")["aggregator"] == "coordinate_median()"
+    for text, line in {
+        "coordinate_media()": "no coordinate_media here; is it coordinate_median",
+        "trimmed_mean(0.5)": "must be at least 0 and below 0.5",
+        "trimmed_mean": "trimmed_mean takes arguments, or (): trimmed_mean(share)",
+    }.items():
+        with pytest.raises(SystemExit) as caught:
+            command("wrong", f"--aggregator={text}")
+        assert caught.value.code == 2 and line in capsys.readouterr().err
