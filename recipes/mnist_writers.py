@@ -24,10 +24,12 @@ from vecfl.data.mnist_writers import default_folder
 from vecfl.evaluations import held_out, validated
 from vecfl.flags import check_run, named_model, simulation
 from vecfl.models import emnist_cnn, logistic
+from vecfl.plugins import Known, part
 from vecfl.record import record_run
 from vecfl.resume import resume
 
 TEST_CLIENTS = 0.2
+AUGMENT: Known = {"crop": vecfl.crop, "flip": vecfl.flip, "normalise": vecfl.normalise}
 MOST_CLASSES = 10_000  # more are no classes but, say, ids
 log = logging.getLogger("vecfl")
 
@@ -47,6 +49,12 @@ class Args(AlgorithmArgs):
     """share of the clients that test, where --data has no test part; 0.2 if not given"""
     data_seed: int | None = None
     """seed of the choice of these clients; --seed if not given"""
+    server_clients: float | None = None
+    """share of the training clients whose examples the server has instead, for a replay around
+    the algorithm; drawn like those that test"""
+    augment: tuple[str, ...] = ()
+    """of the images in training, in this order: crop(2), flip(), normalise([0.13], [0.31]),
+    file.py:name"""
     model: str = "logistic"
     """logistic; cnn, that of Reddi et al. for EMNIST; or file.py:name, a function of the classes"""
 
@@ -58,9 +66,10 @@ def run(args: Args) -> None:
     tell_paper(train)
     parts, number = unseen(train, test), classes(train, test)
     data_seed = args.seed if args.data_seed is None else args.data_seed
+    train, own = of_server(args, train, data_seed)
     train, validation = held_out(args, train, data_seed, clients="unseen_examples" not in parts)
     args, before = resume(args, "mnist_writers")
-    sim = make_simulation(args, train, number)
+    sim = make_simulation(args, train, number, own)
 
     def test_all(state: vecfl.State) -> dict[str, float | int | str]:
         return evaluate(sim, state, test, parts) | sim.evaluate_clients(state, test)
@@ -80,6 +89,9 @@ def check_args(args: Args) -> None:
     check(args, of_data, lambda _: args.data is not None, "none without --data")
     check(args, ("test_clients",), lambda x: 0 < x < 1, "a share between 0 and 1")
     check(args, ("data_seed",), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
+    check(args, ("server_clients",), lambda x: 0 < x < 1, "a share between 0 and 1")
+    replays = any(text.strip().startswith("replay(") for text in args.around)
+    check(args, ("server_clients",), lambda _: replays, "--around 'replay(...)' beside it")
     check_algorithm(args)
     check_run(args)
 
@@ -171,6 +183,20 @@ def tell_paper(train: FederatedDataset) -> None:
         log.warning("white paper (pixels are mostly 1): logistic regression wants --lr 0.03")
 
 
+def of_server(
+    args: Args, train: FederatedDataset, seed: int
+) -> tuple[FederatedDataset, dict[str, Tensor] | None]:
+    """The clients that are left, and the columns of those whose examples the server has."""
+    if args.server_clients is None:
+        return train, None
+    try:
+        split = hold_out(train, seed, clients=args.server_clients)
+    except vecfl.InputError as error:
+        raise vecfl.InputError(f"--server-clients: {error}") from error
+    assert split.test_clients is not None
+    return split.train, dict(split.test_clients.columns)
+
+
 def unseen(train: FederatedDataset, test: FederatedDataset) -> dict[str, dict[str, Tensor]]:
     """The test data of clients that do not train, and of those that do, where there are any."""
     known = set(train.client_ids)
@@ -198,12 +224,17 @@ def evaluate(
     return {key: value for metrics in reversed(found) for key, value in metrics.items()}
 
 
-def make_simulation(args: Args, data: FederatedDataset, classes: int) -> vecfl.Simulation:
+def make_simulation(
+    args: Args, data: FederatedDataset, classes: int, own: dict[str, Tensor] | None
+) -> vecfl.Simulation:
     torch.manual_seed(args.seed)
     module = named_model(args.model, {"logistic": logistic, "cnn": emnist_cnn}, classes)
     metrics = {"accuracy": vecfl.accuracy}
-    task = vecfl.Task(module, vecfl.cross_entropy, metrics, example=data.examples(2))
-    return simulation(args, task, data, make_algorithm(args))
+    augment = [part("--augment", text, AUGMENT) for text in args.augment]
+    task = vecfl.Task(
+        module, vecfl.cross_entropy, metrics, example=data.examples(2), augment=augment
+    )
+    return simulation(args, task, data, make_algorithm(args), own=own)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ def make_simulation(args: Args, data: FederatedDataset, vocabulary: int) -> vecf
     torch.manual_seed(args.seed)
     metrics = {"accuracy": vecfl.accuracy}
     task = vecfl.Task(WindowLM(vocabulary), vecfl.cross_entropy, metrics, example=data.examples(2))
-    return simulation(args, task, data, make_algorithm(args))
+    algorithm = make_algorithm(args, vecfl.count_tokens(data.columns["y"]))
+    return simulation(args, task, data, algorithm)
 
 
 if __name__ == "__main__":

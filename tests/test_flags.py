@@ -26,7 +26,9 @@ Y = (X[:, 0] > 0).long()
 CHANGED = {"lr": 0.07, "epochs": 2, "optimizer": "momentum", "clip": 0.01, "mu": 3.0, "tau": 0.5}
 CHANGED |= {"server_lr": 0.5, "beta": 0.1, "beta1": 0.3, "beta2": 0.2, "start": 2.0}
 CHANGED |= {"softmax_beta": 3.0, "weighting": "rms"}
-CHANGED |= {"weight_decay": 0.3, "server": "adam(lr=0.5)"}
+CHANGED |= {"weight_decay": 0.3, "server": "adam(lr=0.5)", "weights": "uniform_weights"}
+CHANGED |= {"lr_schedule": ("cosine(2)",), "server_schedule": ("linear_warmup(3)",)}
+CHANGED |= {"within_round": "step_decay(1, 0.5)", "steps": 4, "max_examples": 3, "max_tokens": 7}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -37,7 +39,7 @@ def test_every_option_has_an_effect(algorithm: str) -> None:
     def model(**options: Any) -> torch.Tensor:
         how = {"cohort": 3, "batch": 4, "backend": "loop", "workers": 1, "slots": 1}
         args = settle(AlgorithmArgs(algorithm=algorithm, **how, **options))
-        sim = simulation(args, task, data, make_algorithm(args))
+        sim = simulation(args, task, data, make_algorithm(args, torch.arange(20) % 3 + 1))
         assert sim.algorithm.name == algorithm
         state = sim.start()
         for _ in range(2):
@@ -99,7 +101,8 @@ def test_betas_by_hand() -> None:
 def test_values_where_none_is_given() -> None:
     def settled(**given: Any) -> dict[str, Any]:
         args = settle(AlgorithmArgs(**given))
-        return {name: value for name in CHANGED if (value := getattr(args, name)) is not None}
+        values = {name: getattr(args, name) for name in CHANGED}
+        return {name: value for name, value in values.items() if value not in (None, ())}
 
     client = {"lr": 0.1, "epochs": 1, "optimizer": "sgd", "weight_decay": 0.0}
     assert settled() == client

@@ -48,7 +48,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset(
         {"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags", "vecfl.rounds"}
-        | {"vecfl.plugins", "vecfl.evaluations", "vecfl.algorithm_flags"}
+        | {"vecfl.plugins", "vecfl.parts", "vecfl.evaluations", "vecfl.algorithm_flags"}
         | {"vecfl.finish"}
         | {"vecfl.watch", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
         | {"vecfl.stop"}
@@ -61,6 +61,7 @@ SAME_FLOOR = {
     ("vecfl.mesh", "vecfl.launch"),
     ("vecfl.schedule", "vecfl.work"),
     ("vecfl.within_round", "vecfl.optim"),
+    ("vecfl.within_round", "vecfl.work"),
     ("vecfl.tape", "vecfl.schedule"),
     ("vecfl.task", "vecfl.augment"),
     ("vecfl.task", "vecfl.losses"),
@@ -101,6 +102,9 @@ SAME_FLOOR = {
     ("vecfl.simulation", "vecfl.trainer"),
     ("vecfl.flags", "vecfl.cli"),
     ("vecfl.flags", "vecfl.plugins"),
+    ("vecfl.flags", "vecfl.parts"),
+    ("vecfl.parts", "vecfl.plugins"),
+    ("vecfl.algorithm_flags", "vecfl.parts"),
     ("vecfl.algorithm_flags", "vecfl.plugins"),
     ("vecfl.algorithm_flags", "vecfl.flags"),
     ("vecfl.algorithm_flags", "vecfl.cli"),

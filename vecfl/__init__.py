@@ -75,7 +75,7 @@ from vecfl.simulation import Simulation
 from vecfl.state import State
 from vecfl.task import Task
 from vecfl.transforms import Transform, chain, clip_by_layer, clip_by_norm
-from vecfl.within_round import within_round
+from vecfl.within_round import by_step, within_round
 from vecfl.work import random_epochs
 
 __version__ = "0.1.0"
@@ -96,6 +96,7 @@ __all__ = [
     "available",
     "batchnorm_to_groupnorm",
     "by_examples",
+    "by_step",
     "by_tokens",
     "capped",
     "chain",

@@ -3,18 +3,19 @@
 import inspect
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
+from torch import Tensor
+
 import vecfl.algorithms as algorithms
-import vecfl.optim as optim
-import vecfl.server_optim as server_optim
 from vecfl.algorithms import Algorithm
 from vecfl.algorithms.dga import Weighting
 from vecfl.cli import check, flag
 from vecfl.errors import InputError
 from vecfl.flags import RunArgs
-from vecfl.plugins import function, part
-from vecfl.schedule import Batches
+from vecfl.parts import FEDOPT, with_parts
+from vecfl.plugins import function
 
 Settled = TypeVar("Settled", bound="AlgorithmArgs")
 
@@ -27,13 +28,30 @@ class AlgorithmArgs(RunArgs):
     """examples in a batch; for fedsgd, of a micro-batch, which bounds memory alone"""
     algorithm: str = "fedavg"
     """fedavg, fedsgd, fedprox, fedprox_adaptive, fedavgm, fedadagrad, fedadam, fedyogi, dga, or
-    file.py:name of your own; 'by algorithm' below: an error where it does not take it"""
+    file.py:name of your own; 'by algorithm' below: an error where it does not take it. What has
+    no flag stands behind the name: fedprox_adaptive(start=1.0, step=0.1, patience=5)"""
     server: str | None = None
-    """server optimizer: adamw(lr=0.01), lamb(0.01), momentum(1.0, beta=0.9), ...; by algorithm"""
+    """server optimizer: lamb(0.01), clipped(fedopt_adam(0.03), 1.0), ...; by algorithm"""
+    server_schedule: tuple[str, ...] = ()
+    """the server's learning rate by round, times that: cosine(100), file.py:name; by algorithm"""
     lr: float | None = None
     """learning rate: the clients', for fedsgd the server's; by algorithm and optimizer"""
-    epochs: int | None = None
-    """passes over a client's examples in a round; by algorithm"""
+    lr_schedule: tuple[str, ...] = ()
+    """the clients' learning rate by round, --lr times these: linear_warmup(5), cosine(100),
+    step_decay(30, 0.5), multi_step([50, 80], 0.1), ramp_hold_decay(5, 20, 100); by algorithm"""
+    within_round: str | None = None
+    """the clients' learning rate by their steps in a round, times that: cosine(50); by algorithm"""
+    epochs: int | str | None = None
+    """passes over a client's examples in a round, or random_epochs(1, 5, 0.9); by algorithm"""
+    steps: int | str | None = None
+    """instead of epochs: optimizer steps of a client in a round; by algorithm"""
+    max_examples: int | None = None
+    """most examples of a client in a round, drawn anew each time; by algorithm"""
+    max_tokens: int | None = None
+    """likewise in tokens, where the examples are text; by algorithm"""
+    weights: str | None = None
+    """how clients count: by_examples, uniform_weights, by_tokens, capped(50), file.py:name; by
+    algorithm"""
     optimizer: Literal["sgd", "momentum", "adam", "adamw", "rmsprop"] | None = None
     """the clients' optimizer; by algorithm"""
     weight_decay: float | None = None
@@ -63,26 +81,33 @@ class AlgorithmArgs(RunArgs):
 
 
 # What each algorithm takes by a flag of its own, with the values where none is given.
-CLIENTS = {"epochs": 1, "optimizer": "sgd", "weight_decay": None, "clip": None, "lr": None}
+WORK = {"epochs": 1, "steps": None, "max_examples": None, "max_tokens": None}
+OPTIMIZER = {"optimizer": "sgd", "weight_decay": None, "within_round": None}
+LOCAL = WORK | OPTIMIZER | {"clip": None, "lr": None, "lr_schedule": (), "server_schedule": ()}
+CLIENTS = LOCAL | {"weights": None}
 AVERAGING = CLIENTS | {"server": None}
 ADAPTIVE = {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3, "start": None}
 OPTIONS: dict[str, dict[str, Any]] = {
     "fedavg": AVERAGING,
-    "fedsgd": {"lr": 0.5},
+    "fedsgd": {"lr": 0.5, "max_examples": None, "weights": None, "server_schedule": ()},
     "fedprox": AVERAGING | {"mu": 0.01},
     "fedprox_adaptive": AVERAGING,
     "fedavgm": CLIENTS | {"server_lr": 1.0, "beta": 0.9},
     "fedadagrad": CLIENTS | {"server_lr": 0.1, "beta1": 0.0, "tau": 1e-3, "start": None},
     "fedadam": CLIENTS | ADAPTIVE,
     "fedyogi": CLIENTS | ADAPTIVE,
-    "dga": AVERAGING | {"softmax_beta": 1.0, "weighting": "loss"},
+    "dga": LOCAL | {"server": None, "softmax_beta": 1.0, "weighting": "loss"},
 }
-SERVERS = {
-    name.removeprefix("server_"): getattr(server_optim, name)
-    for name in server_optim.__all__
-    if name.startswith("server_")
-} | {"clipped": server_optim.clipped}
+# What stands behind the name, for flags of these names are something else.
+BEHIND = {"fedprox_adaptive": {"start", "step", "patience"}}
 BUILDERS = {name: getattr(algorithms, name) for name in OPTIONS}
+# The flags of an algorithm of the user's own by its parameters, beside those of the same name.
+BY_PARAMETER: dict[str, dict[str, Any]] = {
+    "batches": WORK,
+    "optimizer": OPTIMIZER,
+    "lr": {"lr_schedule": ()},
+    "server": {"server_schedule": ()},
+}
 EVERY_OPTION = tuple(dict.fromkeys(name for options in OPTIONS.values() for name in options))
 
 # By the clients' optimizer.
@@ -97,12 +122,15 @@ def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
     """
     taken, called = options_of(args.algorithm)
     for name in EVERY_OPTION:
-        if name not in taken and (value := getattr(args, name)) is not None:
+        if name not in taken and (value := getattr(args, name)) not in (None, ()):
             raise InputError(
                 f"{flag(name)}: {called} does not take it (got {value}); "
                 f"it takes {', '.join(map(flag, taken))}"
             )
     filled = {name: default for name, default in taken.items() if getattr(args, name) is None}
+    if "epochs" in taken and args.steps is not None:
+        check(args, ("epochs",), lambda _: False, "none beside --steps, which is instead of it")
+        del filled["epochs"]
     if filled.get("lr", 0) is None:
         filled["lr"] = lr[args.optimizer or "sgd"]
     if "weight_decay" in filled:
@@ -113,7 +141,9 @@ def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
 
 def check_algorithm(args: AlgorithmArgs) -> None:
     """Raise InputError, with the name of the flag, for a value that no algorithm could take."""
-    check(args, ("epochs",), lambda n: n >= 1, "at least 1")
+    check(args, ("max_examples", "max_tokens"), lambda n: n >= 1, "at least 1")
+    numbers = tuple(n for n in ("epochs", "steps") if not isinstance(getattr(args, n), str))
+    check(args, numbers, lambda n: n >= 1, "at least 1")
     positive = ("lr", "server_lr", "clip", "tau")
     check(args, positive, lambda x: 0 < x < math.inf, "a positive number")
     at_least_zero = ("mu", "start", "weight_decay", "softmax_beta")
@@ -126,35 +156,30 @@ def options_of(algorithm: str) -> tuple[dict[str, Any], str]:
 
     Of a function of one's own these are the parameters that have the name of a flag.
     """
-    if algorithm in OPTIONS:
-        return OPTIONS[algorithm], algorithm
     builder, given = function("--algorithm", algorithm, BUILDERS)
+    name = builder.__name__
     if builder in BUILDERS.values():
-        raise InputError(f"--algorithm: {algorithm}: give its options by flags, {builder.__name__}")
+        if given.keys() - BEHIND.get(name, set()):
+            raise InputError(f"--algorithm: {algorithm}: give its options by flags, {name}")
+        return OPTIONS[name], name
     names = inspect.signature(builder).parameters.keys() - given.keys()
-    taken = {n: v for n, v in AVERAGING.items() if n in names} | (
-        {"epochs": 1} if "batches" in names else {}
-    )
-    if "optimizer" in taken:
-        taken["weight_decay"] = None
-    return taken, builder.__name__
+    taken = {n: v for n, v in AVERAGING.items() if n in names}
+    for parameter, more in BY_PARAMETER.items():
+        taken |= more if parameter in names else {}
+    return taken, name
 
 
-def make_algorithm(args: AlgorithmArgs) -> Algorithm:
-    """The algorithm with the options that it takes; `args` are settled."""
+def make_algorithm(args: AlgorithmArgs, tokens: Tensor | None = None) -> Algorithm:
+    """The algorithm with the options that it takes; `args` are settled.
+
+    tokens  of each training example [n], for --max-tokens; None: they have none
+    """
     builder, given = function("--algorithm", args.algorithm, BUILDERS)
-    options = {name: getattr(args, name) for name in options_of(args.algorithm)[0]}
-    if args.algorithm == "fedsgd":
-        return algorithms.fedsgd(size=args.batch, **options)
-    if "epochs" in options:
-        options["batches"] = Batches(size=args.batch, epochs=options.pop("epochs"))
-    if "optimizer" in options:
-        decay = options.pop("weight_decay")
-        options["optimizer"] = getattr(optim, options["optimizer"])(weight_decay=decay)
-    if options.get("server") is not None:
-        options["server"] = part("--server", options["server"], SERVERS)
-    if "beta2" in options:
-        options["betas"] = options.pop("beta1"), options.pop("beta2")
+    taken, name = options_of(args.algorithm)
+    values = {option: getattr(args, option) for option in taken}
+    options = with_parts(name, values, args.batch, tokens)
+    if name in FEDOPT and "server" in options:
+        builder = partial(algorithms.fedopt, name)
     try:
         made = builder(**options, **given)
     except TypeError as error:

@@ -19,9 +19,10 @@ from vecfl.cli import check, has_device
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.evaluations import EvaluationArgs
-from vecfl.losses import Score
+from vecfl.losses import Batch, Score
 from vecfl.model_file import check_safetensors, warm_start
 from vecfl.participation import separated
+from vecfl.parts import surrounded
 from vecfl.plugins import part
 from vecfl.report import check_matplotlib
 from vecfl.simulation import Simulation
@@ -72,13 +73,20 @@ class RunArgs(EvaluationArgs):
     """add up clients on a grid: the same bits for any slots, workers and ranks"""
     sampler: str | None = None
     """who takes part: poisson(0.1), cyclic(20), file.py:name; --cohort at random if not given"""
+    client_dropout: float = 0.0
+    """probability that a client of a cohort is lost before it sends anything"""
     transforms: tuple[str, ...] = ()
     """of what clients send, in their order: clip_by_norm(1.0), file.py:name(2)"""
     aggregator: str | None = None
     """what the server makes of clients' messages, their weighted mean if not given:
     coordinate_median(), trimmed_mean(0.1), file.py:name"""
+    around: tuple[str, ...] = ()
+    """around the algorithm, in this order, without their first argument: ema(0.99),
+    clients_on_plateau('eval/loss', 'min', factor=0.5), file.py:name(2)"""
     metrics: tuple[str, ...] = ()
     """of each evaluation beside the recipe's: NAME=file.py:function, top3=top_k_accuracy(3)"""
+    freeze: str | None = None
+    """parameters that do not train and are not sent: a regular expression found in their names"""
     init: str | None = None
     """first model: a state dict, .safetensors or of torch.save"""
     resume: str = "none"
@@ -109,6 +117,7 @@ def check_run(args: RunArgs) -> None:
     check(args, ("seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
     check(args, ("statistics", "validation"), lambda x: x >= 0, "a number of at least 0")
     check(args, ("validation",), lambda x: x < 1, "a share below 1")
+    check(args, ("client_dropout",), lambda p: 0 <= p <= 1, "a probability of 0 to 1")
     some = ("workers", "slots")
     check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
     right = f"auto or at most --cohort ({args.cohort})"
@@ -140,8 +149,11 @@ def simulation(
     data: FederatedDataset,
     algorithm: Algorithm,
     table: str | Path | None = None,
+    own: Batch | None = None,
 ) -> Simulation:
     """The simulation of these parts, and of those that flags name; `table` as in `Simulation`.
+
+    own  columns [n, ...] of examples that the server has, for replay
 
     Raises InputError as `Simulation` does, and for a cohort that is larger than the population.
     """
@@ -156,16 +168,19 @@ def simulation(
         sampler = part("--sampler", args.sampler, SAMPLERS)
         log.info("--sampler %s says who takes part; --cohort is not used", args.sampler)
     task = task.scored(named_metrics(args.metrics))
+    if args.freeze is not None:
+        task = task.frozen(args.freeze)
     if args.init is not None:
         task = task.to("cpu", getattr(torch, args.dtype))
         warm_start(task.module, args.init)
     return Simulation(
         task,
         data,
-        algorithm,
+        surrounded(algorithm, args.around, task, own),
         sampler,
         seed=args.seed,
         sample_seed=args.sample_seed,
+        client_dropout=args.client_dropout,
         device=args.device,
         dtype=getattr(torch, args.dtype),
         backend=args.backend,

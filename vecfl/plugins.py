@@ -35,7 +35,7 @@ def part(flag: str, text: str, known: Known) -> Any:
         if not where:
             raise InputError(f"{flag}: {name} takes arguments, or (): {_form(name, named)}")
         return named
-    return _called(flag, named, name, call, known)
+    return _called(flag, named, name, call, known, where)
 
 
 def function(flag: str, text: str, known: Known) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -46,6 +46,20 @@ def function(flag: str, text: str, known: Known) -> tuple[Callable[..., Any], di
         raise InputError(f"{flag}: {text}: give arguments by name, {_form(name, named)}")
     keywords = [] if call is None else call.keywords
     return named, {k.arg or "**": _value(flag, k.value, known) for k in keywords}
+
+
+def around(flag: str, text: str, known: Known, inside: Known) -> Callable[[Any], Any]:
+    """The function that `text` names, with all its arguments but the first, which is still to come.
+
+    `known` by their names, `inside` in their arguments. Raises InputError as `part` does.
+    """
+    where, name, call = _split(flag, text)
+    named = _imported(flag, where, name) if where else _known(flag, name, known)
+    args = [] if call is None else [_value(flag, value, inside) for value in call.args]
+    keywords = [] if call is None else call.keywords
+    kwargs = {k.arg or "**": _value(flag, k.value, inside) for k in keywords}
+    _bind(flag, named, name, args, kwargs, first=1)
+    return lambda first: _made(flag, name, not where, lambda: named(first, *args, **kwargs))
 
 
 def _split(flag: str, text: str) -> tuple[str, str, ast.Call | None]:
@@ -102,14 +116,44 @@ def _file(flag: str, path: Path) -> ModuleType:
     return module
 
 
-def _called(flag: str, named: Callable[..., Any], name: str, call: ast.Call, known: Known) -> Any:
+def _called(
+    flag: str,
+    named: Callable[..., Any],
+    name: str,
+    call: ast.Call,
+    known: Known,
+    where: str = "",
+) -> Any:
     args = [_value(flag, value, known) for value in call.args]
     kwargs = {k.arg or "**": _value(flag, k.value, known) for k in call.keywords}
+    _bind(flag, named, name, args, kwargs)
+    return _made(flag, name, not where, lambda: named(*args, **kwargs))
+
+
+def _bind(
+    flag: str,
+    named: Callable[..., Any],
+    name: str,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    first: int = 0,
+) -> None:
+    """InputError unless `named` takes these arguments behind the `first` ones."""
     try:
-        inspect.signature(named).bind(*args, **kwargs)
+        inspect.signature(named).bind(*[None] * first, *args, **kwargs)
     except TypeError as error:
-        raise InputError(f"{flag}: {name}: {error}; it is {_form(name, named)}") from error
-    return named(*args, **kwargs)
+        form = _form(name, named, first)
+        raise InputError(f"{flag}: {name}: {error}; it is {form}") from error
+
+
+def _made(flag: str, name: str, known: bool, make: Callable[[], Any]) -> Any:
+    """What a part of vecfl makes of arguments, which may be of a type that it cannot use."""
+    try:
+        return make()
+    except (TypeError, AttributeError) as error:
+        if not known:
+            raise  # inside of a file of the user's own
+        raise InputError(f"{flag}: {name}: {error}") from error
 
 
 def _value(flag: str, node: ast.expr, known: Known) -> Any:
@@ -123,7 +167,8 @@ def _value(flag: str, node: ast.expr, known: Known) -> Any:
         raise InputError(f"{flag}: {text}: expected a number, a text or a list") from None
 
 
-def _form(name: str, named: Callable[..., Any]) -> str:
-    """How it is called, without types."""
-    bare = [p.replace(annotation=p.empty) for p in inspect.signature(named).parameters.values()]
+def _form(name: str, named: Callable[..., Any], first: int = 0) -> str:
+    """How it is called behind the `first` arguments, without types."""
+    every = list(inspect.signature(named).parameters.values())
+    bare = [p.replace(annotation=p.empty) for p in every[first:]]
     return f"{name}{inspect.Signature(bare)}"

@@ -30,7 +30,7 @@ RESULTS = ("model.pt", "model.safetensors", "curves.png")  # what a finished run
 OF_THIS_START = {"resume", "resume_changed", "out"}
 FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors", "client_results"}
 FREE |= {"stop_at", "patience"}
-# They say when it may fall back.
+# They say when it may fall back, and when a learning rate may.
 FREE_WITHOUT_FALL_BACK = {"rounds", "eval_every", "test_every", "initial_evaluation"}
 FREE_WITHOUT_FALL_BACK |= {"watch", "statistics", "metrics"}
 ARRANGEMENT = {field.name for field in fields(Arrangement)}  # taken from the checkpoint
@@ -87,13 +87,20 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
 
 def changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """The settings that differ and change the result, as "lr 0.1 there, 0.2 here"."""
-    falls_back = there.get("fall_back") or here.get("fall_back")
-    free = FREE | ARRANGEMENT | (set() if falls_back else FREE_WITHOUT_FALL_BACK)
+    looks = there.get("fall_back") or here.get("fall_back") or observing(there) or observing(here)
+    free = FREE | ARRANGEMENT | (set() if looks else FREE_WITHOUT_FALL_BACK)
     return [
         f"{name} {there.get(name)} there, {here.get(name)} here"
         for name in {**there, **here}
         if name not in free and not _same(name, there.get(name), here.get(name))
+        if name in there or here[name]  # an older version had no such setting
     ]
+
+
+def observing(config: Mapping[str, Any]) -> bool:
+    """Whether what stands around the algorithm may look at metrics, which then decide the bits."""
+    texts: tuple[str, ...] = tuple(config.get("around") or ())
+    return not all(text.strip().startswith(("ema(", "replay(")) for text in texts)
 
 
 def _same(name: str, there: Any, here: Any) -> bool:

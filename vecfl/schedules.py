@@ -1,6 +1,8 @@
 """Schedules of a learning rate: functions from the round (from 0) to a factor.
 
-For clients, `lr=scaled(0.1, cosine(100))`; for a server, `scheduled(server_adam(), cosine(100))`.
+For clients, `lr=scaled(0.1, cosine(100))`; for a server, `scheduled(server_adam(), cosine(100))`;
+for the steps of a client in a round, `within_round(sgd(), by_step(cosine(100)))`. Each has its call
+as its name, which is how runs tell them apart.
 """
 
 import math
@@ -13,14 +15,19 @@ Schedule = Callable[[int], float]
 
 def scaled(lr: float, *schedules: Schedule) -> Schedule:
     """lr times the factors of all schedules: a learning rate by round, for clients."""
-    return lambda round: lr * math.prod(schedule(round) for schedule in schedules)
+    names = (getattr(schedule, "__qualname__", type(schedule).__name__) for schedule in schedules)
+
+    def at(round: int) -> float:
+        return lr * math.prod(schedule(round) for schedule in schedules)
+
+    return _named(at, "scaled", lr, *names)
 
 
 def step_decay(every: int, factor: float) -> Schedule:
     """factor^k after k times `every` rounds."""
     _rounds("step_decay", 1, every=every)
     _factor("step_decay(factor)", factor)
-    return lambda round: factor ** (round // every)
+    return _named(lambda round: factor ** (round // every), "step_decay", every, factor)
 
 
 def multi_step(milestones: list[int], factor: float) -> Schedule:
@@ -30,7 +37,11 @@ def multi_step(milestones: list[int], factor: float) -> Schedule:
     if milestones != sorted(set(milestones)):
         raise InputError(f"multi_step(milestones={milestones}): must rise")
     _factor("multi_step(factor)", factor)
-    return lambda round: factor ** sum(at <= round for at in milestones)
+
+    def decay(round: int) -> float:
+        return factor ** sum(at <= round for at in milestones)
+
+    return _named(decay, "multi_step", milestones, factor)
 
 
 def linear_warmup(rounds: int) -> Schedule:
@@ -39,7 +50,7 @@ def linear_warmup(rounds: int) -> Schedule:
     Goyal et al., arXiv:1706.02677, section 2.2 ("gradual warmup").
     """
     _rounds("linear_warmup", 1, rounds=rounds)
-    return lambda round: min(1.0, (round + 1) / rounds)
+    return _named(lambda round: min(1.0, (round + 1) / rounds), "linear_warmup", rounds)
 
 
 def cosine(rounds: int, floor: float = 0.0) -> Schedule:
@@ -53,7 +64,7 @@ def cosine(rounds: int, floor: float = 0.0) -> Schedule:
     def at(round: int) -> float:
         return floor + (1 - floor) / 2 * (1 + math.cos(math.pi * min(round, rounds) / rounds))
 
-    return at
+    return _named(at, "cosine", rounds, floor)
 
 
 def ramp_hold_decay(ramp: int, hold: int, end: int, floor: float = 0.01) -> Schedule:
@@ -73,6 +84,12 @@ def ramp_hold_decay(ramp: int, hold: int, end: int, floor: float = 0.01) -> Sche
             return (round + 1) / ramp
         return float(floor ** (min(max(round - hold, 0), end - hold) / (end - hold)))
 
+    return _named(at, "ramp_hold_decay", ramp, hold, end, floor)
+
+
+def _named(at: Schedule, name: str, *values: object) -> Schedule:
+    """`at`, whose name is the call that made it."""
+    at.__qualname__ = f"{name}({', '.join(map(str, values))})"
     return at
 
 

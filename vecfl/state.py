@@ -15,6 +15,7 @@ from vecfl.errors import InputError
 from vecfl.layout import Layout
 from vecfl.mesh import Mesh
 from vecfl.table import Table, Tables
+from vecfl.work import said
 
 T = TypeVar("T")
 Facts = Mapping[str, Any]  # what a run is known by, plain values
@@ -83,10 +84,10 @@ def together(mesh: Mesh, save: Callable[[], T]) -> T:
 
 
 def known_by(rule: LocalRule) -> str:
-    """A rule as text: its parts and numbers, of functions only that they are some."""
+    """A rule as text: its parts and numbers, of functions their names."""
     if isinstance(rule.lr, (int, float)):
         return str(rule)
-    return f"{replace(rule, lr=0.0)}, lr by round"
+    return f"{replace(rule, lr=0.0)}, lr by round: {said(rule.lr)}"
 
 
 def facts(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vecfl.augment import Transform, augmented, checked, random_places
 from vecfl.errors import InputError
-from vecfl.layout import Layout
+from vecfl.layout import Layout, freeze
 from vecfl.losses import Batch, Score
 from vecfl.modules import Draws, KeyedDropout, key_dropouts, refuse_batchnorm
 from vecfl.trial import changing_buffers, check_embeddings, refuse_two_scaled, require_inputs
@@ -87,6 +87,13 @@ class Task:
                 raise InputError(f"metric {name}: there is one of this name")
         new = copy.deepcopy(self)
         new.metrics = {**self.metrics, **metrics}
+        return new
+
+    def frozen(self, pattern: str) -> "Task":
+        """A copy in which parameters do not train, by their names: see `vecfl.freeze`."""
+        new = copy.deepcopy(self)
+        freeze(new.module, pattern)
+        new.layout = Layout.of(new.module, [e.name for e in self.layout.buffers])
         return new
 
     def to(self, device: str | torch.device, dtype: torch.dtype) -> "Task":

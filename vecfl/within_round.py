@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vecfl.errors import InputError
 from vecfl.optim import ClientOptimizer, Rows
+from vecfl.schedules import Schedule
+from vecfl.work import said
 
 Factor = Callable[[Tensor], Tensor]
 
@@ -32,8 +34,28 @@ def within_round(optimizer: ClientOptimizer, factor: Factor) -> ClientOptimizer:
         for w, old in zip(rows.w, before, strict=True):  # every step is linear in lr
             w.sub_(old).mul_(share.view(-1, *(1,) * (w.dim() - 1))).add_(old)
 
-    name = f"within_round {optimizer.name}"
+    name = f"within_round {said(factor)} {optimizer.name}"
     return replace(optimizer, name=name, step_=step_, counts=True, beta=None)
+
+
+def by_step(schedule: Schedule) -> Factor:
+    """A schedule of rounds (see `vecfl.schedules`) as a factor of the steps of `within_round`.
+
+    Its values stand in a table that grows with the steps; on a GPU each step waits for their
+    number.
+    """
+    table = torch.empty(0, dtype=torch.float64)
+
+    def factor(step: Tensor) -> Tensor:
+        nonlocal table
+        most, known = int(step.max()) + 1, table  # which another worker may replace meanwhile
+        if most > len(known):
+            values = [float(schedule(s)) for s in range(2 * most)]
+            table = known = torch.tensor(values, dtype=torch.float64)
+        return known.to(step.device)[step.long()]
+
+    factor.__qualname__ = said(schedule)
+    return factor
 
 
 def check(factor: Factor) -> None:

@@ -240,7 +240,9 @@ COUNT = [
     "dtype",
     "exact_sums",
     "sampler",
+    "client_dropout",
     "transforms",
+    "around",
     "init",
 ]
 COUNT += ["fall_back", "lr"]  # a recipe's own count, too
@@ -248,14 +250,20 @@ COUNT += ["fall_back", "lr"]  # a recipe's own count, too
 
 def test_which_settings_change_the_result() -> None:
     base = asdict(RunArgs()) | {"lr": 1}
-    counts = [name for name in base if changes(base, base | {name: 2})]
+    counts = [name for name in base if changes(base, base | {name: "2"})]
     assert counts == COUNT
     base["fall_back"] = True  # then evaluations decide what comes next
-    counts = [name for name in base if changes(base, base | {name: 2})]
+    counts = [name for name in base if changes(base, base | {name: "2"})]
     when = ["eval_every", "test_every", "initial_evaluation", "statistics", "rounds"]
     when += ["metrics", "watch"]
     assert [n for n in counts if n not in COUNT] == when
+    base["fall_back"] = False
+    for around, then in (("ema(0.5)", []), ("server_on_plateau('eval/loss', 'min')", when)):
+        base["around"] = ("replay(lr=1)", around)  # a learning rate may fall by evaluations
+        counts = [name for name in base if changes(base, base | {name: "2"})]
+        assert [n for n in counts if n not in [*COUNT, "around"]] == (then if then else [])
     assert changes({"lr": 1}, {"lr": 1, "mu": 2}) == ["mu None there, 2 here"]
+    assert changes({"lr": 1}, {"lr": 1, "mu": None, "around": ()}) == []  # of an older version
 
 
 LINES = ['{"round": 1, "a": 0.1}\n', '{"round": 2, "a": 0.2}\n', '{"round": 3, "a": 0.3}\n']

@@ -10,14 +10,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import nn
 
+import vecfl
 from tests.data.idx_files import write_mnist
-from vecfl.data import mnist_writers
+from vecfl.data import hold_out, mnist_writers
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "mnist_writers.py"
 ALGORITHMS = ["fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "dga"]
 ALGORITHMS += ["fedprox_adaptive"]  # which a recorded run lets see its metrics
+
+
+REPLAY = "replay(lr=0.1, batches=Batches(2, steps=3))"
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +118,115 @@ def test_writers_are_held_out_for_validation(command: Any) -> None:
         command("more", "--validation=0.25", "--cohort=4", "--slots=1")
 
 
+def test_parts_around_and_what_the_server_has(command: Any, data: Path) -> None:
+    """By flags as in Python, settings and all: one of four writers is the server's."""
+    around = ("clients_on_plateau('eval/loss', 'min', patience=0)", REPLAY, "ema(0.5)")
+    flags = ("--server-clients=0.25", "--augment", "crop(2)", "mine.py:darken", "--epochs")
+    flags += ("random_epochs(1, 3)", "--client-dropout=0.3", "--lr-schedule", "cosine(9)")
+    flags += ("--seed=3", "--eval-every=1", "--around", *around)
+    flags += ("--backend=loop", "--workers=1", "--slots=1")
+    Path("mine.py").write_text("def darken(x, words):\n    return x / 2\n")
+    rows = command("run", *flags, "--rounds=4")
+    config = settings("run")
+    assert (config["around"], config["server_clients"]) == ([*around], 0.25)
+    assert (config["epochs"], config["client_dropout"]) == ("random_epochs(1, 3)", 0.3)
+    assert (config["augment"], config["lr_schedule"]) == (
+        ["crop(2)", "mine.py:darken"],
+        ["cosine(9)"],
+    )
+    # as given back, and as gone on with
+    assert learned(command("again", "--config=run/config.yaml", "--rounds=4")) == learned(rows)
+    command("half", *flags, "--rounds=4", "--checkpoint-every=2")
+    on = command("half", "--resume=half/checkpoints/round-000002.ckpt", "--rounds=4")
+    assert learned(on) == learned(rows)
+
+    train, test = mnist_writers(data)
+    split = hold_out(train, 3, clients=0.25)
+    assert split.test_clients is not None and split.test_clients.num_clients == 1
+    torch.manual_seed(3)
+    augment, own = (vecfl.crop(2), lambda x, words: x / 2), split.test_clients.columns
+    module = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    example = split.train.examples(2)
+    task = vecfl.Task(module, vecfl.cross_entropy, example=example, augment=augment)
+    batches = vecfl.Batches(10, epochs=vecfl.random_epochs(1, 3))
+    algorithm = vecfl.fedavg(lr=vecfl.scaled(0.1, vecfl.cosine(9)), batches=batches)
+    algorithm = vecfl.clients_on_plateau(algorithm, "eval/loss", "min", patience=0)
+    steps = vecfl.Batches(2, steps=3)
+    algorithm = vecfl.ema(vecfl.replay(algorithm, task, own, lr=0.1, batches=steps), 0.5)
+    how: dict[str, Any] = {"seed": 3, "client_dropout": 0.3, "backend": "loop"}
+    sim = vecfl.Simulation(task, split.train, algorithm, vecfl.uniform(2), **how)
+    state = sim.start()
+    for _ in range(4):
+        state, metrics = sim.round(state)
+        state = sim.observe(state, metrics | sim.evaluate(state, test.columns))
+    model = torch.load("run/model.pt")
+    assert all(torch.equal(model[n], t) for n, t in sim.state_dict(state).items())
+    assert sum(row["train/lost_clients"] for row in rows) > 0
+
+
+def test_the_server_s_writers_neither_train_nor_validate(command: Any, data: Path) -> None:
+    recipe = runpy.run_path(str(RECIPE))
+    args = recipe["Args"](server_clients=0.25, validation=0.34)
+    train = mnist_writers(data)[0]
+    left, own = recipe["of_server"](args, train, 5)
+    train_part, validation = recipe["held_out"](args, left, 5, clients=True)
+    parts = [
+        {bytes(x.numpy()) for x in c["x"]} for c in (train_part.columns, validation.columns, own)
+    ]
+    assert (train_part.num_clients, validation.num_clients) == (2, 1)
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 60
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--around", "replay(lr=1, batches=Batches(2))"), "--around: replay needs examples that"),
+        (("--server-clients=0.2",), "--server-clients: expected --around 'replay(...)' beside it"),
+        (("--server-clients=2", "--around", REPLAY), "--server-clients: expected a share between"),
+        (("--server-clients=0.01", "--around", REPLAY), "--server-clients: clients: expected a n"),
+        (("--augment", "flip"), "--augment: flip takes arguments, or (): flip()"),
+        (("--augment", "crop(99)"), "crop(99) may leave nothing of an image of 28 x 28: pad by"),
+        (("--augment", "normalise([1], [0])"), "normalise takes finite means and positive stds"),
+        (("--max-tokens=9",), "--max-tokens: these examples have no tokens; give --max-examples"),
+        (("--lr-schedule", "cosine"), "--lr-schedule: cosine takes arguments, or (): cosine("),
+        (("--around", "ema(1)"), "ema(decay) must be in [0, 1), not 1"),
+        (("--around", "ema(0.5)", "ema(0.5)"), "fedavg, ema 0.5: ema stands around it already"),
+        (("--lr-schedule", "mine.py:falls"), "--lr-schedule: mine.py:falls gives -1; expected"),
+    ],
+)
+def test_wrong_parts_are_one_line(
+    command: Any, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], said: str
+) -> None:
+    Path("mine.py").write_text("def falls(round):\n    return -1\n")
+    with pytest.raises(SystemExit) as caught:
+        command("run", *flags, "--backend=loop", "--workers=1", "--slots=1")
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"error: {said}")
+    assert not Path("run").exists()
+
+
+def test_a_run_goes_on_with_the_same_parts(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plateau = "server_on_plateau('eval/loss', 'min')"
+    common = ("--backend=loop", "--workers=1", "--slots=1")
+    command("run", "--around", plateau, "--lr-schedule", "cosine(5)", *common)
+    for flags, said in (
+        (("--around", "ema(0.5)"), f"around ({plateau!r},) there, ('ema(0.5)',) here; "),
+        (("--lr-schedule", "cosine(6)"), "lr_schedule ('cosine(5)',) there, ('cosine(6)',) here; "),
+        (("--rounds=4",), "rounds 2 there, 4 here; "),  # the last round is always evaluated
+        (("--eval-every=1",), "eval_every 5 there, 1 here; "),
+        (("--client-dropout=0.1",), "client_dropout 0.0 there, 0.1 here; "),
+        (("--max-examples=9",), "max_examples None there, 9 here; "),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            command("run", "--resume=run", *flags)
+        assert caught.value.code == 2
+        err = capsys.readouterr().err.splitlines()[-1]
+        assert err.startswith(f"error: --resume: run was begun with other settings: {said}")
+
+
 def test_another_algorithm_carries_no_default_over(
     command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,3 +307,37 @@ def test_the_folder_of_vecfl_data_is_the_default(
     monkeypatch.setenv("VECFL_DATA", str(data.parent))
     runpy.run_path(str(RECIPE), run_name="__main__")
     assert Path("run", "model.pt").exists()
+
+
+def test_frozen_parameters_stay_and_are_no_part_of_updates(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of --model logistic only the bias trains: the weight is that of a run of another seed's
+    cohort, too, for the first model is --seed's."""
+    for name, flags in {"run": (), "other": ("--sample-seed=5",)}.items():
+        command(name, "--freeze=weight$", *flags)
+    models = [torch.load(f"{name}/model.pt") for name in ("run", "other")]
+    weight, bias = models[0].keys()
+    assert torch.equal(models[0][weight], models[1][weight])
+    assert not torch.equal(models[0][bias], models[1][bias])
+    with pytest.raises(SystemExit) as caught:
+        command("none", "--freeze=conv")
+    assert caught.value.code == 2
+    assert "freeze('conv'): no parameter is called so; there are" in capsys.readouterr().err
+
+
+def test_an_aggregator_by_name(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two clients the middle is the mean of both, whatever their weights."""
+    median = command("median", "--aggregator=coordinate_median()")
+    uniform = command("uniform", "--weights=uniform_weights")
+    assert median[1]["eval/loss"] == pytest.approx(uniform[1]["eval/loss"], rel=1e-5)
+    assert median[1]["eval/loss"] != command("mean")[1]["eval/loss"]
+    assert settings("median")["aggregator"] == "coordinate_median()"
+    for text, line in {
+        "coordinate_media()": "no coordinate_media here; is it coordinate_median",
+        "trimmed_mean(0.5)": "must be at least 0 and below 0.5",
+        "trimmed_mean": "trimmed_mean takes arguments, or (): trimmed_mean(share)",
+    }.items():
+        with pytest.raises(SystemExit) as caught:
+            command("wrong", f"--aggregator={text}")
+        assert caught.value.code == 2 and line in capsys.readouterr().err

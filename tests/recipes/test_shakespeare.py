@@ -82,6 +82,15 @@ def test_settings_repeat_a_run(command: Any, data: Path) -> None:
     assert [row["train/loss"] for row in again] == [row["train/loss"] for row in rows]
 
 
+def test_a_cap_in_tokens(command: Any, data: Path) -> None:
+    """2 + 1 + 2 windows, the speech of 120 characters being two; one is left of each role."""
+    full = command(f"--data={data}", "--cohort=3", "--batch=1", "--rounds=1")
+    Path("run").rename("first")
+    flags = (f"--data={data}", "--cohort=3", "--batch=1", "--rounds=1", "--max-tokens=1")
+    capped = command(*flags)
+    assert [row["system/client_steps"] for row in (*full, *capped)] == [5, 3]
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

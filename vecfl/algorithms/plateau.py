@@ -100,6 +100,8 @@ class Plateau:
     patience: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.metric, str):
+            raise InputError(f"a plateau's metric must be a name, not {self.metric!r}")
         if self.direction not in ("min", "max"):
             raise InputError(f"a plateau's direction must be min or max, not {self.direction!r}")
         if not 0 < self.factor < 1:

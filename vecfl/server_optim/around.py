@@ -34,6 +34,8 @@ def scheduled(optimizer: ServerOptimizer, schedule: Callable[[int], float]) -> S
     It scales what the optimizer moves w by: for all optimizers here the same as another learning
     rate in that round, but for LARS, whose momentum has the learning rate of its time in it.
     """
+    if not callable(schedule):
+        raise InputError(f"scheduled(schedule): such as cosine(100), not {schedule!r}")
 
     def factor(round: int) -> float:
         value = float(schedule(round))
