@@ -14,9 +14,9 @@ from vecfl import Batches, InputError, Simulation, Task, choices, fedavg, fedpro
 from vecfl.arrange import Wanted, arrange, layouts
 from vecfl.engine.vmap import VmapBackend
 from vecfl.feed import Resident
+from vecfl.job import Job
 from vecfl.probe import Probe, slot_steps
 from vecfl.trainer import Arrangement, Trainer, operator_threads
-from vecfl.worker import Job
 
 from .oracles.bridge import dataset
 from .oracles.tasks import PROBLEMS

@@ -18,8 +18,8 @@ import vecfl
 from vecfl import Batches, FederatedDataset, InputError, Simulation, State, Task, fedavg, feed
 from vecfl.data import open_dataset, save
 from vecfl.feed import Resident, Streamed, place
+from vecfl.job import Job
 from vecfl.trainer import operator_threads
-from vecfl.worker import Job
 
 from .oracles.bridge import dataset
 from .oracles.tasks import PROBLEMS

@@ -6,9 +6,9 @@ import torch
 
 from vecfl.aggregate import empty
 from vecfl.cohorts import Cohort
+from vecfl.job import Fold
 from vecfl.schedule import Batches, make_plan
 from vecfl.tally import Tally, seconds
-from vecfl.worker import Fold
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import vecfl
 from vecfl import Batches, Simulation, Task, fedavg
+from vecfl.job import Job
 from vecfl.losses import Batch, Pair
 from vecfl.trainer import operator_threads
-from vecfl.worker import Job
 
 from .oracles.bridge import dataset, run_vecfl
 from .oracles.loop import Setting

@@ -7,6 +7,7 @@ from vecfl.algorithms import (
     by_tokens,
     capped,
     clients_on_plateau,
+    delayed,
     dga,
     ema,
     fedadagrad,
@@ -20,12 +21,14 @@ from vecfl.algorithms import (
     fedprox_adaptive,
     fedsgd,
     fedyogi,
+    polynomial,
     scaffold,
     server_on_plateau,
     uniform_weights,
 )
 from vecfl.augment import crop, flip, normalise
 from vecfl.data import FederatedDataset
+from vecfl.delays import Delay, delay_trace, drawn_delay, stale
 from vecfl.errors import InputError
 from vecfl.evaluate import evaluate, evaluate_clients
 from vecfl.layout import freeze
@@ -82,6 +85,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Algorithm",
     "Batches",
+    "Delay",
     "FederatedDataset",
     "InputError",
     "Simulation",
@@ -106,7 +110,10 @@ __all__ = [
     "crop",
     "cross_entropy",
     "cyclic",
+    "delay_trace",
+    "delayed",
     "dga",
+    "drawn_delay",
     "clients_on_plateau",
     "clipped",
     "coordinate_median",
@@ -139,6 +146,7 @@ __all__ = [
     "multi_step",
     "normalise",
     "poisson",
+    "polynomial",
     "ramp_hold_decay",
     "replay",
     "precision",
@@ -160,6 +168,7 @@ __all__ = [
     "server_sgd",
     "sgd",
     "squared_error",
+    "stale",
     "step_decay",
     "top_k_accuracy",
     "trimmed_mean",

@@ -1,7 +1,7 @@
 """The weighted mean of a cohort as a fold, so that rows stream through and are never all held."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Aggregate:
     extra   {name: [] float64}, sums of further numbers that clients sent, without weights
     shift   [] float64, with weights that came as logs: `total` and `weight` are divided by
             exp(shift), the largest of them; None: they are sums as they stand
+    late    {rounds: sums of messages that arrive so many rounds later}; they are in no other sum
     """
 
     total: Tensor
@@ -33,6 +34,7 @@ class Aggregate:
     bound: Tensor
     extra: dict[str, Tensor] = field(default_factory=dict)
     shift: Tensor | None = None
+    late: "dict[int, Aggregate]" = field(default_factory=dict)
 
     def mean(self) -> Tensor | None:
         """The weighted mean [M], float64; None if no client had a positive weight."""
@@ -43,6 +45,36 @@ def empty(length: int, device: torch.device, grid: float | None = None) -> Aggre
     """An empty aggregate of messages of `length` numbers."""
     total = torch.zeros(length, dtype=torch.float64, device=device)
     return Aggregate(total, total.new_zeros(()), grid, total.new_zeros(()))
+
+
+def late_(aggregate: Aggregate, rounds: int) -> Aggregate:
+    """The sums of what arrives so many rounds later; at 0 those of what arrives now."""
+    if rounds and rounds not in aggregate.late:
+        aggregate.late[rounds] = none_like(aggregate)
+    return aggregate.late[rounds] if rounds else aggregate
+
+
+def none_like(like: Aggregate) -> Aggregate:
+    """Sums of no message, of the same length and the same names."""
+    new = empty(len(like.total), like.total.device, like.grid)
+    new.extra = {name: torch.zeros_like(value) for name, value in like.extra.items()}
+    new.shift = None if like.shift is None else torch.full_like(like.shift, -torch.inf)
+    return new
+
+
+def everyone(aggregate: Aggregate) -> Aggregate:
+    """The sums over all who trained, whenever their messages arrive."""
+    if not aggregate.late:
+        return aggregate
+    result = none_like(aggregate)
+    for part in (aggregate, *aggregate.late.values()):
+        merge_(result, copied(part))
+    return result
+
+
+def copied(sums: Aggregate) -> Aggregate:
+    """A copy that may be merged, without what is late."""
+    return replace(sums, total=sums.total.clone(), weight=sums.weight.clone(), late={})
 
 
 def add_(
@@ -105,6 +137,8 @@ def merge_(aggregate: Aggregate, other: Aggregate) -> None:
     aggregate.bound += other.bound
     for name, value in other.extra.items():
         aggregate.extra[name] = aggregate.extra.get(name, 0) + value
+    for rounds, late in other.late.items():
+        merge_(late_(aggregate, rounds), late)
 
 
 def exact_grid(examples: int) -> float:

@@ -33,10 +33,12 @@ def aggregated_by(algorithm: Algorithm, aggregator: Aggregator) -> Algorithm:
 
     All messages of a cohort are held at once: C * M * 8 bytes on each rank, twice where some
     clients do not count. Where nobody counts it is not called, and the model stays as it is.
-    Raises InputError where `algorithm` has an aggregator, and in a round for a result that is not
-    M finite numbers.
+    Raises InputError where `algorithm` has an aggregator or delays, and in a round for a result
+    that is not M finite numbers.
     """
     name = getattr(aggregator, "__qualname__", type(aggregator).__qualname__)
+    if algorithm.delay is not None:
+        raise InputError(f"{algorithm.name}: {name} needs all messages at once, none may be late")
     if algorithm.aggregator is not None:
         raise InputError(f"{algorithm.name}: has an aggregator; {name} would be a second one")
     return replace(algorithm, name=f"{algorithm.name}, {name}", aggregator=aggregator)

@@ -1,13 +1,14 @@
 """Who takes part in a round, and which of them this rank trains."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vecfl.data import FederatedDataset
+from vecfl.delays import Delay
 from vecfl.mesh import Mesh
 from vecfl.participation import Trace, checked, checked_dropout, lost
 from vecfl.sampling import Sampler
@@ -38,6 +39,7 @@ class Cohorts:
 
     seeds    of cohorts, and of what clients do
     dropout  of clients: a probability or a trace, as in `Simulation`
+    delay    of their messages
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class Cohorts:
         batches: Batches,
         seeds: tuple[int, int],
         dropout: float | Trace,
+        delay: Delay | None,
         mesh: Mesh,
     ) -> None:
         self.sampler, self.dropout = sampler, checked_dropout(dropout)
-        self.seed, self.work_seed = seeds
+        (self.seed, self.work_seed), self.delay = seeds, delay
         batches.check(data.offsets)
         self.offsets, self.population, self.batches = data.offsets, data.num_clients, batches
         self.mesh, self.asked = mesh, dict[int, Cohort]()
@@ -84,6 +87,8 @@ class Cohorts:
         gone = lost(self.dropout, drawn, self.population, self.seed, round)
         members, seed = drawn[~gone], self.work_seed
         plan = make_plan(self.batches, self.offsets, members, seed=seed, round=round)
+        if self.delay is not None:
+            plan = replace(plan, delay=self.delay.of(members, round, seed))
         cohort = Cohort(len(drawn), plan, share(plan.steps, self.mesh.size)[self.mesh.rank])
         recent = {r: c for r, c in self.asked.items() if r == round - 1}  # which trains meanwhile
         self.asked = recent | {round: cohort}

@@ -15,10 +15,10 @@ from vecfl.choices import machine
 from vecfl.data import FederatedDataset
 from vecfl.engine import CACHE, slot_count
 from vecfl.feed import Examples
+from vecfl.job import Job
 from vecfl.schedule import Plan, assign
 from vecfl.task import Task
 from vecfl.trainer import Arrangement, Trainer
-from vecfl.worker import Job
 
 LONG = 0.3  # seconds: a part of a round that takes as long is timed once, shorter ones three times
 

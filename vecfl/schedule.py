@@ -95,6 +95,7 @@ class Plan:
     first      index of its first example; `total` is how many it has
     kept       examples after the caps; `n` is how many of them an epoch visits, 0 without a step
     per_epoch  batches of an epoch; `steps` is batches in all
+    delay      rounds until its message arrives
     run        reserved for sweeps: always 0 today
     """
 
@@ -107,6 +108,7 @@ class Plan:
     n: np.ndarray
     per_epoch: np.ndarray
     steps: np.ndarray
+    delay: np.ndarray
     run: np.ndarray
 
     def of(self, members: np.ndarray) -> "Plan":
@@ -150,7 +152,7 @@ def make_plan(batches: Batches, offsets: Tensor, cohort: Tensor, *, seed: int, r
         amount = amounts("steps", batches.steps, client, round, seed)
         steps = amount * (per_epoch if batches.full else np.minimum(per_epoch, 1))
     n, zeros, place = np.where(steps > 0, n, 0), np.zeros_like(client), np.arange(len(client))
-    return Plan(client, place, occurrence, first, total, kept, n, per_epoch, steps, zeros)
+    return Plan(client, place, occurrence, first, total, kept, n, per_epoch, steps, zeros, zeros)
 
 
 def assign(steps: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:

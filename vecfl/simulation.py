@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vecfl.aggregate import exact_grid
+from vecfl.aggregate import everyone, exact_grid
 from vecfl.algorithms import Algorithm, Round
 from vecfl.arrange import Wanted, arrange
 from vecfl.cohorts import Cohorts
@@ -18,6 +18,7 @@ from vecfl.errors import InputError
 from vecfl.evaluate import Columns, check_name, columns_of, evaluate, evaluate_clients, spread
 from vecfl.feed import make_feed, place
 from vecfl.geometry import Geometry
+from vecfl.job import Job
 from vecfl.losses import Batch
 from vecfl.mesh import join
 from vecfl.participation import Trace
@@ -29,7 +30,6 @@ from vecfl.table import Tables
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
 from vecfl.trainer import Arrangement, Trainer, operator_threads
-from vecfl.worker import Job
 
 Metrics = dict[str, float | int | str]
 
@@ -98,10 +98,11 @@ class Simulation:
         self.task.draws.seed = self.seed
         self.algorithm = algorithm
         batches, seeds = algorithm.rule.batches, (self.sample_seed, self.seed)
-        self.cohorts = Cohorts(sampler, self.data, batches, seeds, client_dropout, self.mesh)
+        lost = client_dropout, algorithm.delay
+        self.cohorts = Cohorts(sampler, self.data, batches, seeds, *lost, self.mesh)
         wanted = Wanted(backend, workers, threads, slots)
-        fetch = self.source.fetch
-        probe = Probe(self.task, self.data, algorithm, self.cohorts.large(), self.seed, fetch)
+        large, fetch = self.cohorts.large(), self.source.fetch
+        probe = Probe(self.task, self.data, algorithm, large, self.seed, fetch)
         arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
         self.trainer = Trainer(self.task, self.data, algorithm, arrangement, self.seed)
         self.feed = make_feed(self.source)
@@ -149,13 +150,12 @@ class Simulation:
             some = self.geometry.sample(cohort.plan, state.round)
             job = Job(state.server, state.round, plan, examples.columns, grid, state.table, some)
             fold = self.trainer.train_or_halve(job)
-        signal = self.signal()
-        found = tally(self.mesh, fold, cohort, job, signal, self.algorithm)
+        found = tally(self.mesh, fold, cohort, job, self.signal(), self.algorithm)
         self.stopped = found.signal
         if self.mesh.rank == 0:
             warn(state.round, cohort, found, self.data.client_ids)
         metrics = self.algorithm.metrics(state.server, found.aggregate, at)
-        sums, plan = (found.norm, found.aggregate), cohort.plan
+        sums, plan = (found.norm, everyone(found.aggregate)), cohort.plan
         updates = self.geometry.metrics(fold.updates, *sums, plan, some, state.round)
         server = self.algorithm.server(state.server, found.aggregate, at)
         layout.round_integers_(server["w"])

@@ -6,17 +6,18 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from vecfl.aggregate import Aggregate, left_grid, on_grid, shift_
+from vecfl.aggregate import Aggregate, late_, left_grid, on_grid, shift_
 from vecfl.aggregator import combined
 from vecfl.algorithms import Algorithm
 from vecfl.cohorts import Cohort
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.geometry import norms
+from vecfl.job import Fold, Job
 from vecfl.mesh import Mesh
 from vecfl.task import Task
-from vecfl.worker import Fold, Job
 
 log = logging.getLogger("vecfl")
 
@@ -85,7 +86,8 @@ def tally(
     cohorts or, every COMPARE rounds, have different states: then their rounds were not one.
     """
     sums, distinct = fold.aggregate, cohort.clients.unique()
-    agree_(mesh, sums)
+    for rounds in sorted({0, *cohort.plan.delay.tolist()}):
+        agree_(mesh, late_(sums, rounds))
     ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
     trained = time.perf_counter()  # what was copied waited for a GPU
     loss = torch.cat(fold.sums).cpu().double()[ok]
@@ -97,18 +99,17 @@ def tally(
     told = map(mesh.place, (signal, *seconds(fold, trained)))
     marks = torch.stack((mesh.mark(cohort.clients), mesh.mark(*state), *told))
     norm = norms(fold.updates, len(cohort.clients) if job.sampled is not None else 0)
-    parts = (sums.total, sums.weight, sums.bound, range, losses, counts, bad, marks, norm)
-    total, weight, bound, range, losses, counts, bad, marks, norm, *extra = mesh.sum(
-        *parts, *sums.extra.values()
-    )
+    flat = flattened(sums)
+    found = mesh.sum(*flat, range, losses, counts, bad, marks, norm)
+    range, losses, counts, bad, marks, norm = found[len(flat) :]
     drawn, models, signals, *times = marks.cpu()
     mesh.check("cohort", drawn)
     mesh.check("model", models)
-    told_of = dict(zip(sums.extra, extra, strict=True))
-    bound = torch.maximum(bound, range.to(bound))
-    sums = replace(sums, total=total, weight=weight, bound=bound, extra=told_of)
+    sums = unflattened(sums, found[: len(flat)])
+    sums = replace(sums, bound=torch.maximum(sums.bound, range.to(sums.bound)))
     if algorithm.aggregator is not None:
         sums = combined(mesh, fold.kept, len(cohort.clients), sums, algorithm)
+    clients = len(cohort.clients)
     return Tally(
         sums,
         distinct.repeat_interleave(bad.cpu().long()).tolist(),
@@ -119,8 +120,29 @@ def tally(
         norm,
         torch.stack(times),
         trained,
-        bool(counts[0]) and left_grid(sums, len(cohort.clients)),
+        any(s.weight > 0 and left_grid(s, clients) for s in (sums, *sums.late.values())),
     )
+
+
+def flattened(sums: Aggregate) -> list[Tensor]:
+    """The tensors of the sums and of what is late, in an order that all ranks share."""
+    parts = [sums, *(sums.late[rounds] for rounds in sorted(sums.late))]
+    names = sorted(sums.extra)
+    return [t for p in parts for t in (p.total, p.weight, p.bound, *(p.extra[n] for n in names))]
+
+
+def unflattened(sums: Aggregate, flat: list[Tensor]) -> Aggregate:
+    """`sums` with the tensors that `flattened` gave, added up over the ranks."""
+    names, late = sorted(sums.extra), sorted(sums.late)
+    rows = iter(flat)
+
+    def filled(part: Aggregate) -> Aggregate:
+        total, weight, bound = next(rows), next(rows), next(rows)
+        extra = {name: next(rows) for name in names}
+        return replace(part, total=total, weight=weight, bound=bound, extra=extra, late={})
+
+    first = filled(sums)
+    return replace(first, late={rounds: filled(sums.late[rounds]) for rounds in late})
 
 
 def agree_(mesh: Mesh, sums: Aggregate) -> None:

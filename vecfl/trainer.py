@@ -15,11 +15,12 @@ from torch import Tensor
 from vecfl.algorithms import Algorithm
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
+from vecfl.job import Fold, Job
 from vecfl.schedule import Plan, make_plan, share
 from vecfl.table import Table
 from vecfl.task import Task
 from vecfl.trial import first_line
-from vecfl.worker import Fold, Job, Worker
+from vecfl.worker import Worker
 
 log = logging.getLogger("vecfl")
 

@@ -149,6 +149,11 @@ def clips(s: Setting) -> list[vecfl.Transform]:
 
 
 def aggregated(algorithm: Algorithm, s: Setting) -> Algorithm:
+    """The algorithm with delays, or with an aggregator."""
+    if s.delays or s.buffer > 1:
+        delay = vecfl.drawn_delay(s.delays) if s.delays else None
+        discount = None if s.discount is None else vecfl.polynomial(s.discount)
+        return vecfl.delayed(algorithm, delay, buffer=s.buffer, discount=discount)
     if not s.aggregator:
         return algorithm
     found = {"median": vecfl.coordinate_median(), "trimmed": vecfl.trimmed_mean(0.2)}

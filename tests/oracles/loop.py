@@ -63,6 +63,9 @@ class Setting:
     weighting: str = ""  # DGA: loss | flute_loss | uniform | [update_]variance, mean, rms
     softmax_beta: float = 1.0
     clips: tuple[tuple[str, float], ...] = ()  # of what clients send: ("norm" | "layer", C), ...
+    delays: tuple[float, ...] = ()  # probabilities that a message is 0, 1, ... rounds late
+    buffer: int = 1  # messages that the server waits for
+    discount: float | None = None  # a message counts (1 + age)^-discount
     aggregator: str = ""  # median | trimmed (a fifth at either end); else the weighted mean
     freeze: str = ""  # parameters with a name in which this is found do not train
     server: ServerSetting | None = None  # in place of server_lr
@@ -91,6 +94,7 @@ class Result:
     dropped: list[list[int]] = field(default_factory=list)
     habits: list[list[tuple[Tensor, int]]] = field(default_factory=list)
     mu: list[float] = field(default_factory=list)
+    late: list[tuple[list[int], int, int, int]] = field(default_factory=list)
     own: list[Tensor] = field(default_factory=list)
     server: list[Tensor] = field(default_factory=list)
 
@@ -104,6 +108,19 @@ class Tally:
     weight: float = 0.0
     means: float = 0.0  # the mean losses of all batches, added up
     gradients: list[Tensor] = field(default_factory=list)  # of each step, after clipping
+
+
+@dataclass
+class Message:
+    """What a client sent: when it arrives, the server's steps before it began, and what |a| is."""
+
+    client: int
+    update: Tensor
+    weight: float
+    finite: bool
+    arrives: int
+    version: int
+    length: float = 0.0
 
 
 @dataclass
@@ -149,12 +166,13 @@ def federated_loop(
     given, mu = setting, Mu(setting.dyn if setting.algorithm == "feddyn" else setting.mu)
     n, size = sum(p.numel() for p in trainable(model)), sum(sizes_of(model, buffers))
     memory, parts = Memory.zeros(len(clients), n), 2 if setting.algorithm == "scaffold" else 1
+    flight, waiting, version = list[Message](), list[Message](), 0
     for t in range(given.rounds):
         shares = [p.share if p else 1.0 for p in plateaus]
         setting = replace(scaled(given, shares[1]), mu=mu.value)
         members = cohort_of(setting, t, len(clients))
         updates, dropped, loss_sum, weight_sum = [], [], 0.0, 0.0
-        remembered, lengths = dict[int, Tensor](), []
+        remembered = dict[int, Tensor]()
         for i, k in enumerate(members):
             place = Place(setting.seed, t, k, occurrence=members[:i].count(k))
             mine = habit_of(model, moves[k], buffers) if setting.algorithm == "habit" else None
@@ -162,7 +180,7 @@ def federated_loop(
             update, weight, seen = client_update(
                 model, loss, clients[k], setting, place, buffers, mine, bias.get(setting.algorithm)
             )
-            new, tau = memory.own[k], len(seen.gradients)
+            new, tau, a = memory.own[k], len(seen.gradients), 0.0
             if setting.algorithm == "scaffold":
                 new = new_variate(new, memory.server, update[:n], tau * [lr_of(setting, t)])
                 if setting.option == 1 and tau:
@@ -179,26 +197,37 @@ def federated_loop(
                 weight = weight if tau else 0.0
             if setting.algorithm == "habit":
                 weight *= 1 + len(moves[k])
-            if math.isfinite(seen.loss) and update.isfinite().all():
+            finite = math.isfinite(seen.loss) and bool(update.isfinite().all())
+            if finite:
                 loss_sum, weight_sum = loss_sum + seen.loss, weight_sum + seen.weight
                 moves[k].append(-update[:size])
                 remembered[k] = new
-                if setting.algorithm == "fednova":
-                    lengths.append(weight * a)
                 for clip in setting.clips:
                     update = clip_message(update, parts * sizes_of(model, buffers), *clip)
             else:
                 update, weight = torch.zeros_like(update), 0.0
                 dropped.append(k)
             updates.append((k, update, weight))
-        moved = [(k, update[:size].clone(), weight) for k, update, weight in updates]
-        if setting.algorithm == "fednova" and (total := sum(w for _, _, w in updates)):
+            late = delay_of(setting, place)
+            flight.append(Message(k, update, weight, finite, t + late, version, weight * a))
+        for k, new in remembered.items():
+            memory.own[k] = new
+        now = [m for m in flight if m.arrives == t]
+        waiting += [aged(m, version, setting.discount) for m in now]
+        ages = [version - m.version for m in now if m.weight > 0]
+        flight = [m for m in flight if m.arrives > t]
+        came = waiting if sum(m.weight > 0 for m in waiting) >= setting.buffer else []
+        waiting, version = ([], version + 1) if came else (waiting, version)
+        counts = (sum(m.weight > 0 for m in some) for some in (flight, waiting))
+        result.late.append((ages, *counts, version))
+        moved = [(m.client, m.update[:size].clone(), m.weight) for m in came]
+        if setting.algorithm == "fednova" and came:
             for _, update, _ in moved:
-                update[:n] *= sum(lengths) / total
+                update[:n] *= sum(m.length for m in came) / sum(m.weight for m in came)
         mean_of = AGGREGATORS[setting.aggregator]
         moving = server_step(model, moved, server, t, shares[0], buffers, mean_of)
-        if setting.algorithm in MEMORY and remembered:
-            sent = [u for k, u, _ in updates if k in remembered]
+        sent = [m.update for m in came if m.finite]
+        if setting.algorithm in MEMORY and sent:
             share, change = (
                 len(sent) / len(clients),
                 mean_of(torch.stack(sent), torch.ones(len(sent), dtype=torch.float64)),
@@ -208,8 +237,6 @@ def federated_loop(
             else:
                 memory.server = memory.server - setting.dyn * share * -change[:n]
                 add_(trainable(model), -memory.server / setting.dyn)
-            for k, new in remembered.items():
-                memory.own[k] = new
         if moving:
             if setting.replay is not None:
                 kept = replay(model, loss, setting.replay, setting.replay_data, t, kept)
@@ -232,6 +259,21 @@ def federated_loop(
         result.server.append(memory.server)
         result.habits.append([(habit_of(model, m, buffers), len(m)) for m in moves])
     return result
+
+
+def delay_of(s: Setting, at: Place) -> int:
+    """How many rounds the message of the client at a place is late."""
+    if not s.delays:
+        return 0
+    return philox.delay(s.seed, at.t, at.client, s.delays, at.occurrence)
+
+
+def aged(message: Message, version: int, discount: float | None) -> Message:
+    """A message as it counts on arrival, when the server has made `version` steps."""
+    if discount is None:
+        return message
+    share = (1 + version - message.version) ** -discount
+    return replace(message, update=message.update * share)
 
 
 def lr_of(s: Setting, t: int) -> float:

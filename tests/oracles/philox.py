@@ -74,6 +74,15 @@ def amount(
     return low + int(u * (high - low + 1)) if straggles < share else high
 
 
+def delay(
+    seed: int, t: int, client: int, probabilities: tuple[float, ...], occurrence: int = 0
+) -> int:
+    """How many rounds a message is late, 0, 1, ... with these probabilities."""
+    (word,) = words(seed, COHORT, 1, client=client, occurrence=occurrence, t=t, step=6)
+    bounds = np.cumsum(probabilities)[:-1] * 2.0**32
+    return sum(int(word) >= int(bound) for bound in bounds)
+
+
 def token_prefix(
     seed: int, t: int, client: int, tokens: list[int], cap: int, occurrence: int = 0
 ) -> int:

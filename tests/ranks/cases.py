@@ -18,9 +18,9 @@ from torch import Tensor
 
 import vecfl
 from vecfl.algorithms import Algorithm
+from vecfl.job import Fold, Job
 from vecfl.mesh import Mesh, RankError, join
 from vecfl.resume import resume
-from vecfl.worker import Fold, Job
 
 from ..oracles.bridge import dataset
 from ..oracles.tasks import PROBLEMS

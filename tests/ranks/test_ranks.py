@@ -178,7 +178,9 @@ def test_all_wait_for_the_first_to_end(worlds: Any, ranks: int) -> None:
 
 def test_what_is_measured_is_the_share_of_a_rank() -> None:
     data = dataset(PROBLEMS["linear"].clients())
-    large = [Cohorts(vecfl.everyone(), data, B, (0, 0), 0.0, Mesh(1, n)).large() for n in (1, 2, 3)]
+    large = [
+        Cohorts(vecfl.everyone(), data, B, (0, 0), 0.0, None, Mesh(1, n)).large() for n in (1, 2, 3)
+    ]
     assert [clients.tolist() for clients in large] == [[*range(7)], [0, 1, 2, 3], [0, 1, 2]]
 
 

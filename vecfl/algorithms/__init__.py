@@ -2,6 +2,7 @@
 
 from vecfl.algorithms.base import Algorithm, Begin, Finished, Round, Starting, Upload
 from vecfl.algorithms.carrying import carrying
+from vecfl.algorithms.delayed import delayed, polynomial
 from vecfl.algorithms.dga import dga
 from vecfl.algorithms.ema import ema
 from vecfl.algorithms.fedavg import fedavg
@@ -24,6 +25,7 @@ __all__ = [
     "by_examples",
     "by_tokens",
     "capped",
+    "delayed",
     "dga",
     "carrying",
     "clients_on_plateau",
@@ -41,5 +43,6 @@ __all__ = [
     "fedyogi",
     "scaffold",
     "server_on_plateau",
+    "polynomial",
     "uniform_weights",
 ]

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
+from vecfl.errors import InputError
 from vecfl.layout import Layout
 
 T = TypeVar("T")
@@ -65,8 +66,11 @@ def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
 
     Their client sides act in this order on the rows of each client, weights not yet applied; their
     server sides act on the sums in reverse order, before the algorithm's own server. A chain may be
-    chained further. A metric that is told already gets the place of the transform behind its name.
+    chained further, but not one of delayed messages. A metric that is told already gets the place
+    of the transform behind its name.
     """
+    if transforms and algorithm.delay is not None:
+        raise InputError(f"{algorithm.name}: chain first, and let delayed stand around all of it")
     for transform in transforms:
         algorithm = around(algorithm, of_message(transform, algorithm.messages))
     return algorithm
