@@ -14,6 +14,7 @@ from vecfl import algorithms, optim, server_optim, transforms
 from vecfl.algorithms import Algorithm
 from vecfl.algorithms.base import Aggregator
 from vecfl.algorithms.dga import Weighting
+from vecfl.delays import Delay
 from vecfl.layout import Entry, Layout
 from vecfl.optim import ClientOptimizer
 from vecfl.server_optim import ServerOptimizer
@@ -26,7 +27,7 @@ ROWS = {
     name: (paper, file, [cell.strip() for cell in rest.split("|")])
     for name, paper, file, rest in ROW.findall(TEXT)
 }
-MADE = (Aggregator, Algorithm, ServerOptimizer, ClientOptimizer, Transform)
+MADE = (Aggregator, Algorithm, Delay, ServerOptimizer, ClientOptimizer, Transform)
 
 
 def builders() -> dict[str, Callable[..., Any]]:

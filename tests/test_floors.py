@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {"vecfl.schedules"}
     ),
     frozenset(
-        {"vecfl.work", "vecfl.within_round"}
+        {"vecfl.work", "vecfl.within_round", "vecfl.delays"}
         | {"vecfl.schedule", "vecfl.tape", "vecfl.launch", "vecfl.mesh", "vecfl.optim"}
         | {"vecfl.checkpoint"}
         | {
@@ -42,7 +42,14 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {"vecfl.gram"}
     ),
     frozenset(
-        {"vecfl.worker", "vecfl.trainer", "vecfl.choices", "vecfl.probe", "vecfl.arrange"}
+        {
+            "vecfl.job",
+            "vecfl.worker",
+            "vecfl.trainer",
+            "vecfl.choices",
+            "vecfl.probe",
+            "vecfl.arrange",
+        }
         | {"vecfl.replay"}
         | {"vecfl.feed", "vecfl.cohorts", "vecfl.tally", "vecfl.simulation"}
     ),
@@ -60,6 +67,7 @@ FLOORS: tuple[frozenset[str], ...] = (
 SAME_FLOOR = {
     ("vecfl.mesh", "vecfl.launch"),
     ("vecfl.schedule", "vecfl.work"),
+    ("vecfl.delays", "vecfl.work"),
     ("vecfl.within_round", "vecfl.optim"),
     ("vecfl.within_round", "vecfl.work"),
     ("vecfl.tape", "vecfl.schedule"),
@@ -81,13 +89,15 @@ SAME_FLOOR = {
     ("vecfl.aggregator", "vecfl.aggregate"),
     ("vecfl.robust", "vecfl.algorithms"),
     ("vecfl.aggregator", "vecfl.algorithms"),
+    ("vecfl.worker", "vecfl.job"),
+    ("vecfl.trainer", "vecfl.job"),
     ("vecfl.trainer", "vecfl.worker"),
     ("vecfl.feed", "vecfl.trainer"),
     ("vecfl.replay", "vecfl.trainer"),
     ("vecfl.probe", "vecfl.choices"),
     ("vecfl.probe", "vecfl.feed"),
     ("vecfl.probe", "vecfl.trainer"),
-    ("vecfl.probe", "vecfl.worker"),
+    ("vecfl.probe", "vecfl.job"),
     ("vecfl.arrange", "vecfl.choices"),
     ("vecfl.arrange", "vecfl.probe"),
     ("vecfl.arrange", "vecfl.trainer"),
@@ -97,8 +107,8 @@ SAME_FLOOR = {
     ("vecfl.simulation", "vecfl.cohorts"),
     ("vecfl.simulation", "vecfl.tally"),
     ("vecfl.tally", "vecfl.cohorts"),
-    ("vecfl.tally", "vecfl.worker"),
-    ("vecfl.simulation", "vecfl.worker"),
+    ("vecfl.tally", "vecfl.job"),
+    ("vecfl.simulation", "vecfl.job"),
     ("vecfl.simulation", "vecfl.trainer"),
     ("vecfl.flags", "vecfl.cli"),
     ("vecfl.flags", "vecfl.plugins"),

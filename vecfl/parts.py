@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor
 
 import vecfl.algorithms as algorithms
+import vecfl.delays as delays
 import vecfl.optim as optim
 import vecfl.replay as replays
 import vecfl.schedules as schedules
 import vecfl.server_optim as server_optim
-from vecfl.algorithms import Algorithm
+from vecfl.algorithms import Algorithm, polynomial
 from vecfl.errors import InputError
 from vecfl.losses import Batch
 from vecfl.optim import ClientOptimizer
@@ -40,8 +41,14 @@ WEIGHTS = {
     for name in ("by_examples", "uniform_weights", "by_tokens", "capped")
 }
 WORK = {"random_epochs": random_epochs}
-AROUND = {n: getattr(algorithms, n) for n in ("ema", "server_on_plateau", "clients_on_plateau")}
-INSIDE = SCHEDULES | OPTIMIZERS | WORK | {"Batches": Batches}  # arguments of what stands around
+AROUND = {
+    name: getattr(algorithms, name)
+    for name in ("ema", "server_on_plateau", "clients_on_plateau", "delayed")
+}
+DELAYS = {name: getattr(delays, name) for name in ("stale", "drawn_delay", "delay_trace")}
+INSIDE = (  # arguments of what stands around
+    SCHEDULES | OPTIMIZERS | WORK | DELAYS | {"Batches": Batches, "polynomial": polynomial}
+)
 
 # The server optimizers of algorithms that are named after them, by the names of their options.
 FEDOPT: dict[str, Callable[..., ServerOptimizer]] = {

@@ -117,6 +117,18 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
         sampler=vecfl.uniform(4),
         keeps=True,
     ),
+    "late": Case(
+        vecfl.delayed(
+            vecfl.chain(vecfl.dga(lr=0.1, batches=B, softmax_beta=3.0), vecfl.clip_by_norm(0.1)),
+            vecfl.drawn_delay([0.3, 0.4, 0.3]),
+            buffer=3,
+            discount=vecfl.polynomial(0.5),
+        ),
+        sampler=drawn([3, 3, 1, 6, 5, 0], [2], [], [6, 2, 4, 0, 3], [5]),
+        rounds=5,
+        bad=(6,),
+        how={"backend": "loop", "statistics": 3, "workers": 2, "threads": 1},
+    ),
     "median": Case(
         vecfl.aggregated_by(
             vecfl.dga(lr=0.1, batches=B, softmax_beta=3.0), vecfl.coordinate_median()
