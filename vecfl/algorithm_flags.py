@@ -26,8 +26,9 @@ class AlgorithmArgs(RunArgs):
     batch: int = 10
     """examples in a batch; for fedsgd, of a micro-batch, which bounds memory alone"""
     algorithm: str = "fedavg"
-    """fedavg, fedsgd, fedprox, fedprox_adaptive, fedavgm, fedadagrad, fedadam, fedyogi, dga, or
-    file.py:name of your own; 'by algorithm' below: an error where it does not take it"""
+    """fedavg, fedsgd, fedprox, fedprox_adaptive, fedavgm, fedadagrad, fedadam, fedyogi, dga,
+    scaffold, feddyn, fednova, or file.py:name of your own; 'by algorithm' below: an error where it
+    does not take it"""
     server: str | None = None
     """server optimizer: adamw(lr=0.01), lamb(0.01), momentum(1.0, beta=0.9), ...; by algorithm"""
     lr: float | None = None
@@ -58,6 +59,11 @@ class AlgorithmArgs(RunArgs):
     """what tells how well a client trained; by algorithm (dga)"""
     start: float | None = None
     """first value of the squared updates, tau^2 if not given; by algorithm"""
+    option: int | None = None
+    """how clients renew their variates: 1, by a gradient at the server's model, or 2; by algorithm
+    (scaffold)"""
+    alpha: float | None = None
+    """strength of the dynamic regularisation; by algorithm (feddyn)"""
     eval_every: int = 5
     """rounds from one evaluation to the next; the last round is always evaluated"""
 
@@ -76,6 +82,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedadam": CLIENTS | ADAPTIVE,
     "fedyogi": CLIENTS | ADAPTIVE,
     "dga": AVERAGING | {"softmax_beta": 1.0, "weighting": "loss"},
+    "scaffold": {"epochs": 1, "lr": None, "option": 2, "server": None},
+    "feddyn": CLIENTS | {"alpha": 0.1},
+    "fednova": AVERAGING | {"mu": 0.0},
 }
 SERVERS = {
     name.removeprefix("server_"): getattr(server_optim, name)
@@ -114,7 +123,7 @@ def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
 def check_algorithm(args: AlgorithmArgs) -> None:
     """Raise InputError, with the name of the flag, for a value that no algorithm could take."""
     check(args, ("epochs",), lambda n: n >= 1, "at least 1")
-    positive = ("lr", "server_lr", "clip", "tau")
+    positive = ("lr", "server_lr", "clip", "tau", "alpha")
     check(args, positive, lambda x: 0 < x < math.inf, "a positive number")
     at_least_zero = ("mu", "start", "weight_decay", "softmax_beta")
     check(args, at_least_zero, lambda x: 0 <= x < math.inf, "a number of at least 0")

@@ -67,6 +67,9 @@ class RunArgs(EvaluationArgs):
     """clients that train at the same time on each worker"""
     exact_sums: bool = False
     """add up clients on a grid: the same bits for any slots, workers and ranks"""
+    table: str | None = None
+    """folder of the rows that clients of scaffold or feddyn keep; if not given in memory, or in the
+    directory of the run where they may take more than 1 GiB, and with several ranks"""
     sampler: str | None = None
     """who takes part: poisson(0.1), cyclic(20), file.py:name; --cohort at random if not given"""
     transforms: tuple[str, ...] = ()
@@ -135,7 +138,7 @@ def simulation(
     algorithm: Algorithm,
     table: str | Path | None = None,
 ) -> Simulation:
-    """The simulation of these parts, and of those that flags name; `table` as in `Simulation`.
+    """The simulation of these parts, and of those that flags name; `table` in place of --table.
 
     Raises InputError as `Simulation` does, and for a cohort that is larger than the population.
     """
@@ -164,7 +167,7 @@ def simulation(
         threads=args.threads,
         slots=args.slots,
         exact_sums=args.exact_sums,
-        table=table,
+        table=args.table if table is None else table,
         statistics=args.statistics,
     )
 
