@@ -84,7 +84,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dga": AVERAGING | {"softmax_beta": 1.0, "weighting": "loss"},
     "scaffold": {"epochs": 1, "lr": None, "option": 2, "server": None},
     "feddyn": CLIENTS | {"alpha": 0.1},
-    "fednova": AVERAGING | {"mu": 0.0},
+    "fednova": {k: v for k, v in AVERAGING.items() if k != "weight_decay"} | {"mu": 0.0},
 }
 SERVERS = {
     name.removeprefix("server_"): getattr(server_optim, name)
@@ -158,7 +158,7 @@ def make_algorithm(args: AlgorithmArgs) -> Algorithm:
     if "epochs" in options:
         options["batches"] = Batches(size=args.batch, epochs=options.pop("epochs"))
     if "optimizer" in options:
-        decay = options.pop("weight_decay")
+        decay = options.pop("weight_decay", 0.0)
         options["optimizer"] = getattr(optim, options["optimizer"])(weight_decay=decay)
     if options.get("server") is not None:
         options["server"] = part("--server", options["server"], SERVERS)
