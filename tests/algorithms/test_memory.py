@@ -178,6 +178,15 @@ def _fours(values: list[float]) -> list[tuple[float, ...]]:
     return [(a, b, c, d) for a in values for b in values for c in values for d in values]
 
 
+def test_measured_arrangements_make_the_passes_too() -> None:
+    """They write no rows, and no other model comes out."""
+    algorithm, clients = vecfl.scaffold(lr=0.1, option=1, batches=TWO), [client(FAR), client(STEEP)]
+    auto = {"backend": "auto", "workers": "auto", "slots": "auto"}
+    measured, right = played(algorithm, clients, **auto), played(algorithm, clients)
+    for some, one in zip(measured[:-1], right[:-1], strict=True):
+        torch.testing.assert_close(some, one, rtol=1e-12, atol=0)
+
+
 def test_the_time_of_the_earlier_pass_counts_and_its_steps_do_not() -> None:
     clients = [client(FAR)] * 4
     metrics = played(vecfl.scaffold(lr=0.1, option=1, batches=TWO), clients, workers=2, slots=1)[-1]
