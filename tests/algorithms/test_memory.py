@@ -178,6 +178,21 @@ def _fours(values: list[float]) -> list[tuple[float, ...]]:
     return [(a, b, c, d) for a in values for b in values for c in values for d in values]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_the_earlier_pass_found_goes_to_its_client(workers: int) -> None:
+    """The third client has two batches: in two slots it ends its pass beside, and above, the second.
+
+    Gradients at w = 1: -1, 4 and 1.
+    """
+    algorithm = vecfl.scaffold(lr=0.1, option=1, batches=Batches(1))
+    clients = [client(FAR), client(STEEP), client(PLAIN, PLAIN)]
+    sim = simulation(algorithm, clients, backend="vmap", slots=2, workers=workers)
+    state, _ = sim.round(sim.start())
+    assert state.table is not None
+    assert state.table.gather(torch.arange(3))["variate"][:, 0].tolist() == [-1, 4, 1]
+    assert state.server["variate"].item() == pytest.approx(4 / 3)
+
+
 def test_measured_arrangements_make_the_passes_too() -> None:
     """They write no rows, and no other model comes out."""
     algorithm, clients = vecfl.scaffold(lr=0.1, option=1, batches=TWO), [client(FAR), client(STEEP)]
