@@ -180,7 +180,7 @@ def _fours(values: list[float]) -> list[tuple[float, ...]]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_the_earlier_pass_found_goes_to_its_client(workers: int) -> None:
-    """The third client has two batches: in two slots it ends its pass beside, and above, the second.
+    """The third client has two batches: in two slots it ends its pass with, and above, the second.
 
     Gradients at w = 1: -1, 4 and 1.
     """
