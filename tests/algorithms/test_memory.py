@@ -322,6 +322,10 @@ UNKNOWN = (
         ),
         (lambda: vecfl.fednova(optimizer=vecfl.sgd(0.1), **COMMON), f"{UNKNOWN}sgd"),
         (
+            lambda: vecfl.fednova(optimizer=vecfl.momentum(weight_decay=0.1), **COMMON),
+            f"{UNKNOWN}momentum",
+        ),
+        (
             lambda: vecfl.fednova(optimizer=vecfl.momentum(), mu=0.1, **COMMON),
             f"{UNKNOWN}momentum with mu 0.1",
         ),
