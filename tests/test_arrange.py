@@ -156,6 +156,7 @@ def test_a_choice_holds_for_its_task_alone() -> None:
         "columns": replace(p, data=replace(p.data, columns=wider)),
         "population": replace(p, data=one_more),
         "cohort": replace(p, cohort=cohort[:3]),
+        "pass": replace(p, algorithm=replace(p.algorithm, before=p.algorithm)),
         "rule": replace(p, algorithm=fedprox(lr=0.1, mu=0.1, batches=Batches(4, epochs=2))),
         "epochs": replace(p, algorithm=fedavg(lr=0.1, batches=Batches(4, epochs=3))),
         "epochs by client": replace(p, algorithm=own_work([2, 2, 2, 2, 2, 2, 2, 1])),

@@ -109,6 +109,7 @@ def test_algorithms_keep_no_rows_of_clients() -> None:
         "fedprox": clients | {"mu": 0.1},
         "fedprox_adaptive": clients,
         "dga": clients,
+        "fednova": clients,
         "fedavgm": clients,
         **{name: clients | {"server_lr": 0.1} for name in ("fedadagrad", "fedadam", "fedyogi")},
     }
@@ -120,6 +121,20 @@ def test_algorithms_keep_no_rows_of_clients() -> None:
         like = re.search(r"as `(\w+)`", ROWS[name][2][2])
         said = ROWS[like[1] if like else name][2][1 if like else 2]
         assert all(word in said for word in kept.split(", ")), name
+
+
+@pytest.mark.parametrize(("name", "parts"), [("scaffold", 2), ("feddyn", 1)])
+def test_what_clients_keep(name: str, parts: int) -> None:
+    made = BUILDERS[name](
+        lr=0.1, batches=vecfl.Batches(4), **({"alpha": 0.1} if name == "feddyn" else {})
+    )
+    layout = Layout((Entry("a", (2,), 0, torch.float64),), (Entry("calls", (), 2, torch.float64),))
+    sends, server, rows = ROWS[name][2][1:4]
+    (column,) = made.table(layout)
+    assert made.table(layout) == {column: (2,)} and f"`{column}` [T]" in rows
+    (kept,) = made.init(torch.zeros(3), layout).keys() - {"w"}
+    assert f"`{kept}` [T]" in server
+    assert len(made.messages) == parts and (": 2P" in sends) == (parts == 2)
 
 
 def test_every_name_is_there() -> None:

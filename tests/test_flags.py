@@ -19,7 +19,7 @@ from vecfl.layout import Entry, Layout
 from vecfl.optim import Rows
 
 ALGORITHMS = ["fedavg", "fedsgd", "fedprox", "fedprox_adaptive", "fedavgm", "fedadagrad", "fedadam"]
-ALGORITHMS += ["fedyogi", "dga"]
+ALGORITHMS += ["fedyogi", "dga", "scaffold", "feddyn", "fednova"]
 X = torch.linspace(-1, 1, 60).view(20, 3).sin()
 Y = (X[:, 0] > 0).long()
 
@@ -29,6 +29,7 @@ CHANGED |= {"softmax_beta": 3.0, "weighting": "rms"}
 CHANGED |= {"weight_decay": 0.3, "server": "adam(lr=0.5)", "weights": "uniform_weights"}
 CHANGED |= {"lr_schedule": ("cosine(2)",), "server_schedule": ("linear_warmup(3)",)}
 CHANGED |= {"within_round": "step_decay(1, 0.5)", "steps": 4, "max_examples": 3, "max_tokens": 7}
+CHANGED |= {"option": 1, "alpha": 0.4}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -112,6 +113,10 @@ def test_values_where_none_is_given() -> None:
     adam = {"server_lr": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 0.001}
     assert settled(algorithm="fedadam") == settled(algorithm="fedyogi") == client | adam
     assert settled(algorithm="fedyogi", tau=0.1, lr=0.3)["tau"] == 0.1
+    scaffold = {"lr": 0.1, "epochs": 1, "option": 2}
+    assert settled(algorithm="scaffold") == scaffold
+    assert settled(algorithm="feddyn") == client | {"alpha": 0.1}
+    assert settled(algorithm="fednova")["mu"] == 0.0
     adamw = client | {"lr": 0.001, "optimizer": "adamw", "weight_decay": 0.01}
     assert settled(optimizer="adamw") == adamw
     assert settled(optimizer="adamw", weight_decay=0.0) == adamw | {"weight_decay": 0.0}

@@ -27,9 +27,10 @@ class AlgorithmArgs(RunArgs):
     batch: int = 10
     """examples in a batch; for fedsgd, of a micro-batch, which bounds memory alone"""
     algorithm: str = "fedavg"
-    """fedavg, fedsgd, fedprox, fedprox_adaptive, fedavgm, fedadagrad, fedadam, fedyogi, dga, or
-    file.py:name of your own; 'by algorithm' below: an error where it does not take it. What has
-    no flag stands behind the name: fedprox_adaptive(start=1.0, step=0.1, patience=5)"""
+    """fedavg, fedsgd, fedprox, fedprox_adaptive, fedavgm, fedadagrad, fedadam, fedyogi, dga,
+    scaffold, feddyn, fednova, or file.py:name of your own; 'by algorithm' below: an error where it
+    does not take it. What has no flag stands behind the name:
+    fedprox_adaptive(start=1.0, step=0.1, patience=5)"""
     server: str | None = None
     """server optimizer: lamb(0.01), clipped(fedopt_adam(0.03), 1.0), ...; by algorithm"""
     server_schedule: tuple[str, ...] = ()
@@ -76,8 +77,18 @@ class AlgorithmArgs(RunArgs):
     """what tells how well a client trained; by algorithm (dga)"""
     start: float | None = None
     """first value of the squared updates, tau^2 if not given; by algorithm"""
+    option: int | None = None
+    """how clients renew their variates: 1, by a gradient at the server's model, or 2; by algorithm
+    (scaffold)"""
+    alpha: float | None = None
+    """strength of the dynamic regularisation; by algorithm (feddyn)"""
     eval_every: int = 5
     """rounds from one evaluation to the next; the last round is always evaluated"""
+
+
+def without(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The options but those of these names."""
+    return {name: value for name, value in options.items() if name not in names}
 
 
 # What each algorithm takes by a flag of its own, with the values where none is given.
@@ -97,6 +108,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedadam": CLIENTS | ADAPTIVE,
     "fedyogi": CLIENTS | ADAPTIVE,
     "dga": LOCAL | {"server": None, "softmax_beta": 1.0, "weighting": "loss"},
+    "scaffold": WORK
+    | {"lr": None, "lr_schedule": (), "option": 2, "server": None, "server_schedule": ()},
+    "feddyn": without(LOCAL, "server_schedule") | {"alpha": 0.1},
+    "fednova": without(AVERAGING, "weight_decay", "within_round") | {"mu": 0.0},
 }
 # What stands behind the name, for flags of these names are something else.
 BEHIND = {"fedprox_adaptive": {"start", "step", "patience"}}
@@ -144,7 +159,7 @@ def check_algorithm(args: AlgorithmArgs) -> None:
     check(args, ("max_examples", "max_tokens"), lambda n: n >= 1, "at least 1")
     numbers = tuple(n for n in ("epochs", "steps") if not isinstance(getattr(args, n), str))
     check(args, numbers, lambda n: n >= 1, "at least 1")
-    positive = ("lr", "server_lr", "clip", "tau")
+    positive = ("lr", "server_lr", "clip", "tau", "alpha")
     check(args, positive, lambda x: 0 < x < math.inf, "a positive number")
     at_least_zero = ("mu", "start", "weight_decay", "softmax_beta")
     check(args, at_least_zero, lambda x: 0 <= x < math.inf, "a number of at least 0")

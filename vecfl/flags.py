@@ -71,6 +71,9 @@ class RunArgs(EvaluationArgs):
     """clients that train at the same time on each worker"""
     exact_sums: bool = False
     """add up clients on a grid: the same bits for any slots, workers and ranks"""
+    table: str | None = None
+    """folder of the rows that clients of scaffold or feddyn keep; if not given in memory, or in the
+    directory of the run where they may take more than 1 GiB, and with several ranks"""
     sampler: str | None = None
     """who takes part: poisson(0.1), cyclic(20), file.py:name; --cohort at random if not given"""
     client_dropout: float = 0.0
@@ -151,7 +154,7 @@ def simulation(
     table: str | Path | None = None,
     own: Batch | None = None,
 ) -> Simulation:
-    """The simulation of these parts, and of those that flags name; `table` as in `Simulation`.
+    """The simulation of these parts, and of those that flags name; `table` in place of --table.
 
     own  columns [n, ...] of examples that the server has, for replay
 
@@ -188,7 +191,7 @@ def simulation(
         threads=args.threads,
         slots=args.slots,
         exact_sums=args.exact_sums,
-        table=table,
+        table=args.table if table is None else table,
         statistics=args.statistics,
     )
 

@@ -83,7 +83,7 @@ def with_parts(name: str, options: Options, size: int, tokens: Tensor | None) ->
 
 def client_optimizer(options: Options) -> ClientOptimizer:
     """The clients' optimizer of these options, which are taken out."""
-    decay, text = options.pop("weight_decay"), options.pop("within_round")
+    decay, text = options.pop("weight_decay", 0.0), options.pop("within_round", None)
     optimizer: ClientOptimizer = OPTIMIZERS[options.pop("optimizer")](weight_decay=decay)
     if text is None:
         return optimizer

@@ -13,7 +13,7 @@ from torch import Tensor
 from vecfl.algorithms import Algorithm
 from vecfl.choices import machine
 from vecfl.data import FederatedDataset
-from vecfl.engine import CACHE, slot_count
+from vecfl.engine import CACHE, LocalRule, slot_count
 from vecfl.feed import Examples
 from vecfl.job import Job
 from vecfl.schedule import Plan, assign
@@ -57,7 +57,13 @@ class Probe:
             -(-len(self.cohort) // workers),
             self.data.examples(2),
             cache=None if on_gpu else CACHE[backend],
+            before=self.before,
         )
+
+    @property
+    def before(self) -> LocalRule | None:
+        """How clients pass over their examples before they train."""
+        return None if self.algorithm.before is None else self.algorithm.before.rule
 
     def facts(self) -> dict[str, object]:
         """What the fastest arrangement may depend on; no seed and no learning rate is among it."""
@@ -74,6 +80,7 @@ class Probe:
             "population": (self.data.num_clients, int(self.data.offsets[-1])),
             "cohort": 1 << (len(self.cohort) - 1).bit_length(),  # sizes vary, by the seed too
             "rule": replace(self.algorithm.rule, lr=0.0),
+            "before": self.before,
         }
 
     def fastest(self) -> Arrangement:

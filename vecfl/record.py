@@ -19,11 +19,12 @@ from vecfl.flags import RunArgs
 from vecfl.keeper import Keeper, reason
 from vecfl.mesh import RankError
 from vecfl.model_file import SAFE
-from vecfl.resume import CHECKPOINTS, Before, go_on, settings
+from vecfl.resume import CHECKPOINTS, TABLE, Before, go_on, settings
 from vecfl.signals import Signals, Stopped
 from vecfl.simulation import Simulation
 from vecfl.state import State
 from vecfl.stop import Stop
+from vecfl.table import LARGE
 from vecfl.track import (
     Console,
     Jsonl,
@@ -89,6 +90,7 @@ def begin(
 ) -> tuple[Keeper, State]:
     """A new run: its directory, the first state, and that on the disk."""
     run_dir = sim.mesh.from_first(partial(create_run_dir, args.out, recipe, config))
+    place_rows(sim, run_dir)
     state = sim.start()
     keeper = Keeper(sim, args, run_dir, {"config": config, "recipe": recipe, "id": new_id()})
     if sim.mesh.rank == 0:
@@ -120,6 +122,7 @@ def begin_again(
     leads to.
     """
     run, content = before.content["run"], before.content
+    place_rows(sim, before.run_dir)
     sim.check(run, changed=args.resume_changed)
     config = config | {"init": content["config"]["init"]}  # which is not read again
     about = {"config": config, "recipe": content["recipe"], "id": content["id"]}
@@ -128,6 +131,18 @@ def begin_again(
     state = sim.load(run, changed=args.resume_changed)
     keeper.go_on(content, state)
     return keeper, state
+
+
+def place_rows(sim: Simulation, run_dir: Path) -> None:
+    """Let clients' rows lie in the run's directory: many, or of several ranks, or there already."""
+    tables, folder = sim.tables, run_dir / TABLE
+    if not tables.shapes or tables.folder is not None:
+        return
+    if tables.bytes > LARGE or sim.mesh.size > 1 or folder.exists():
+        tables.folder, size = folder, tables.bytes / (1 << 30)
+        if sim.mesh.rank == 0:
+            what = "what clients keep between rounds lies in %s: up to %.2f GiB"
+            log.info(what, folder, size)
 
 
 @contextmanager

@@ -24,12 +24,13 @@ log = logging.getLogger("vecfl")
 Args = TypeVar("Args", bound=RunArgs)
 
 CHECKPOINTS = "checkpoints"  # the folder in the directory of a run
+TABLE = "table"  # likewise, where the rows of its clients lie there
 RESULTS = ("model.pt", "model.safetensors", "curves.png")  # what a finished run has
 
 # What a run may be resumed with although it was begun otherwise: the rounds stay what they are.
 OF_THIS_START = {"resume", "resume_changed", "out"}
 FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors", "client_results"}
-FREE |= {"stop_at", "patience"}
+FREE |= {"stop_at", "patience", "table"}  # the rows of another table are refused
 # They say when it may fall back, and when a learning rate may.
 FREE_WITHOUT_FALL_BACK = {"rounds", "eval_every", "test_every", "initial_evaluation"}
 FREE_WITHOUT_FALL_BACK |= {"watch", "statistics", "metrics"}
@@ -208,6 +209,7 @@ def _forget_start(run_dir: Path) -> None:
             )
         (run_dir / "config.yaml").unlink(missing_ok=True)
         metrics.unlink()
-        shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)
+        for folder in (run_dir / CHECKPOINTS, *run_dir.glob(f"{TABLE}*")):
+            shutil.rmtree(folder, ignore_errors=True)
     for left in run_dir.glob(".config.yaml.*"):
         left.unlink()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vecfl.aggregate import Aggregate, late_, left_grid, on_grid, shift_
+from vecfl.aggregate import Aggregate, everyone, late_, left_grid, on_grid, shift_
 from vecfl.aggregator import combined
 from vecfl.algorithms import Algorithm
 from vecfl.cohorts import Cohort
@@ -109,7 +109,6 @@ def tally(
     sums = replace(sums, bound=torch.maximum(sums.bound, range.to(sums.bound)))
     if algorithm.aggregator is not None:
         sums = combined(mesh, fold.kept, len(cohort.clients), sums, algorithm)
-    clients = len(cohort.clients)
     return Tally(
         sums,
         distinct.repeat_interleave(bad.cpu().long()).tolist(),
@@ -120,7 +119,7 @@ def tally(
         norm,
         torch.stack(times),
         trained,
-        any(s.weight > 0 and left_grid(s, clients) for s in (sums, *sums.late.values())),
+        bool(counts[0]) and left_grid(everyone(sums), len(cohort.clients)),
     )
 
 

@@ -127,3 +127,30 @@ def test_table(tmp_path: Path) -> None:
     for row in rows[1:]:
         assert all(row[part]["p50_ms"] > 0 for part in ("journal", "read", "write", "checkpoint"))
     assert list(tmp_path.iterdir()) == [tmp_path / "rows.jsonl"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc/self/status")
+def test_table_size(tmp_path: Path) -> None:
+    flags = ("--clients", "50", "--width", "64", "--cohort", "3", "--rounds", "2", "--option", "1")
+    rows = rows_of("table_size", tmp_path / "rows.jsonl", *flags, "--folder", str(tmp_path))
+    numbers = 784 * 64 + 64 + 64 * 200 + 200 + 200 * 10 + 10  # of a client
+    assert [(row["round"], row["parameters"]) for row in rows] == [(1, numbers), (2, numbers)]
+    for row in rows:
+        assert row["table_gib"] == round(50 * numbers * 4 / 2**30, 3) > 0
+        assert 0 < row["anon_start_mib"] <= row["anon_peak_mib"] >= row["anon_end_mib"] > 0
+    assert list(tmp_path.iterdir()) == [tmp_path / "rows.jsonl"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc/self/status")
+@pytest.mark.parametrize("option", ["1", "2"])
+def test_a_table_of_44_gib_takes_no_memory(tmp_path: Path, option: str) -> None:
+    """10,000 rows of 1.2 million numbers; a row is 4.5 MiB, those of a cohort 90 MiB."""
+    flags = ("--option", option, "--folder", str(tmp_path))
+    rows = rows_of("table_size", tmp_path / "rows.jsonl", *flags)
+    assert [row["table_gib"] for row in rows] == [rows[0]["table_gib"]] * 3
+    assert 44 < rows[0]["table_gib"] < 45
+    for row in rows:  # what clients sent before training is held, by option 1
+        assert row["anon_peak_mib"] - row["anon_start_mib"] < 400
+        assert row["on_disk_mib"] < 100 * row["round"]

@@ -1,5 +1,7 @@
 """Slot counts by hand. Linear(4, 3) has 15 parameters, 60 bytes of float32."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -104,3 +106,8 @@ def test_slots_within_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
         assert slot_count(linear, rule(sgd(), size=5), 100, EXAMPLE, cache=None) == fit
         assert slot_count(linear, rule(sgd(), size=5), 2, EXAMPLE, cache=None) == min(fit, 2)
+    # 60 more of the row of an earlier pass, 120 of the gradient that it adds up and keeps.
+    before = LocalRule(keep_gradient(), Batches(5, full=True), 0.0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(5815 / SHARE) - 1000, 0))
+    of_two = partial(slot_count, linear, rule(sgd(), size=5), 100, EXAMPLE, cache=None)
+    assert (of_two(), of_two(before=before)) == (13, 10)  # 14 fit; 13 fill as few waves

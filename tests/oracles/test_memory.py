@@ -57,8 +57,8 @@ TAKEN = {"scaffold": {"lr", "server", "server_lr"}, "feddyn": {"optimizer", "lr"
 COLUMNS: dict[str, dict[str, dict[str, Any]]] = {
     "algorithm": ALGORITHMS,
     "backend": {n: BACKENDS[n] for n in ("loop S=1", "loop W=3", "vmap S=3", "vmap W=2")},
-    "task": {n: {} for n in ("linear", "tokens", "buffers", "one layer", "tied and a gain", "cnn")},
-    "batches": BATCHES,
+    "task": {n: {} for n in ("linear", "tokens", "buffers", "one layer", "tied and a gain")},
+    "batches": {n: of for n, of in BATCHES.items() if n not in ("steps", "full steps")},
     "optimizer": OPTIMIZERS,
     "weights": {n: WEIGHTS[n] for n in ("examples", "uniform")},
     "cohort": COHORTS | SOME,
@@ -133,7 +133,7 @@ def compare(
             ]
             close(ours.rows[t][own], truth.own[t])
             close(ours.server[t][server], truth.server[t])
-            assert truth.own[t].abs().max() > 1e-3 and truth.server[t].abs().max() > 1e-3
+            assert truth.own[t].abs().max() > 1e-3 and truth.server[t].abs().max() > 1e-5
     return truth
 
 

@@ -125,15 +125,21 @@ def test_a_kill_at_every_step_of_a_run(server: Server, every: bool) -> None:
         assert list((server.folder / out / "checkpoints").glob(".*")) == []
 
 
-def test_a_kill_at_every_step_with_rows_of_clients(server: Server) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "columns"), [("habit", 2), pytest.param("scaffold", 1, marks=pytest.mark.slow)]
+)
+def test_a_kill_at_every_step_with_rows_of_clients(
+    server: Server, algorithm: str, columns: int
+) -> None:
     """In a process of its own each time: `tests/table` kills between the steps of the table."""
-    plan = {"rows": "disk", "fall_back": False, "keep": 1}
-    whole = server.run("rows", **plan)
-    expected = server.result("rows")
-    assert (whole["code"], whole["rounds"]) == (0, 8), server.said("rows")
-    assert len(expected[2]) == 2 + 5 and all(any(column[128:]) for column in expected[2][:2])
+    plan = {"rows": "disk", "fall_back": False, "keep": 1, "algorithm": algorithm}
+    whole = server.run(algorithm, **plan)
+    expected = server.result(algorithm)
+    assert (whole["code"], whole["rounds"]) == (0, 8), server.said(algorithm)
+    kept = expected[2][:columns]
+    assert len(expected[2]) == columns + 5 and all(any(column[128:]) for column in kept)
     for point in points(whole["steps"], every=False):
-        out = f"rows-{point}".replace(" ", "-")
+        out = f"{algorithm}-{point}".replace(" ", "-")
         assert server.run(out, kill_at=point, **plan)["code"] == KILLED, point
         saved = server.saved(out)
         again = server.run(out, **plan)

@@ -25,6 +25,8 @@ class TinyArgs(RunArgs):
 
     rows: Literal["none", "memory", "disk"] = "none"
     """what clients keep between rounds; on disk in OUT-rows"""
+    algorithm: Literal["habit", "scaffold"] = "habit"
+    """of clients that keep rows"""
 
 
 def make_simulation(args: TinyArgs) -> vecfl.Simulation:
@@ -41,7 +43,10 @@ def make_simulation(args: TinyArgs) -> vecfl.Simulation:
         adam = vecfl.fedadam(lr=0.3, server_lr=0.1, batches=batches)
         return simulation(args, task, data, adam)
     server = vecfl.server_adam(lr=0.1)
-    algorithm = habit(lr=0.3, batches=batches, server=server)
+    if args.algorithm == "scaffold":
+        algorithm = vecfl.scaffold(lr=0.3, batches=batches, option=1, server=server)
+    else:
+        algorithm = habit(lr=0.3, batches=batches, server=server)
     return simulation(args, task, data, algorithm, rows_of(args) if args.rows == "disk" else None)
 
 

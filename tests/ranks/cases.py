@@ -66,6 +66,7 @@ FEDAVG = ALGORITHMS["fedavg"]
 REPLAY: dict[str, Any] = {"lr": 0.05, "batches": B, "optimizer": vecfl.adam()}
 X = [n % 4 for n in range(sum(SIZES))]  # a number for each example
 OWN_WORK = vecfl.Batches(4, epochs=vecfl.random_epochs(0, 3, 0.8), max_tokens=9, tokens=X)
+OWN_EPOCHS = vecfl.Batches(4, epochs=vecfl.random_epochs(0, 3))
 STEPS = vecfl.within_round(vecfl.rmsprop(weight_decay=0.1), lambda step: 1 / (1 + step))
 CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
     "cohort of 2": Case(FEDAVG(), sampler=vecfl.uniform(2)),
@@ -162,6 +163,29 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
             vecfl.clients_on_plateau(a, "eval/loss", "max", 0.5, 0), "train/loss", "max", 0.5, 1
         ),
     ),
+    "scaffold": Case(
+        vecfl.chain(vecfl.scaffold(lr=0.1, batches=B), vecfl.clip_by_norm(0.3)),
+        sampler=vecfl.uniform(4),
+        rounds=4,
+        bad=(3,),
+        keeps=True,
+        how={"backend": "loop", "statistics": 2},
+    ),
+    "scaffold, idle ranks": Case(
+        vecfl.scaffold(lr=0.1, option=1, batches=OWN_EPOCHS),
+        sampler=drawn([3, 0], [], [4], [6, 5, 2]),
+        rounds=4,
+        keeps=True,
+        how={"backend": "loop", "workers": 2, "threads": 1},
+    ),
+    "feddyn": Case(
+        vecfl.feddyn(lr=0.1, alpha=0.2, batches=B),
+        sampler=vecfl.uniform(4),
+        rounds=4,
+        bad=(3,),
+        keeps=True,
+    ),
+    "fednova": Case(vecfl.fednova(lr=0.1, batches=OWN_EPOCHS), bad=(3,)),
     "many": Case(FEDAVG(), "linear", sampler=vecfl.uniform(30), sizes=MANY),
 }
 

@@ -1,6 +1,6 @@
 """Runs with a table on disk that die at every step, in processes that are forked for it.
 
-    python -m tests.table.killed FOLDER {rows,rounds} {killed,unplugged} STRIDE
+    python -m tests.table.killed FOLDER {rows,rounds,scaffold} {killed,unplugged} STRIDE
 
 Each call of the system that writes, syncs, names or makes room is a step. At every STRIDE-th of
 them a process is killed, before it and, where it writes, in the middle of it; or the machine is
@@ -172,6 +172,15 @@ def rows(folder: Path) -> tuple[list[int], object]:
 
 def rounds(folder: Path) -> tuple[list[int], object]:
     """A simulation of the toy algorithm, in two workers: the same."""
+    return simulated(folder, habit(lr=0.1, batches=vecfl.Batches(2)))
+
+
+def scaffold(folder: Path) -> tuple[list[int], object]:
+    """Likewise of SCAFFOLD, with its two passes."""
+    return simulated(folder, vecfl.scaffold(lr=0.1, option=1, batches=vecfl.Batches(2)))
+
+
+def simulated(folder: Path, algorithm: vecfl.Algorithm) -> tuple[list[int], object]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5 * CLIENTS, 4, generator=generator)
     y = (x[:, 0] > 0).long()
@@ -183,7 +192,7 @@ def rounds(folder: Path) -> tuple[list[int], object]:
     sim = vecfl.Simulation(
         vecfl.Task(module, vecfl.cross_entropy, example=data.examples(2)),
         data,
-        habit(lr=0.1, batches=vecfl.Batches(2)),
+        algorithm,
         vecfl.uniform(3),
         backend="loop",
         workers=2,
@@ -196,7 +205,9 @@ def rounds(folder: Path) -> tuple[list[int], object]:
         state = sim.start()
     else:
         table = sim.tables.at(start["round"], start["table"])
-        server = {name: torch.tensor(values) for name, values in start["server"].items()}
+        layout = sim.task.layout
+        fresh = algorithm.init(layout.flatten(sim.task.module), layout)
+        server = {k: torch.tensor(v, dtype=fresh[k].dtype) for k, v in start["server"].items()}
         state = vecfl.State(start["round"], server, table)
     while state.round < ROUNDS:
         played.append(state.round)
@@ -233,7 +244,7 @@ def forked(run: Callable, folder: Path, death: tuple | None) -> tuple[int, dict 
 def main() -> None:
     where, kind, how, stride = sys.argv[1:]
     run, folder, unplugged = (
-        {"rows": rows, "rounds": rounds}[kind],
+        {"rows": rows, "rounds": rounds, "scaffold": scaffold}[kind],
         Path(where, "run"),
         how[0] == "u",
     )

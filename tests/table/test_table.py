@@ -187,7 +187,7 @@ def test_memory_refuses_the_rows_of_another_run() -> None:
         table.restore(3, other)
     with refused(
         "the checkpoint after round 3 belongs to rows of clients on disk: give their folder, "
-        "Simulation(table=...)"
+        "--table or Simulation(table=...)"
     ):
         table.restore(3, {"table": "somewhere on disk"})
 

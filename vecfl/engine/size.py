@@ -48,19 +48,27 @@ def activation_bytes(task: Task, example: Batch, size: int) -> int:
 
 
 def slot_count(
-    task: Task, rule: LocalRule, cohort: int, example: Batch, *, cache: int | None
+    task: Task,
+    rule: LocalRule,
+    cohort: int,
+    example: Batch,
+    *,
+    cache: int | None,
+    before: LocalRule | None = None,
 ) -> int:
     """How many slots, between 1 and `cohort`: rows within `cache` bytes, or GPU memory if None.
 
-    On a GPU a client costs its row, a gradient and twice its activations; on a CPU rows that leave
-    the cache cost more than fewer steps at a time save. What fits is made smaller where the cohort
-    fills as many waves all the same: 1,000 clients sit twice in 500 slots, not in 534.
+    On a GPU a client costs its row, a gradient and twice its activations, and its row of a pass
+    `before`; on a CPU rows that leave the cache cost more than fewer steps at a time save. What
+    fits is made smaller where the cohort fills as many waves all the same: 1,000 clients sit twice
+    in 500 slots, not in 534.
     """
     weight = next(task.module.parameters())
     number = torch.finfo(weight.dtype).bits // 8
     row = row_numbers(task.layout, rule) * number
     if cache is None:
         activations = activation_bytes(task, example, rule.batches.size)
+        row += number * row_numbers(task.layout, before) if before else 0
         fit = int(SHARE * free_memory(weight.device)) // (
             row + task.layout.trainable * number + 2 * activations
         )

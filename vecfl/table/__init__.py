@@ -1,5 +1,5 @@
 """The per-client table: what clients keep between rounds, in memory or on disk."""
 
-from vecfl.table.table import Table, Tables
+from vecfl.table.table import LARGE, Table, Tables
 
-__all__ = ["Table", "Tables"]
+__all__ = ["LARGE", "Table", "Tables"]

@@ -44,7 +44,7 @@ class Memory:
         if "table" in content:
             raise InputError(
                 f"the checkpoint after round {round} belongs to rows of clients on disk: give "
-                "their folder, Simulation(table=...)"
+                "their folder, --table or Simulation(table=...)"
             )
         rows = {name: t for name, t in content.items() if isinstance(t, Tensor)}
         found = {name: (*t.shape, t.dtype) for name, t in rows.items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +16,9 @@ from vecfl.errors import InputError
 from vecfl.table.folder import Folder
 from vecfl.table.memory import Memory
 
+log = logging.getLogger("vecfl")
 Rows = dict[str, Tensor]
+LARGE = 1 << 30  # bytes of rows that recorded runs keep on disk rather than in memory
 
 
 class Store(Protocol):
@@ -138,6 +142,12 @@ class Tables:
         if self.folder is not None and not self.shapes:
             raise InputError(f"table={str(self.folder)!r}: clients of this algorithm keep nothing")
 
+    @property
+    def bytes(self) -> int:
+        """What the rows take when every client has come."""
+        numbers = sum(prod(shape) for shape in self.shapes.values())
+        return self.clients * numbers * self.dtype.itemsize
+
     def at(self, round: int, content: Mapping[str, object] | None = None) -> Table | None:
         """The table after `round` rounds; content: what the checkpoint of that round holds.
 
@@ -145,6 +155,10 @@ class Tables:
         """
         if not self.shapes:
             return None
+        if self.folder is None and self.bytes > LARGE:
+            what = "the rows of %d clients may take %.1f GiB of memory, and so does a checkpoint; "
+            size = self.bytes / (1 << 30)
+            log.warning(what + "a folder keeps them on disk, table=FOLDER", self.clients, size)
         table = self._open()
         table.restore(round, content or {})
         return table
