@@ -31,7 +31,9 @@ from vecfl.watch import Watch
 log = logging.getLogger("vecfl")
 NAMES = ("everyone", "uniform", "fraction", "uniform_between", "poisson", "cyclic")
 SAMPLERS = {name: getattr(sampling, name) for name in NAMES} | {"separated": separated}
-TRANSFORMS = {name: getattr(transforms, name) for name in ("clip_by_norm", "clip_by_layer")}
+TRANSFORMS = {
+    n: getattr(transforms, n) for n in transforms.__all__ if n[0].islower() and n != "chain"
+}
 METRICS = {n: getattr(vecfl.metrics, n) for n in ("top_k_accuracy", "recall", "precision", "f1")}
 
 
@@ -70,7 +72,8 @@ class RunArgs(EvaluationArgs):
     sampler: str | None = None
     """who takes part: poisson(0.1), cyclic(20), file.py:name; --cohort at random if not given"""
     transforms: tuple[str, ...] = ()
-    """of what clients send, in their order: clip_by_norm(1.0), file.py:name(2)"""
+    """of what clients send, in their order: clip_by_norm(1.0), top_k(0.01),
+    error_feedback(scaled_sign()), file.py:name(2)"""
     metrics: tuple[str, ...] = ()
     """of each evaluation beside the recipe's: NAME=file.py:function, top3=top_k_accuracy(3)"""
     init: str | None = None

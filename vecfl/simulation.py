@@ -24,7 +24,7 @@ from vecfl.participation import Trace
 from vecfl.probe import Probe
 from vecfl.random import check_seed
 from vecfl.sampling import Sampler
-from vecfl.state import State, facts, open_table, pack, require_observed, unpack
+from vecfl.state import State, facts, open_table, pack, require_observed, sent, unpack
 from vecfl.table import Tables
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
@@ -161,13 +161,12 @@ class Simulation:
         how = {"data": self.source.name, "ranks": self.mesh.size, **asdict(self.arrangement)}
         if state.table is not None:
             state.table.end()
-        seen = self.algorithm.observe is None
-        return State(state.round + 1, server, state.table, seen), {
-            "round": state.round + 1,
-            **found.metrics(cohort, began, waited),
-            **metrics,
-            **updates,
-        } | {f"system/{name}": value for name, value in how.items()}
+        seen, down = self.algorithm.observe is None, self.algorithm.downlink * cohort.drawn
+        row = self.task.layout.size * self.dtype.itemsize
+        traffic, told = sent(state, found.bytes, down * row)
+        told = {"round": state.round + 1, **found.metrics(cohort, began, waited), **told}
+        told |= {**metrics, **updates} | {f"system/{name}": value for name, value in how.items()}
+        return State(state.round + 1, server, state.table, seen, traffic), told
 
     def observe(self, state: State, metrics: Metrics) -> State:
         """Let the algorithm see the metrics of the round that led to `state`, evaluations included.
@@ -234,7 +233,8 @@ class Simulation:
         """
         server = self.check(content, changed=changed)
         table = open_table(self.tables, self.mesh, content["round"], content.get("table"))
-        return State(content["round"], server, table)
+        up, down = content.get("traffic", (0, 0))  # older checkpoints have none
+        return State(content["round"], server, table, traffic=(up, down))
 
     def check(self, content: Mapping[str, Any], *, changed: bool = False) -> dict[str, Tensor]:
         """The server's tensors in `content`, or the InputError of `load`; nothing is changed."""

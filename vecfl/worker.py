@@ -62,6 +62,7 @@ class Fold:
     sums, weight  [K, 2] loss and loss weight, [K] weight in the aggregate
     executed      slot-steps, idle ones included
     updates       what is measured of them, if the job asks for it
+    bytes         [K] int64 of what they sent, finite or not
     began, busy   when the first worker began, and the seconds of each
     """
 
@@ -72,6 +73,7 @@ class Fold:
     weight: list[Tensor] = field(default_factory=list)
     executed: int = 0
     updates: list[Part] = field(default_factory=list)
+    bytes: list[Tensor] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
     busy: list[float] = field(default_factory=list)
 
@@ -84,6 +86,7 @@ class Fold:
         self.weight += other.weight
         self.executed += other.executed
         self.updates += other.updates
+        self.bytes += other.bytes
         self.began = min(self.began, other.began)
         self.busy += other.busy
 
@@ -165,6 +168,7 @@ class Worker:
             fold.ok.append(ok)
             fold.sums.append(torch.stack((done.loss, done.weight), 1))
             fold.weight.append(upload.weight.clone())  # it may be a view of the slots
+            fold.bytes.append(sizes(upload))
             if job.sampled is not None:
                 place = job.plan.place[who.numpy()]
                 fold.updates.append(measure(upload.update, upload.weight, place, job.sampled))
@@ -210,6 +214,15 @@ class Worker:
     def _send(self, column: Tensor) -> Tensor:
         """A column on the device, without waiting for the steps that are queued there."""
         return column.to(self.device, non_blocking=True)
+
+
+def sizes(upload: Upload) -> Tensor:
+    """The bytes [K] of what clients send."""
+    if upload.bytes is not None:
+        return upload.bytes
+    clients, numbers = upload.update.shape
+    size = numbers * upload.update.element_size()
+    return torch.full((clients,), size, dtype=torch.int64, device=upload.update.device)
 
 
 def finite(done: Finished, upload: Upload) -> tuple[Tensor, Upload]:

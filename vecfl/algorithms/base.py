@@ -88,6 +88,7 @@ class Upload:
     extra  {name: [K]}, numbers that are added up over the finite clients, without weights
     log_weight  [K] float64: a client counts weight * exp(log_weight), in range or not. An
            algorithm gives it always or never
+    bytes  [K] int64, how many the update takes on its way; None: those of its M numbers
     """
 
     update: Tensor
@@ -95,6 +96,7 @@ class Upload:
     table: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
     log_weight: Tensor | None = None
+    bytes: Tensor | None = None
 
 
 def no_table(size: int) -> dict[str, tuple[int, ...]]:
@@ -132,6 +134,8 @@ class Algorithm:
     model   server state -> the model [P] that is evaluated and kept
     metrics (server state before the round, Aggregate, Round) -> {name: number}
     observe (server state, the metrics of a round) -> server state; None where nobody looks
+    downlink  how many rows of P numbers each client of a cohort receives
+    coded   whether what clients send has been through a codec, behind which nothing may change it
     """
 
     name: str
@@ -145,3 +149,5 @@ class Algorithm:
     model: Callable[[Server], Tensor] = field(default=the_model, repr=False)
     metrics: Callable[[Server, Aggregate, Round], Metrics] = field(default=no_metrics, repr=False)
     observe: Callable[[Server, Metrics], Server] | None = field(default=None, repr=False)
+    downlink: int = 1
+    coded: bool = False

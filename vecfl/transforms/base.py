@@ -6,7 +6,9 @@ from typing import TypeVar
 
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
+from vecfl.errors import InputError
 from vecfl.layout import Layout
+from vecfl.transforms.codec import Codec
 
 T = TypeVar("T")
 
@@ -47,6 +49,8 @@ class Transform:
     init    Layout -> own state, tensors by name: they are part of the run's state
     table   P -> {column: shape}, what clients keep for it
     metrics (own state before the round, Aggregate, Round) -> {name: number}
+    codec   round -> Codec, where the client side encodes: what it gives cannot be changed any more
+    unfit   why error feedback cannot stand around the codec; "" where it can
     """
 
     name: str
@@ -57,6 +61,8 @@ class Transform:
     init: Callable[[Layout], Server] = field(default=nothing_kept, repr=False)
     table: Callable[[int], dict[str, tuple[int, ...]]] = field(default=no_columns, repr=False)
     metrics: Callable[[Server, Aggregate, Round], Metrics] = field(default=nothing_told, repr=False)
+    codec: Callable[[int], Codec] | None = field(default=None, repr=False)
+    unfit: str = ""
 
 
 def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
@@ -65,6 +71,7 @@ def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
     Their client sides act in this order on the rows of each client, weights not yet applied; their
     server sides act on the sums in reverse order, before the algorithm's own server. A chain may be
     chained further. A metric that is told already gets the place of the transform behind its name.
+    Raises InputError for a client side behind a codec: bytes are those of what was encoded.
     """
     for transform in transforms:
         algorithm = around(algorithm, transform)
@@ -73,6 +80,11 @@ def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
 
 def around(inner: Algorithm, transform: Transform) -> Algorithm:
     """`inner` with one more transform, whose names begin with its place and name."""
+    if inner.coded and transform.client is not sent_as_it_is:
+        raise InputError(
+            f"{transform.name} stands behind a codec ({inner.name}): what is encoded cannot change "
+            "any more; put the codec last"
+        )
     place = inner.name.count(", ")  # each transform adds one or more, so places differ
     prefix = f"{place}.{transform.name}."
 
@@ -120,6 +132,7 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
         model=lambda server: inner.model(others(prefix, server)),
         metrics=metrics,
         observe=observe if inner.observe else None,
+        coded=inner.coded or transform.codec is not None,
     )
 
 
