@@ -31,8 +31,8 @@ class Tally:
     loss      mean over all examples in the steps of the others
     clients   how many of the others have a positive weight
     executed  slot-steps, idle ones included
-    signal    the greatest that came to a rank, 0 for none
     bytes     of what all clients sent, the dropped ones included
+    signal    the greatest that came to a rank, 0 for none
     norm      [C] of the updates, by their place in the cohort, where they are measured
     seconds   [3, ranks] from the first client's start to the last one's end; of all workers
               together; of the busiest worker
@@ -45,8 +45,8 @@ class Tally:
     loss: float
     clients: int
     executed: int
-    signal: int
     bytes: int
+    signal: int
     norm: torch.Tensor
     seconds: torch.Tensor
     trained: float
@@ -97,37 +97,33 @@ def tally(
     trained = time.perf_counter()  # what was copied waited for a GPU
     loss = torch.cat(fold.sums).cpu().double()[ok]
     losses, range = on_grid(loss, sums.grid).sum(0), loss.abs().sum()
-    counts = [int((weight > 0).sum()), fold.executed, int(torch.cat(fold.bytes).sum())]
+    number, size = (weight > 0).sum(), torch.cat(fold.bytes).sum()
+    counts = torch.tensor([int(number), fold.executed, int(size)])
     bad = torch.searchsorted(distinct, torch.cat(fold.clients)[~ok])
     bad = bad.bincount(minlength=len(distinct))
     state = server.values() if round % COMPARE == 0 else ()
     told = map(mesh.place, (signal, *seconds(fold, trained)))
     marks = torch.stack((mesh.mark(cohort.clients), mesh.mark(*state), *told))
     norm = norms(fold.updates, len(cohort.clients) if measured else 0)
-    counted = torch.tensor(counts)
-    parts = (sums.total, sums.weight, sums.bound, range, losses, counted, bad, marks, norm)
-    total, weight, bound, range, losses, counted, bad, marks, norm, *extra = mesh.sum(
+    parts = (sums.total, sums.weight, sums.bound, range, losses, counts, bad, marks, norm)
+    total, weight, bound, range, losses, counts, bad, marks, norm, *extra = mesh.sum(
         *parts, *sums.extra.values()
     )
     drawn, models, signals, *times = marks.cpu()
     mesh.check("cohort", drawn)
     mesh.check("model", models)
     told_of = dict(zip(sums.extra, extra, strict=True))
-    clients, executed, size = map(int, counted)
     bound = torch.maximum(bound, range.to(bound))
     sums = replace(sums, total=total, weight=weight, bound=bound, extra=told_of)
     return Tally(
         sums,
         distinct.repeat_interleave(bad.cpu().long()).tolist(),
         float(losses[0] / losses[1]),
-        clients,
-        executed,
-        int(signals.max()),
-        size,
+        *map(int, (*counts, signals.max())),
         norm,
         torch.stack(times),
         trained,
-        bool(clients) and left_grid(sums, len(cohort.clients)),
+        bool(counts[0]) and left_grid(sums, len(cohort.clients)),
     )
 
 

@@ -40,33 +40,39 @@ def flute_quantizer(
     for bits, a quantile or a factor out of range.
     """
     check_per("flute_quantizer", per)
-    if not callable(bits):
-        check_bits("flute_quantizer", bits)
     if threshold is not None and not 0 <= threshold <= 1:
         raise InputError(f"flute_quantizer(threshold={threshold}): expected a quantile, 0 to 1")
     if not anneal > 0:
         raise InputError(f"flute_quantizer(anneal={anneal}): must be positive")
-
-    def width(round: int) -> int:
-        if not callable(bits):
-            return bits
-        check_bits(f"flute_quantizer in round {round + 1}", found := bits(round))
-        return found
+    width = by_round(bits)
 
     def quantile(round: int) -> float | None:
         return None if threshold is None else min(1.0, threshold * anneal ** (round + 1))
 
     def told(own: Server, sums: Aggregate, round: Round) -> Metrics:
         share = quantile(round.number)
-        return {"comm/bits": width(round.number)} | (
-            {} if share is None else {"comm/threshold": share}
-        )
+        cut = {} if share is None else {"comm/threshold": share}
+        return {"comm/bits": width(round.number)} | cut
 
-    name = (
-        f"flute_quantizer {'by round' if callable(bits) else bits} {threshold} {anneal} per {per}"
-    )
-    codec = lambda round: nearest(width(round), quantile(round), per)  # noqa: E731
+    def codec(round: int) -> Codec:
+        return nearest(width(round), quantile(round), per)
+
+    said = "by round" if callable(bits) else bits
+    name = f"flute_quantizer {said} {threshold} {anneal} per {per}"
     return compressed(name, codec, unfit=UNFIT, metrics=told)
+
+
+def by_round(bits: int | Callable[[int], int]) -> Callable[[int], int]:
+    """The width of symbols in a round; InputError where it is none."""
+    if not callable(bits):
+        check_bits("flute_quantizer", bits)
+        return lambda round: bits
+
+    def width(round: int) -> int:
+        check_bits(f"flute_quantizer in round {round + 1}", found := bits(round))
+        return found
+
+    return width
 
 
 def nearest(bits: int, share: float | None, per: Literal["tensor", "message"]) -> Codec:
