@@ -97,8 +97,8 @@ def tally(
     trained = time.perf_counter()  # what was copied waited for a GPU
     loss = torch.cat(fold.sums).cpu().double()[ok]
     losses, range = on_grid(loss, sums.grid).sum(0), loss.abs().sum()
-    number, size = (weight > 0).sum(), torch.cat(fold.bytes).sum()
-    counts = torch.tensor([int(number), fold.executed, int(size)])
+    size = int(torch.cat(fold.bytes).sum())
+    counts = torch.tensor([int((weight > 0).sum()), fold.executed, size])
     bad = torch.searchsorted(distinct, torch.cat(fold.clients)[~ok])
     bad = bad.bincount(minlength=len(distinct))
     state = server.values() if round % COMPARE == 0 else ()
@@ -112,14 +112,16 @@ def tally(
     drawn, models, signals, *times = marks.cpu()
     mesh.check("cohort", drawn)
     mesh.check("model", models)
-    told_of = dict(zip(sums.extra, extra, strict=True))
-    bound = torch.maximum(bound, range.to(bound))
-    sums = replace(sums, total=total, weight=weight, bound=bound, extra=told_of)
+    bound, told_of = torch.maximum(bound, range.to(bound)), zip(sums.extra, extra, strict=True)
+    sums = replace(sums, total=total, weight=weight, bound=bound, extra=dict(told_of))
     return Tally(
         sums,
         distinct.repeat_interleave(bad.cpu().long()).tolist(),
         float(losses[0] / losses[1]),
-        *map(int, (*counts, signals.max())),
+        int(counts[0]),
+        int(counts[1]),
+        int(counts[2]),
+        int(signals.max()),
         norm,
         torch.stack(times),
         trained,

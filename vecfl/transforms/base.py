@@ -74,17 +74,17 @@ def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
     Raises InputError for a client side behind a codec: bytes are those of what was encoded.
     """
     for transform in transforms:
+        if algorithm.coded and transform.client is not sent_as_it_is:
+            raise InputError(
+                f"{transform.name} stands behind a codec ({algorithm.name}): what is encoded cannot "
+                "change any more; put one codec last"
+            )
         algorithm = around(algorithm, transform)
     return algorithm
 
 
 def around(inner: Algorithm, transform: Transform) -> Algorithm:
     """`inner` with one more transform, whose names begin with its place and name."""
-    if inner.coded and transform.client is not sent_as_it_is:
-        raise InputError(
-            f"{transform.name} stands behind a codec ({inner.name}): what is encoded cannot change "
-            "any more; put the codec last"
-        )
     place = inner.name.count(", ")  # each transform adds one or more, so places differ
     prefix = f"{place}.{transform.name}."
 
