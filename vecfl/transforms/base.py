@@ -76,8 +76,8 @@ def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
     for transform in transforms:
         if algorithm.coded and transform.client is not sent_as_it_is:
             raise InputError(
-                f"{transform.name} stands behind a codec ({algorithm.name}): what is encoded cannot "
-                "change any more; put one codec last"
+                f"{transform.name} stands behind a codec ({algorithm.name}): what is encoded "
+                "cannot change any more; put one codec last"
             )
         algorithm = around(algorithm, transform)
     return algorithm
@@ -108,8 +108,7 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
         return inner.server(others(prefix, server), changed, round) | named(prefix, own)
 
     def metrics(server: Server, sums: Aggregate, round: Round) -> Metrics:
-        mine = replace(sums, extra=part(prefix, sums.extra))
-        rest = replace(sums, extra=others(prefix, sums.extra))
+        mine, rest = (replace(sums, extra=of(prefix, sums.extra)) for of in (part, others))
         told = inner.metrics(others(prefix, server), rest, round)
         own = transform.metrics(part(prefix, server), mine, round)
         return {**told, **{n if n not in told else f"{n}.{place}": v for n, v in own.items()}}
