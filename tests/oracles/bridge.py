@@ -139,6 +139,21 @@ def clips(s: Setting) -> list[vecfl.Transform]:
     return [made[per](limit) for per, limit in s.clips]
 
 
+def codec(s: Setting) -> list[vecfl.Transform]:
+    """What vecfl calls the oracle's codec."""
+    if not s.codec:
+        return []
+    made = {
+        "top_k": vecfl.top_k,
+        "random_k": vecfl.random_k,
+        "sign": vecfl.scaled_sign,
+        "qsgd": vecfl.qsgd,
+        "stochastic": vecfl.stochastic_quantizer,
+        "flute": vecfl.flute_quantizer,
+    }[s.codec[0]](*s.codec[1:])
+    return [vecfl.error_feedback(made) if s.feedback else made]
+
+
 def recorded(algorithm: Algorithm, updates: list[dict]) -> Algorithm:
     """`algorithm`, with what every client sends written down in the last entry of `updates`.
 
@@ -187,7 +202,8 @@ def run_vecfl(
         task,
         data,
         recorded(
-            vecfl.chain(around(algorithm(s, data.columns), s, task), *clips(s)), result.updates
+            vecfl.chain(around(algorithm(s, data.columns), s, task), *clips(s), *codec(s)),
+            result.updates,
         ),
         sampler(s),
         backend=backend,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import philox
+from . import codecs, philox
 from .augment import Transforms, augment
 from .dropout import Place, replace_dropout
 from .server import Plateau, Server, ServerSetting
@@ -60,6 +60,8 @@ class Setting:
     weighting: str = ""  # DGA: loss | flute_loss | uniform | [update_]variance, mean, rms
     softmax_beta: float = 1.0
     clips: tuple[tuple[str, float], ...] = ()  # of what clients send: ("norm" | "layer", C), ...
+    codec: tuple = ()  # of what they send then: see `codecs.encode`
+    feedback: bool = False  # with error feedback
     freeze: str = ""  # parameters with a name in which this is found do not train
     server: ServerSetting | None = None  # in place of server_lr
     ema: float | None = None  # decay: `models` are the means, over parameters
@@ -83,6 +85,8 @@ class Result:
     dropped: list[list[int]] = field(default_factory=list)
     habits: list[list[tuple[Tensor, int]]] = field(default_factory=list)
     mu: list[float] = field(default_factory=list)
+    bytes: list[int] = field(default_factory=list)  # that clients sent
+    residuals: list[list[Tensor]] = field(default_factory=list)  # of error feedback, by client
 
 
 @dataclass
@@ -137,11 +141,12 @@ def federated_loop(
     mean, kept = [p.detach().double().clone() for p in trainable(model)], None
     plateaus = [p and Plateau(*p) for p in (setting.server_plateau, setting.client_plateau)]
     given, mu = setting, Mu(setting.mu)
+    residuals = [torch.zeros(sum(sizes_of(model, buffers))).double() for _ in clients]
     for t in range(given.rounds):
         shares = [p.share if p else 1.0 for p in plateaus]
         setting = replace(scaled(given, shares[1]), mu=mu.value)
         members = cohort_of(setting, t, len(clients))
-        updates, dropped, loss_sum, weight_sum = [], [], 0.0, 0.0
+        updates, dropped, loss_sum, weight_sum, sent = [], [], 0.0, 0.0, 0
         for i, k in enumerate(members):
             place = Place(setting.seed, t, k, occurrence=members[:i].count(k))
             mine = habit_of(model, moves[k], buffers) if setting.algorithm == "habit" else None
@@ -155,9 +160,14 @@ def federated_loop(
                 moves[k].append(-update)
                 for clip in setting.clips:
                     update = clip_message(update, sizes_of(model, buffers), *clip)
+                wanted = update + residuals[k] if setting.feedback else update
+                update, size = coded(setting, wanted, sizes_of(model, buffers), place)
+                residuals[k] = wanted - update
             else:
                 update, weight = torch.zeros_like(update), 0.0
                 dropped.append(k)
+                _, size = coded(setting, update, sizes_of(model, buffers), place)
+            sent += size
             updates.append((k, update, weight))
         if server_step(model, updates, server, t, shares[0], buffers):
             if setting.replay is not None:
@@ -175,6 +185,8 @@ def federated_loop(
             plateau.look(result.loss[-1])
         result.dropped.append(dropped)
         result.mu.append(mu.value)
+        result.bytes.append(sent)
+        result.residuals.append(list(residuals))
         if setting.adaptive is not None:
             mu.follow(result.loss[-1], *setting.adaptive)
         result.habits.append([(habit_of(model, m, buffers), len(m)) for m in moves])
@@ -231,6 +243,15 @@ def clip_message(update: Tensor, sizes: list[int], per: str, limit: float) -> Te
     parts = update.split(sizes) if per == "layer" else [update]
     bound = limit * (1 - 2.0**-36) / math.sqrt(len(parts))
     return torch.cat([part * min(1.0, bound / max(float(part.norm()), 1e-300)) for part in parts])
+
+
+def coded(s: Setting, update: Tensor, sizes: list[int], at: Place) -> tuple[Tensor, int]:
+    """What arrives of the update [P] of the client at `at`, and its bytes."""
+    if not s.codec:
+        return update, 8 * len(update)
+    key = (s.seed, at.t, at.client, at.occurrence)
+    arrived, size = codecs.encode(s.codec, update.numpy(), sizes, *key)
+    return torch.from_numpy(arrived), size
 
 
 def cohort_of(s: Setting, t: int, population: int) -> list[int]:

@@ -80,7 +80,7 @@ def nearest(bits: int, share: float | None, per: Literal["tensor", "message"]) -
 
     def quantise(x: Tensor, words: Tensor | None) -> Code:
         levels = Levels.of(x, bits)
-        index = levels.places(x).sub_(0.5).ceil_()
+        index = levels.places(x).sub_(0.5).ceil_().abs_()  # no -0
         kept = None if share is None else x.abs() > quantile_of(x.abs(), share)
         return Code(index, (levels.low, levels.high), kept)
 
