@@ -30,6 +30,11 @@ def largest(rows: Tensor) -> Tensor:
     return torch.maximum(high, -low)
 
 
+def room(rows: Tensor) -> Tensor:
+    """What rows [K, n] are divided by so that float64 holds their squares and sums: [K, 1]."""
+    return unit(largest(rows)) if rows.dtype == torch.float64 else rows.new_ones(len(rows), 1)
+
+
 def total(rows: Tensor, square: bool = False) -> Tensor:
     """[K, 1] float64: the sum of absolute numbers, or of squares."""
 
@@ -76,4 +81,4 @@ def draws(words: Tensor, dtype: torch.dtype) -> Tensor:
 def round_by(x: Tensor, words: Tensor) -> Tensor:
     """x [K, n] at least 0, up or down to an integer at random, so that the mean stays x."""
     low = x.floor()
-    return low + (draws(words, x.dtype) < x - low)
+    return low.add_(draws(words, x.dtype) < x - low)

@@ -9,7 +9,7 @@ from vecfl.errors import InputError, is_integer
 from vecfl.transforms.base import Transform
 from vecfl.transforms.codec import Code, Codec
 from vecfl.transforms.compress import compressed
-from vecfl.transforms.numbers import largest, round_by, total, unit
+from vecfl.transforms.numbers import room, round_by, total, unit
 from vecfl.transforms.parts import check_per
 
 UNFIT = "is unbiased, not contractive: its error may be longer than the message; it needs none"
@@ -28,8 +28,9 @@ def qsgd(levels: int = 127, per: Literal["tensor", "message"] = "tensor") -> Tra
 
     def quantise(x: Tensor, words: Tensor | None) -> Code:
         assert words is not None
-        by, most = unit(largest(x)), torch.finfo(x.dtype).max
+        by, most = room(x), torch.finfo(x.dtype).max
         norm = (total(x / by, square=True).sqrt() * by.double()).clamp(max=most).to(x.dtype)
+        by = unit(norm)
         factor = levels / (norm / by).where(norm > 0, 1)
         level = round_by((x / by).abs_().mul_(factor).clamp_(max=levels), words)
         return Code(level.copysign(x) + levels, (norm,))

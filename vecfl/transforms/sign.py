@@ -10,7 +10,7 @@ from torch import Tensor
 from vecfl.transforms.base import Transform
 from vecfl.transforms.codec import Code, Codec
 from vecfl.transforms.compress import compressed
-from vecfl.transforms.numbers import largest, total, unit
+from vecfl.transforms.numbers import room, total
 from vecfl.transforms.parts import check_per
 
 
@@ -26,11 +26,11 @@ def scaled_sign(per: Literal["tensor", "message"] = "tensor") -> Transform:
 
 
 def signs(x: Tensor, words: Tensor | None) -> Code:
-    by = unit(largest(x))
+    by = room(x)
     mean = total(x / by) / x.shape[1] * by.double()
     return Code(x >= 0, (mean.to(x.dtype),))
 
 
 def signed(code: Code, dtype: torch.dtype) -> Tensor:
     (scale,) = code.scales
-    return scale.where(code.symbols > 0, -scale)
+    return code.symbols.to(dtype).mul_(2).sub_(1).mul_(scale)
