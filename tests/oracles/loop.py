@@ -162,7 +162,8 @@ def federated_loop(
                     update = clip_message(update, sizes_of(model, buffers), *clip)
                 wanted = update + residuals[k] if setting.feedback else update
                 update, size = coded(setting, wanted, sizes_of(model, buffers), place)
-                residuals[k] = wanted - update
+                if weight > 0:
+                    residuals[k] = wanted - update
             else:
                 update, weight = torch.zeros_like(update), 0.0
                 dropped.append(k)

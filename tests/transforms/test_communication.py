@@ -179,6 +179,24 @@ def test_a_dropped_client_keeps_its_residual() -> None:
     assert same == [False, True, False, True, False, False, False]  # 1 has no examples
 
 
+def test_a_client_that_does_not_count_keeps_its_residual() -> None:
+    """Client 3 does nothing in the second round: weight 0 by examples; by uniform weights 1."""
+
+    def work(clients: Tensor, round: int, seed: int) -> Tensor:
+        return torch.where((clients == 3) & (round == 1), 0, 1)
+
+    for weights, same in ((vecfl.by_examples, True), (vecfl.uniform_weights, False)):
+        plain = vecfl.fedavg(lr=0.1, batches=vecfl.Batches(4, epochs=work), weights=weights)
+        sim = simulation(vecfl.chain(plain, vecfl.error_feedback(vecfl.top_k(2))))
+        state, found = sim.start(), []
+        for _ in range(2):
+            state, _ = sim.round(state)
+            assert state.table is not None
+            (rows,) = state.table.gather(torch.tensor([3])).values()
+            found.append(rows)
+        assert torch.equal(*found) is same and found[0].any()
+
+
 CHAINS = {
     "feedback": lambda: vecfl.error_feedback(vecfl.scaled_sign()),
     "drawn": lambda: vecfl.stochastic_quantizer(2),

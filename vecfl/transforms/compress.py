@@ -45,8 +45,8 @@ def error_feedback(transform: Transform) -> Transform:
 
     EF-SGD: Karimireddy et al., ICML 2019, arXiv:1901.09847, Algorithm 1: p = update + residual is
     sent as C(p), and p - C(p) is the residual of the client's next round. Clients that are not
-    drawn, are lost or are dropped keep theirs. The codec must be contractive, |x - C(x)| at most
-    |x|; raises InputError for others, with the reason, and for what is no codec.
+    drawn, are lost, are dropped or have the weight 0 keep theirs. The codec must be contractive,
+    |x - C(x)| at most |x|; raises InputError for others, with the reason, and for what is no codec.
     """
     codec = transform.codec
     if codec is None or transform.table(1):
@@ -56,9 +56,10 @@ def error_feedback(transform: Transform) -> Transform:
         raise InputError(f"error_feedback: {transform.name} {transform.unfit}")
 
     def client(own: Server, done: Finished, upload: Upload) -> Upload:
-        wanted = upload.update + done.table["residual"]
+        before, counts = done.table["residual"], upload.weight[:, None] > 0
+        wanted = upload.update + before
         update, size = through(codec(done.round.number), wanted, done)
-        kept = {"residual": wanted - update}
+        kept = {"residual": (wanted - update).where(counts, before)}
         return replace(upload, update=update, bytes=size, table=kept)
 
     name = f"error_feedback {transform.name}"
