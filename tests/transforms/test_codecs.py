@@ -223,16 +223,19 @@ def test_flute_by_its_definition(values: list[float], bits: int, share: float | 
     levels = torch.linspace(float(g.min()), float(g.max()), 2**bits).double()
     step = float(g.max() - g.min()) / (2**bits - 1)
     right = levels[torch.bucketize(g - step / 2, levels).clamp(max=2**bits - 1)]
+    sure = torch.ones_like(g, dtype=torch.bool)
     if share is not None:
-        right[g.abs() <= g.abs().quantile(share)] = 0
+        cut = g.abs().quantile(share)
+        right[g.abs() <= cut] = 0
+        sure = ((g.abs() - cut).abs() > 1e-9) | (g.abs() == cut)
     codec = vecfl.flute_quantizer(bits, share).codec
     assert codec is not None
     found = encode(codec(0), g[None], senders([len(values)]))[0][0]
-    assert torch.equal(found == 0, right == 0) or step < 1e-6 or share is None
-    off = (found - right).abs()
-    distance = ((g - g.min()) / step % 1 - 0.5).abs() if step else torch.ones_like(g)
-    assert (off[distance > 1e-6] <= 1e-6).all() and (off <= step * (1 + 1e-6) + 1e-6).all()
-    assert ((found - g).abs()[found != 0] <= step / 2 * (1 + 1e-6) + 1e-12).all()
+    if step > 1e-6:
+        sure &= ((g - g.min()) / step % 1 - 0.5).abs() > 1e-6
+    torch.testing.assert_close(found[sure], right[sure], rtol=1e-5, atol=1e-6)
+    kept = found != 0
+    assert ((found - g).abs()[kept] <= step / 2 * (1 + 1e-6) + 1e-12).all()
 
 
 def test_flute_by_hand() -> None:

@@ -78,9 +78,8 @@ class Senders:
         found = []
         for some in streams.split(max(1, CHUNK // n)):
             block = torch.arange(-(-n // 4), device=streams.device)
-            pieces = [
-                blocks(self.seed, some[:, None], b).flatten(1) for b in block.split(CHUNK // 4)
-            ]
+            some = some[:, None]
+            pieces = [blocks(self.seed, some, b).flatten(1) for b in block.split(CHUNK // 4)]
             found.append(torch.cat(pieces, 1)[:, :n])
         return torch.cat(found)
 
@@ -105,15 +104,12 @@ def pack(codec: Codec, row: Tensor, sender: Senders) -> bytes:
     parts: list[Bits] = []
     for span in spans(codec, sender.layout, len(row)):
         drawn = words[:, span] if words is not None else None
-        code, known = (
-            codec.quantise(rows[:, span], drawn),
-            codec.kept(rows[:, span].shape[1], drawn),
-        )
+        code = codec.quantise(rows[:, span], drawn)
         parts += [float_bits(scale[0]) for scale in code.scales]
         symbols = code.symbols[0]
         if code.kept is not None:
             kept = code.kept[0]
-            if isinstance(known, int):
+            if isinstance(known := codec.kept(len(kept), drawn), int):
                 parts += places(kept, known)
             symbols = symbols[kept]
         parts.append(to_bits(symbols, width(codec, row.dtype)))
