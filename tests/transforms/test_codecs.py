@@ -122,7 +122,8 @@ def test_bytes_by_hand() -> None:
         codec = CODECS[name].codec
         assert codec is not None
         data = pack(codec(3), row, senders([7, 3]))
-        assert len(data) == math.ceil(bits / 8), name
+        _, counted = encode(codec(3), row[None], senders([7, 3]))
+        assert len(data) == int(counted) == math.ceil(bits / 8), name
     assert right.keys() == CODECS.keys()
 
 
