@@ -12,13 +12,11 @@ arXiv:2003.00295 (fedadam); Dimitriadis et al. 2021, arXiv:2106.07578 (dga); Kar
 2020, arXiv:1910.06378 (scaffold); Acar et al. 2021, arXiv:2111.04263 (feddyn).
 """
 
-import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -26,15 +24,14 @@ import vecfl
 from vecfl import Batches
 from vecfl.algorithms import Algorithm
 from vecfl.cli import check, main
+from vecfl.compare import CompareArgs, check_compared, draw, run_all, series, spread
 from vecfl.data import FederatedDataset, mnist_writers
 from vecfl.data.mnist_writers import default_folder
 from vecfl.evaluations import held_out, validated
-from vecfl.files import atomic_file
-from vecfl.flags import RunArgs, check_run, simulation
+from vecfl.flags import simulation
 from vecfl.mesh import join
 from vecfl.record import record_run
 from vecfl.resume import resume
-from vecfl.signals import Stopped
 
 # The best of a grid for two labels on seed 100, which no picture shows: mean accuracy of rounds 40,
 # 50 and 60 for lr 0.03, 0.1, 0.3 with mu 0.01, 0.1, 1 or softmax_beta 0.3, 1, 3 or server_lr 0.003,
@@ -48,64 +45,40 @@ ALGORITHMS: dict[str, Callable[[Batches], Algorithm]] = {
     "scaffold": lambda batches: vecfl.scaffold(lr=0.1, batches=batches),
     "feddyn": lambda batches: vecfl.feddyn(lr=0.3, alpha=0.003, batches=batches),
 }
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-log = logging.getLogger("vecfl")
 
 
 @dataclass
-class Args(RunArgs):
+class Args(CompareArgs):
     """FedAvg and others, such as SCAFFOLD, on MNIST writers with few labels each."""
 
-    data: str | None = None
-    """folder of MNIST's and QMNIST's files; mnist_writers in $VECFL_DATA if not given"""
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     """which of them run, in this order"""
-    seeds: int = 3
-    """runs of each: seeds --seed, --seed + 1, ..."""
     labels: int = 2
     """digits that a writer keeps"""
     epochs: int = 5
     """passes over a writer's images in a round"""
-    rounds: int = 100
-    """communication rounds of each run"""
-    eval_every: int = 10
-    """rounds from one evaluation to the next; the last round is always evaluated"""
 
 
 def run(args: Args) -> None:
-    check_args(args)
+    check(args, ("epochs",), lambda n: n >= 1, "at least 1")
+    check(args, ("labels",), lambda n: 1 <= n <= 10, "1 to 10")
+    check_compared(args, "algorithms", ALGORITHMS)
     train, test = mnist_writers(args.data or default_folder())
     now = time.strftime("%Y%m%d-%H%M%S")
     out = Path(join().from_first(lambda: args.out or f"runs/heterogeneity-{now}")).expanduser()
-    for seed in range(args.seed, args.seed + args.seeds):
-        data = few_labels(train, args.labels, seed)
-        for name in args.algorithms:
-            log.info("%s, seed %d", name, seed)
-            one = replace(args, out=str(out / f"{name}-seed{seed}"), seed=seed, sample_seed=seed)
-            try:
-                run_one(one, name, data, test)
-            except Stopped as stopped:
-                on = f"to go on: the same command with --resume auto --out {out}"
-                raise Stopped(
-                    f"{name}, seed {seed}, is not finished; {on}", stopped.code - 128
-                ) from None
+
+    def one(args: Args, name: str) -> None:
+        run_one(args, name, few_labels(train, args.labels, args.seed), test)
+
+    run_all(args, args.algorithms, out, one)
     if join().rank == 0:
-        print(f"{table(out, args)}\n{draw(out, args)}")
-
-
-def check_args(args: Args) -> None:
-    """Raise InputError, with the name of the flag, before anything is made."""
-    some = f"some of {', '.join(ALGORITHMS)}, each once"
-    names = args.algorithms
-    check(args, ("algorithms",), lambda _: set() < set(names) <= set(ALGORITHMS), some)
-    check(args, ("algorithms",), lambda _: len(set(names)) == len(names), some)
-    check(args, ("seeds", "epochs"), lambda n: n >= 1, "at least 1")
-    check(args, ("labels",), lambda n: 1 <= n <= 10, "1 to 10")
-    check(args, ("resume",), lambda way: way in ("none", "auto"), "none, or auto with --out")
-    check(args, ("sample_seed",), lambda _: False, "none: cohorts are drawn by the seed of a run")
-    check(args, ("stop_at", "patience"), lambda _: False, "none: all runs have the same rounds")
-    check(args, ("table",), lambda _: False, "none: many rows lie in the directory of their run")
-    check_run(args)
+        found = {n: series(out, n, args, "round", "eval/accuracy") for n in args.algorithms}
+        for name, (_, accuracy) in found.items():
+            print(f"{name:<10}{spread(accuracy[:, -1])}")
+        curves = {name: (rounds[0], accuracy) for name, (rounds, accuracy) in found.items()}
+        title = f"MNIST writers with {args.labels} of 10 digits each"
+        title += f": mean and range of {args.seeds} seeds"
+        print(draw(out / "heterogeneity.png", curves, title, "communication round"))
 
 
 def few_labels(data: FederatedDataset, labels: int, seed: int) -> FederatedDataset:
@@ -140,49 +113,6 @@ def run_one(args: Args, name: str, data: FederatedDataset, test: FederatedDatase
         recipe=f"heterogeneity, {name}",
         before=before,
     )
-
-
-def accuracies(out: Path, name: str, args: Args) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluated rounds [n] after training, and the accuracy of each seed there [seeds, n]."""
-    seeds = range(args.seed, args.seed + args.seeds)
-    runs = [vecfl.load_run(out / f"{name}-seed{seed}").metrics for seed in seeds]
-    accuracy = np.stack([run["eval/accuracy"] for run in runs])
-    rounds = runs[0]["round"]
-    there = np.isfinite(accuracy).all(0) & (rounds > 0)
-    return rounds[there], accuracy[:, there]
-
-
-def table(out: Path, args: Args) -> str:
-    """The last accuracy of each algorithm: mean over the seeds, worst to best."""
-    lines = []
-    for name in args.algorithms:
-        last = accuracies(out, name, args)[1][:, -1]
-        lines.append(f"{name:<10}{last.mean():7.1%}   {last.min():.1%} to {last.max():.1%}")
-    return "\n".join(lines)
-
-
-def draw(out: Path, args: Args) -> Path:
-    """Write heterogeneity.png: accuracy on unseen writers over the rounds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for name, colour in zip(args.algorithms, COLOURS, strict=False):
-        rounds, accuracy = accuracies(out, name, args)
-        label = f"{name}: {accuracy[:, -1].mean():.1%}"
-        axes.plot(rounds, accuracy.mean(0), color=colour, label=label)
-        axes.fill_between(rounds, accuracy.min(0), accuracy.max(0), color=colour, alpha=0.2, lw=0)
-    axes.set_xlabel("communication round")
-    axes.set_ylabel("accuracy on unseen writers")
-    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.set_title(
-        f"MNIST writers with {args.labels} of 10 digits each: mean and range of {args.seeds} seeds"
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(title="at the end")
-    with atomic_file(out / "heterogeneity.png") as file:
-        figure.savefig(file, dpi=120, format="png")
-    return out / "heterogeneity.png"
 
 
 if __name__ == "__main__":

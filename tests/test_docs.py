@@ -94,11 +94,17 @@ def test_what_a_client_optimizer_keeps(name: str) -> None:
     assert ("and the step" in cell) == optimizer.counts
 
 
+NEEDED: dict[str, tuple[Any, ...]] = {"error_feedback": (vecfl.top_k(1.0),)}
+NEEDED |= {name: (1.0,) for name in ("clip_by_norm", "clip_by_layer", "top_k", "random_k")}
+
+
 @pytest.mark.parametrize("name", made_by(Transform))
-def test_transforms_keep_nothing(name: str) -> None:
-    made, cells = BUILDERS[name](1.0), ROWS[name][2]
+def test_what_transforms_keep(name: str) -> None:
+    made, cells = BUILDERS[name](*NEEDED.get(name, ())), ROWS[name][2]
     layout = Layout((Entry("a", (2,), 0, torch.float64),))
-    assert (made.init(layout), made.table(2), cells[2:4]) == ({}, {}, ["nothing"] * 2)
+    kept = {"residual": (2,)} if cells[3] == "`residual` [M]" else {}
+    assert (made.init(layout), made.table(2)) == ({}, kept)
+    assert cells[3] == ("`residual` [M]" if name == "error_feedback" else "nothing")
 
 
 def test_algorithms_keep_no_rows_of_clients() -> None:

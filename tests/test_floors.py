@@ -58,7 +58,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {"vecfl.plugins", "vecfl.parts", "vecfl.evaluations", "vecfl.algorithm_flags"}
         | {"vecfl.finish"}
         | {"vecfl.watch", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
-        | {"vecfl.stop"}
+        | {"vecfl.stop", "vecfl.compare"}
     ),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
     frozenset({"benchmarks.common"}),
@@ -141,6 +141,7 @@ SAME_FLOOR = {
     ("vecfl.keeper", "vecfl.flags"),
     ("vecfl.keeper", "vecfl.resume"),
     ("vecfl.keeper", "vecfl.watch"),
+    *(("vecfl.compare", f"vecfl.{name}") for name in ("cli", "flags", "load")),
 }
 SCRIPTS = FLOORS[-1]  # nobody imports one, not even another script
 COMMON = "benchmarks.common"  # what the benchmarks share; it serves them alone

@@ -130,7 +130,7 @@ def test_the_other_snippets_run_in_their_order(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     one = {"x": np.zeros((3, 20), np.float32), "y": np.arange(3) % 2}
     names: dict[str, object] = {"clients": iter([("a", one), ("b", one)])}
-    assert len(OTHERS) == 11
+    assert len(OTHERS) == 12
     for k, snippet in enumerate(OTHERS):
         exec(compile(snippet, f"README.md, snippet {k} outside of formats", "exec"), names)
         if k == 0:

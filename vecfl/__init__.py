@@ -77,7 +77,19 @@ from vecfl.server_optim import (
 from vecfl.simulation import Simulation
 from vecfl.state import State
 from vecfl.task import Task
-from vecfl.transforms import Transform, chain, clip_by_layer, clip_by_norm
+from vecfl.transforms import (
+    Transform,
+    chain,
+    clip_by_layer,
+    clip_by_norm,
+    error_feedback,
+    flute_quantizer,
+    qsgd,
+    random_k,
+    scaled_sign,
+    stochastic_quantizer,
+    top_k,
+)
 from vecfl.within_round import by_step, within_round
 from vecfl.work import random_epochs
 
@@ -92,6 +104,13 @@ __all__ = [
     "State",
     "Task",
     "Transform",
+    "error_feedback",
+    "flute_quantizer",
+    "qsgd",
+    "random_k",
+    "scaled_sign",
+    "stochastic_quantizer",
+    "top_k",
     "accuracy",
     "adagrad",
     "adam",

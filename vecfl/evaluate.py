@@ -16,7 +16,7 @@ from vecfl.task import TAKEN, Task
 
 BATCH = 1024
 ALONE = Mesh()
-OF_ROUNDS = ("train", "system", "update")  # what rounds call their metrics
+OF_ROUNDS = ("train", "comm", "system", "update")  # what rounds call their metrics
 Columns = dict[str, Any]  # [N]: arrays, and the ids of clients
 Pairs = dict[str, tuple[Tensor, Tensor]]
 

@@ -34,7 +34,9 @@ from vecfl.watch import Watch
 log = logging.getLogger("vecfl")
 NAMES = ("everyone", "uniform", "fraction", "uniform_between", "poisson", "cyclic")
 SAMPLERS = {name: getattr(sampling, name) for name in NAMES} | {"separated": separated}
-TRANSFORMS = {name: getattr(transforms, name) for name in ("clip_by_norm", "clip_by_layer")}
+TRANSFORMS = {
+    n: getattr(transforms, n) for n in transforms.__all__ if n[0].islower() and n != "chain"
+}
 AGGREGATORS = {name: getattr(robust, name) for name in ("coordinate_median", "trimmed_mean")}
 METRICS = {n: getattr(vecfl.metrics, n) for n in ("top_k_accuracy", "recall", "precision", "f1")}
 
@@ -79,7 +81,8 @@ class RunArgs(EvaluationArgs):
     client_dropout: float = 0.0
     """probability that a client of a cohort is lost before it sends anything"""
     transforms: tuple[str, ...] = ()
-    """of what clients send, in their order: clip_by_norm(1.0), file.py:name(2)"""
+    """of what clients send, in their order: clip_by_norm(1.0), top_k(0.01),
+    error_feedback(scaled_sign()), file.py:name(2)"""
     aggregator: str | None = None
     """what the server makes of clients' messages, their weighted mean if not given:
     coordinate_median(), trimmed_mean(0.1), file.py:name"""

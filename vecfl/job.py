@@ -59,6 +59,7 @@ class Fold:
     sums, weight  [K, 2] loss and loss weight, [K] weight in the aggregate
     executed      slot-steps, idle ones included
     updates       what is measured of them, if the job asks for it
+    bytes         [K] int64 of what they sent, finite or not
     kept          what they sent, for an aggregator
     began, busy   when the first worker began, and the seconds of each
     """
@@ -70,6 +71,7 @@ class Fold:
     weight: list[Tensor] = field(default_factory=list)
     executed: int = 0
     updates: list[Part] = field(default_factory=list)
+    bytes: list[Tensor] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
     busy: list[float] = field(default_factory=list)
@@ -83,6 +85,7 @@ class Fold:
         self.weight += other.weight
         self.executed += other.executed
         self.updates += other.updates
+        self.bytes += other.bytes
         self.kept += other.kept
         self.began = min(self.began, other.began)
         self.busy += other.busy

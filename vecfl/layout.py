@@ -81,6 +81,18 @@ class Layout:
         )
         return replace(self, buffers=self.buffers + more) if more else self
 
+    def spans(self, length: int) -> list[slice]:
+        """Where each tensor lies in a message of `length` numbers: one row of P, or several.
+
+        InputError for a length that is no multiple of P.
+        """
+        if length % self.size:
+            raise InputError(f"a message of {length} numbers: expected a multiple of {self.size}")
+        entries = [e for e in self.params + self.buffers if e.size]
+        starts = [row + e.offset for row in range(0, length, self.size) for e in entries]
+        sizes = [e.size for e in entries] * (length // self.size)
+        return [slice(at, at + size) for at, size in zip(starts, sizes, strict=True)]
+
     def param_views(self, flat: Tensor) -> list[Tensor]:
         """Views [..., *shape] of flat [..., P] (or [..., trainable]), one for each parameter."""
         return [e.of(flat) for e in self.params]

@@ -26,6 +26,7 @@ class Kind(IntEnum):
     SHUFFLE = 2
     DROPOUT = 3
     AUGMENT = 4
+    CODEC = 6
     STATISTICS = 8
 
 

@@ -25,7 +25,7 @@ from vecfl.participation import Trace
 from vecfl.probe import Probe
 from vecfl.random import check_seed
 from vecfl.sampling import Sampler
-from vecfl.state import State, facts, open_table, pack, require_observed, unpack
+from vecfl.state import State, facts, open_table, pack, require_observed, sent, unpack
 from vecfl.table import Tables
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
@@ -152,22 +152,21 @@ class Simulation:
             fold = self.trainer.train_or_halve(job)
         found = tally(self.mesh, fold, cohort, job, self.signal(), self.algorithm)
         self.stopped = found.signal
-        if self.mesh.rank == 0:
-            warn(state.round, cohort, found, self.data.client_ids)
+        warn(self.mesh, state.round, cohort, found, self.data.client_ids)
         metrics = self.algorithm.metrics(state.server, found.aggregate, at)
-        sums, plan = (found.norm, everyone(found.aggregate)), cohort.plan
-        updates = self.geometry.metrics(fold.updates, *sums, plan, some, state.round)
+        sums = found.norm, everyone(found.aggregate), cohort.plan, some, state.round
+        updates = self.geometry.metrics(fold.updates, *sums)
         server = self.algorithm.server(state.server, found.aggregate, at)
         layout.round_integers_(server["w"])
         how = {"data": self.source.name, "ranks": self.mesh.size, **asdict(self.arrangement)}
         if state.table is not None:
             state.table.end()
-        return State(state.round + 1, server, state.table, self.algorithm.observe is None), {
-            "round": state.round + 1,
-            **found.metrics(cohort, began, waited),
-            **metrics,
-            **updates,
-        } | {f"system/{name}": value for name, value in how.items()}
+        down = self.algorithm.downlink * cohort.drawn * layout.size * self.dtype.itemsize
+        traffic, told = sent(state, found.bytes, down)
+        told = {"round": state.round + 1, **found.metrics(cohort, began, waited), **told}
+        told |= {**metrics, **updates} | {f"system/{name}": value for name, value in how.items()}
+        seen = self.algorithm.observe is None
+        return State(at.number + 1, server, state.table, seen, traffic), told
 
     def observe(self, state: State, metrics: Metrics) -> State:
         """Let the algorithm see the metrics of the round that led to `state`, evaluations included.
@@ -234,7 +233,8 @@ class Simulation:
         """
         server = self.check(content, changed=changed)
         table = open_table(self.tables, self.mesh, content["round"], content.get("table"))
-        return State(content["round"], server, table)
+        up, down = content.get("traffic", (0, 0))  # older checkpoints have none
+        return State(content["round"], server, table, traffic=(up, down))
 
     def check(self, content: Mapping[str, Any], *, changed: bool = False) -> dict[str, Tensor]:
         """The server's tensors in `content`, or the InputError of `load`; nothing is changed."""

@@ -27,12 +27,22 @@ class State:
 
     table     what clients keep, changed in place by the next round: an older state cannot go on
     observed  whether the algorithm has seen the metrics of the last round, if it wants to
+    traffic   bytes that clients have sent and received since the start; see `sent`
     """
 
     round: int
     server: dict[str, Tensor]
     table: Table | None = None
     observed: bool = True
+    traffic: tuple[int, int] = (0, 0)
+
+
+def sent(state: State, up: int, down: int) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Traffic after a round whose clients sent `up` bytes and received `down`, and its metrics."""
+    total = state.traffic[0] + up, state.traffic[1] + down
+    told = {"up_bytes": up, "down_bytes": down, "total_up_bytes": total[0]}
+    told |= {"total_down_bytes": total[1]}
+    return total, {f"comm/{name}": value for name, value in told.items()}
 
 
 def require_observed(state: State, algorithm: Algorithm) -> None:
@@ -109,6 +119,7 @@ def pack(mesh: Mesh, state: State, model: Server, facts: Facts) -> dict[str, Any
     """What `unpack` needs, and the model by the names of its parts, for whoever reads the file."""
     server, model = ({k: t.cpu() for k, t in part.items()} for part in (state.server, model))
     content = {"round": state.round, "server": server, "model": model, "facts": dict(facts)}
+    content["traffic"] = list(state.traffic)
     if (table := state.table) is not None:
         content["table"] = together(mesh, lambda: table.content(state.round))
     return content

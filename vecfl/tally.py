@@ -33,6 +33,7 @@ class Tally:
     loss      mean over all examples in the steps of the others
     clients   how many of the others have a positive weight
     executed  slot-steps, idle ones included
+    bytes     of what all clients sent, the dropped ones included
     signal    the greatest that came to a rank, 0 for none
     norm      [C] of the updates, by their place in the cohort, where they are measured
     seconds   [3, ranks] from the first client's start to the last one's end; of all workers
@@ -46,6 +47,7 @@ class Tally:
     loss: float
     clients: int
     executed: int
+    bytes: int
     signal: int
     norm: torch.Tensor
     seconds: torch.Tensor
@@ -92,7 +94,8 @@ def tally(
     trained = time.perf_counter()  # what was copied waited for a GPU
     loss = torch.cat(fold.sums).cpu().double()[ok]
     losses, range = on_grid(loss, sums.grid).sum(0), loss.abs().sum()
-    counts = torch.tensor([int((weight > 0).sum()), fold.executed])
+    size = int(torch.cat(fold.bytes).sum())
+    counts = torch.tensor([int((weight > 0).sum()), fold.executed, size])
     bad = torch.searchsorted(distinct, torch.cat(fold.clients)[~ok])
     bad = bad.bincount(minlength=len(distinct))
     state = job.server.values() if job.round % COMPARE == 0 else ()
@@ -115,6 +118,7 @@ def tally(
         float(losses[0] / losses[1]),
         int(counts[0]),
         int(counts[1]),
+        int(counts[2]),
         int(signals.max()),
         norm,
         torch.stack(times),
@@ -159,8 +163,12 @@ def seconds(fold: Fold, trained: float) -> tuple[float, float, float]:
     return took, sum(busy), max(busy)
 
 
-def warn(round: int, cohort: Cohort, found: Tally, client_ids: Sequence[Hashable]) -> None:
-    """Say what is unusual about a round."""
+def warn(
+    mesh: Mesh, round: int, cohort: Cohort, found: Tally, client_ids: Sequence[Hashable]
+) -> None:
+    """Say what is unusual about a round, on rank 0."""
+    if mesh.rank:
+        return
     clients = len(cohort.clients)
     if found.dropped:
         bad = ", ".join(str(client_ids[k]) for k in found.dropped)

@@ -108,6 +108,7 @@ class Worker:
             fold.ok.append(ok)
             fold.sums.append(torch.stack((done.loss, done.weight), 1))
             fold.weight.append(upload.weight.clone())  # it may be a view of the slots
+            fold.bytes.append(sizes(upload))
             if self.algorithm.aggregator is not None:
                 fold.kept.append(keep(place, upload))
             if job.sampled is not None:
@@ -176,6 +177,15 @@ def fold_(sums: Aggregate, upload: Upload, delay: np.ndarray) -> None:
             part = Upload(upload.update[some], upload.weight[some], {}, extra, logs)
         add_(into, part.update, part.weight, part.log_weight)
         add_extra_(into, part.extra)
+
+
+def sizes(upload: Upload) -> Tensor:
+    """The bytes [K] of what clients send."""
+    if upload.bytes is not None:
+        return upload.bytes
+    clients, numbers = upload.update.shape
+    size = numbers * upload.update.element_size()
+    return torch.full((clients,), size, dtype=torch.int64, device=upload.update.device)
 
 
 def finite(done: Finished, upload: Upload) -> tuple[Tensor, Upload]:

@@ -48,6 +48,15 @@ def test_memory(tmp_path: Path) -> None:
     assert all(50 < row["peak_mib"] < 4000 and row["growth_mib"] >= 0 for row in rows)
 
 
+def test_codecs(tmp_path: Path) -> None:
+    rows = rows_of("codecs", tmp_path / "rows.jsonl", "--numbers", "500", "--passes", "2")
+    assert [row["codec"] for row in rows[:2]] == ["fold", "flute"] and len(rows) == 8
+    assert [row["bytes"] for row in rows[:2]] == [2000, 500 + 5 * 8]
+    for row in rows:
+        ratio = row["p50_ms"] / max(rows[0]["p50_ms"], 1e-9)
+        assert 0 < row["p20_ms"] <= row["p80_ms"] and row["folds"] == pytest.approx(ratio, abs=0.06)
+
+
 SMALL = ("--device", "cpu", "--models", "logistic", "--slots", "1", "2", "--cohorts", "2")
 
 

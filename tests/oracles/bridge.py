@@ -160,6 +160,21 @@ def aggregated(algorithm: Algorithm, s: Setting) -> Algorithm:
     return vecfl.aggregated_by(algorithm, found[s.aggregator])
 
 
+def codec(s: Setting) -> list[vecfl.Transform]:
+    """What vecfl calls the oracle's codec."""
+    if not s.codec:
+        return []
+    made = {
+        "top_k": vecfl.top_k,
+        "random_k": vecfl.random_k,
+        "sign": vecfl.scaled_sign,
+        "qsgd": vecfl.qsgd,
+        "stochastic": vecfl.stochastic_quantizer,
+        "flute": vecfl.flute_quantizer,
+    }[s.codec[0]](*s.codec[1:])
+    return [vecfl.error_feedback(made) if s.feedback else made]
+
+
 def recorded(algorithm: Algorithm, updates: list[dict]) -> Algorithm:
     """`algorithm`, with what every client sends written down in the last entry of `updates`.
 
@@ -209,7 +224,8 @@ def run_vecfl(
         data,
         aggregated(
             recorded(
-                vecfl.chain(around(algorithm(s, data.columns), s, task), *clips(s)), result.updates
+                vecfl.chain(around(algorithm(s, data.columns), s, task), *clips(s), *codec(s)),
+                result.updates,
             ),
             s,
         ),

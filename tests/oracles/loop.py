@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import philox
+from . import codecs, philox
 from .augment import Transforms, augment
 from .dropout import Place, replace_dropout
 from .memory import Memory, coefficients, new_variate
@@ -67,6 +67,8 @@ class Setting:
     buffer: int = 1  # messages that the server waits for
     discount: float | None = None  # a message counts (1 + age)^-discount
     aggregator: str = ""  # median | trimmed (a fifth at either end); else the weighted mean
+    codec: tuple = ()  # of what they send then: see `codecs.encode`
+    feedback: bool = False  # with error feedback
     freeze: str = ""  # parameters with a name in which this is found do not train
     server: ServerSetting | None = None  # in place of server_lr
     ema: float | None = None  # decay: `models` are the means, over parameters
@@ -97,6 +99,8 @@ class Result:
     late: list[tuple[list[int], int, int, int]] = field(default_factory=list)
     own: list[Tensor] = field(default_factory=list)
     server: list[Tensor] = field(default_factory=list)
+    bytes: list[int] = field(default_factory=list)  # that clients sent
+    residuals: list[list[Tensor]] = field(default_factory=list)  # of error feedback, by client
 
 
 @dataclass
@@ -166,12 +170,14 @@ def federated_loop(
     given, mu = setting, Mu(setting.dyn if setting.algorithm == "feddyn" else setting.mu)
     n, size = sum(p.numel() for p in trainable(model)), sum(sizes_of(model, buffers))
     memory, parts = Memory.zeros(len(clients), n), 2 if setting.algorithm == "scaffold" else 1
+    shapes = parts * sizes_of(model, buffers)
     flight, waiting, version = list[Message](), list[Message](), 0
+    residuals = [torch.zeros(parts * size).double() for _ in clients]
     for t in range(given.rounds):
         shares = [p.share if p else 1.0 for p in plateaus]
         setting = replace(scaled(given, shares[1]), mu=mu.value)
         members = cohort_of(setting, t, len(clients))
-        updates, dropped, loss_sum, weight_sum = [], [], 0.0, 0.0
+        updates, dropped, loss_sum, weight_sum, up = [], [], 0.0, 0.0, 0
         remembered = dict[int, Tensor]()
         for i, k in enumerate(members):
             place = Place(setting.seed, t, k, occurrence=members[:i].count(k))
@@ -203,10 +209,16 @@ def federated_loop(
                 moves[k].append(-update[:size])
                 remembered[k] = new
                 for clip in setting.clips:
-                    update = clip_message(update, parts * sizes_of(model, buffers), *clip)
+                    update = clip_message(update, shapes, *clip)
+                wanted = update + residuals[k] if setting.feedback else update
+                update, count = coded(setting, wanted, shapes, place)
+                if weight > 0:
+                    residuals[k] = wanted - update
             else:
                 update, weight = torch.zeros_like(update), 0.0
                 dropped.append(k)
+                _, count = coded(setting, update, shapes, place)
+            up += count
             updates.append((k, update, weight))
             late = delay_of(setting, place)
             flight.append(Message(k, update, weight, finite, t + late, version, weight * a))
@@ -253,6 +265,8 @@ def federated_loop(
             plateau.look(result.loss[-1])
         result.dropped.append(dropped)
         result.mu.append(mu.value)
+        result.bytes.append(up)
+        result.residuals.append(list(residuals))
         if setting.adaptive is not None:
             mu.follow(result.loss[-1], *setting.adaptive)
         result.own.append(torch.stack(memory.own))
@@ -347,6 +361,15 @@ def clip_message(update: Tensor, sizes: list[int], per: str, limit: float) -> Te
     parts = update.split(sizes) if per == "layer" else [update]
     bound = limit * (1 - 2.0**-36) / math.sqrt(len(parts))
     return torch.cat([part * min(1.0, bound / max(float(part.norm()), 1e-300)) for part in parts])
+
+
+def coded(s: Setting, update: Tensor, sizes: list[int], at: Place) -> tuple[Tensor, int]:
+    """What arrives of the update [P] of the client at `at`, and its bytes."""
+    if not s.codec:
+        return update, 8 * len(update)
+    key = (s.seed, at.t, at.client, at.occurrence)
+    arrived, size = codecs.encode(s.codec, update.numpy(), sizes, *key)
+    return torch.from_numpy(arrived), size
 
 
 def cohort_of(s: Setting, t: int, population: int) -> list[int]:

@@ -148,6 +148,18 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
         rounds=3,
         how={"backend": "loop", "workers": 2, "threads": 1},
     ),
+    "codec": Case(
+        vecfl.chain(FEDAVG(), vecfl.stochastic_quantizer(3)),
+        sampler=drawn([6, 3, 0, 6], [2], []),
+        rounds=3,
+        bad=(6,),
+    ),
+    "error feedback": Case(
+        vecfl.chain(FEDAVG(), vecfl.error_feedback(vecfl.top_k(0.2))),
+        sampler=vecfl.uniform(4),
+        rounds=4,
+        keeps=True,
+    ),
     "ema": Case(FEDAVG(server=vecfl.server_lamb(0.1)), around=lambda a, t: vecfl.ema(a, 0.5)),
     "clipped": Case(FEDAVG(server=vecfl.clipped(vecfl.server_adamw(0.1), 0.01))),
     "replay": Case(

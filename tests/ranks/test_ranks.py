@@ -109,6 +109,9 @@ def test_the_cases_are_what_they_say(worlds: Any) -> None:
         torch.testing.assert_close(
             exact, plain, rtol=1e-5 if name == "float32" else 1e-9, atol=1e-9
         )
+    sent = [m["comm/up_bytes"] for m in worlds[3]["codec", False]["metrics"]]
+    assert sent[0] == 4 * sent[1] > 0 == sent[2]  # not finite: sent
+    assert worlds[3]["error feedback", True]["rows"]["0.error_feedback top_k 0.2.residual"].any()
     updates = worlds[3]["updates", True]
     assert [m["update/sampled"] for m in updates["metrics"]] == [3, 0, 2]
     norms = [updates["evaluated"][f"norm {k}"] > 0 for k in range(7)]

@@ -29,6 +29,7 @@ KEYS = {
     "train/lost_clients",
     "train/clients",
     "train/dropped_clients",
+    *(f"comm/{name}_bytes" for name in ("up", "down", "total_up", "total_down")),
     "server/lr",
     "server/update_norm",
     "eval/loss",

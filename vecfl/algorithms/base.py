@@ -99,6 +99,7 @@ class Upload:
     extra  {name: [K]}, numbers that are added up over the finite clients, without weights
     log_weight  [K] float64: a client counts weight * exp(log_weight), in range or not. An
            algorithm gives it always or never
+    bytes  [K] int64, how many the update takes on its way; None: those of its M numbers
     """
 
     update: Tensor
@@ -106,6 +107,7 @@ class Upload:
     table: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
     log_weight: Tensor | None = None
+    bytes: Tensor | None = None
 
 
 def no_table(layout: Layout) -> dict[str, tuple[int, ...]]:
@@ -151,6 +153,8 @@ class Algorithm:
     before  an algorithm by which the cohort passes over its examples, once, before it trains: what
             its `upload` gives as update [K, P] is not added up, it comes as `Finished.before`. A
             rank holds it for the clients that it trains
+    downlink  how many rows of P numbers each client of a cohort receives
+    coded   whether what clients send has been through a codec, behind which nothing may change it
     """
 
     name: str
@@ -168,3 +172,5 @@ class Algorithm:
     aggregator: Aggregator | None = field(default=None, repr=False)
     messages: tuple[str, ...] = ("model",)
     before: "Algorithm | None" = field(default=None, repr=False)
+    downlink: int = 1
+    coded: bool = False

@@ -63,6 +63,7 @@ def scaffold(
         table=lambda layout: {"variate": (layout.trainable,)},
         metrics=server_metrics(server),
         messages=("model", "variate"),
+        downlink=2,
         before=fedsgd(lr=1.0, size=batches.size) if option == 1 else None,
     )
 

@@ -2,5 +2,24 @@
 
 from vecfl.transforms.base import Transform, chain
 from vecfl.transforms.clip import clip_by_layer, clip_by_norm
+from vecfl.transforms.compress import error_feedback
+from vecfl.transforms.flute import flute_quantizer
+from vecfl.transforms.qsgd import qsgd
+from vecfl.transforms.random_k import random_k
+from vecfl.transforms.sign import scaled_sign
+from vecfl.transforms.stochastic import stochastic_quantizer
+from vecfl.transforms.top_k import top_k
 
-__all__ = ["Transform", "chain", "clip_by_layer", "clip_by_norm"]
+__all__ = [
+    "Transform",
+    "chain",
+    "clip_by_layer",
+    "clip_by_norm",
+    "error_feedback",
+    "flute_quantizer",
+    "qsgd",
+    "random_k",
+    "scaled_sign",
+    "stochastic_quantizer",
+    "top_k",
+]

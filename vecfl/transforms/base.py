@@ -8,6 +8,7 @@ from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
 from vecfl.errors import InputError
 from vecfl.layout import Layout
+from vecfl.transforms.codec import Codec
 
 T = TypeVar("T")
 
@@ -49,6 +50,8 @@ class Transform:
             `Round.layout` it is the layout of a message
     table   M -> {column: shape}, what clients keep for it
     metrics (own state before the round, Aggregate, Round) -> {name: number}
+    codec   round -> Codec, where the client side encodes: what it gives cannot be changed any more
+    unfit   why error feedback cannot stand around the codec; "" where it can
     """
 
     name: str
@@ -59,6 +62,8 @@ class Transform:
     init: Callable[[Layout], Server] = field(default=nothing_kept, repr=False)
     table: Callable[[int], dict[str, tuple[int, ...]]] = field(default=no_columns, repr=False)
     metrics: Callable[[Server, Aggregate, Round], Metrics] = field(default=nothing_told, repr=False)
+    codec: Callable[[int], Codec] | None = field(default=None, repr=False)
+    unfit: str = ""
 
 
 def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
@@ -67,11 +72,17 @@ def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
     Their client sides act in this order on the rows of each client, weights not yet applied; their
     server sides act on the sums in reverse order, before the algorithm's own server. A chain may be
     chained further, but not one of delayed messages. A metric that is told already gets the place
-    of the transform behind its name.
+    of the transform behind its name. Raises InputError for a client side behind a codec: bytes are
+    those of what was encoded.
     """
     if transforms and algorithm.delay is not None:
         raise InputError(f"{algorithm.name}: chain first, and let delayed stand around all of it")
     for transform in transforms:
+        if algorithm.coded and transform.client is not sent_as_it_is:
+            raise InputError(
+                f"{transform.name} stands behind a codec ({algorithm.name}): what is encoded "
+                "cannot change any more; put one codec last"
+            )
         algorithm = around(algorithm, of_message(transform, algorithm.messages))
     return algorithm
 
@@ -101,8 +112,7 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
         return inner.server(others(prefix, server), changed, round) | named(prefix, own)
 
     def metrics(server: Server, sums: Aggregate, round: Round) -> Metrics:
-        mine = replace(sums, extra=part(prefix, sums.extra))
-        rest = replace(sums, extra=others(prefix, sums.extra))
+        mine, rest = (replace(sums, extra=of(prefix, sums.extra)) for of in (part, others))
         told = inner.metrics(others(prefix, server), rest, round)
         own = transform.metrics(part(prefix, server), mine, round)
         return {**told, **{n if n not in told else f"{n}.{place}": v for n, v in own.items()}}
@@ -125,6 +135,7 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
         model=lambda server: inner.model(others(prefix, server)),
         metrics=metrics,
         observe=observe if inner.observe else None,
+        coded=inner.coded or transform.codec is not None,
     )
 
 

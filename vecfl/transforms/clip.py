@@ -6,6 +6,7 @@ sent is bounded: changes of buffers that training changes count as the parameter
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +98,7 @@ def counted(upload: Upload, update: Tensor, norm: Tensor, over: Tensor) -> Uploa
     """`upload` with another update, and what `told` makes metrics of."""
     some = upload.weight > 0
     extra = {"clients": some, "clipped": some & over, "norm": norm.where(some, 0)}
-    return Upload(update, upload.weight, upload.table, extra, upload.log_weight)
+    return replace(upload, update=update, extra=extra)
 
 
 def told(own: Server, sums: Aggregate, round: Round) -> Metrics:

@@ -1,0 +1,42 @@
+"""QSGD: Alistarh et al., NeurIPS 2017, arXiv:1610.02132, section 3.1."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vecfl.errors import InputError, is_integer
+from vecfl.transforms.base import Transform
+from vecfl.transforms.codec import Code, Codec
+from vecfl.transforms.compress import compressed
+from vecfl.transforms.numbers import room, round_by, total, unit
+from vecfl.transforms.parts import check_per
+
+UNFIT = "is unbiased, not contractive: its error may be longer than the message; it needs none"
+
+
+def qsgd(levels: int = 127, per: Literal["tensor", "message"] = "tensor") -> Transform:
+    """Numbers as multiples of |x| / levels, up or down at random, so that the mean is the number.
+
+    |x| is the norm of every tensor, or of the message. A symbol is the level from -levels to
+    levels, in as few bits as all of them need (127: 8 bits); Elias codes, which the paper has for
+    few levels, are not used. Raises InputError for `levels` that is no integer from 1 to 32767.
+    """
+    check_per("qsgd", per)
+    if not is_integer(levels) or not 1 <= levels < 1 << 15:
+        raise InputError(f"qsgd({levels!r}): expected a number of levels, 1 to 32767")
+
+    def quantise(x: Tensor, words: Tensor | None) -> Code:
+        assert words is not None
+        by, most = room(x), torch.finfo(x.dtype).max
+        norm = (total(x / by, square=True).sqrt() * by.double()).clamp(max=most).to(x.dtype)
+        by = unit(norm)
+        factor = levels / (norm / by).where(norm > 0, 1)
+        level = round_by((x / by).abs_().mul_(factor).clamp_(max=levels), words)
+        return Code(level.copysign(x) + levels, (norm,))
+
+    def restore(code: Code, dtype: torch.dtype) -> Tensor:
+        return (code.symbols.to(dtype) - levels).div_(levels).mul_(code.scales[0])
+
+    codec = Codec(quantise, restore, per, scales=1, width=(2 * levels).bit_length(), draws=True)
+    return compressed(f"qsgd {levels} per {per}", lambda round: codec, unfit=UNFIT)
