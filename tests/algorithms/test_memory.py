@@ -338,3 +338,12 @@ UNKNOWN = (
 def test_what_the_papers_do_not_cover_is_refused(make: Callable[[], Any], line: str) -> None:
     with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
         make()
+
+
+def test_variates_travel_both_ways() -> None:
+    """Two clients, rows of one number of 8 bytes: SCAFFOLD sends and receives two, FedDyn one."""
+    told = {}
+    for algorithm in (vecfl.scaffold(**COMMON), vecfl.feddyn(alpha=0.1, **COMMON)):
+        metrics = played(algorithm, [client(FAR), client(PLAIN)], 1)[-1]
+        told[algorithm.name] = metrics["comm/up_bytes"], metrics["comm/down_bytes"]
+    assert told == {"scaffold": (32, 32), "feddyn": (16, 16)}

@@ -45,7 +45,12 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "fedsgd": {"algorithm": "fedsgd", "server_lr": 0.5},
     "dga": {"weighting": "rms", "softmax_beta": 5.0, "clips": (("norm", 0.1),)},
     "habit": {"algorithm": "habit", "epochs": 2, "clips": (("layer", 0.1),)},
+    "scaffold": {"algorithm": "scaffold", "epochs": 2},
+    "feddyn": {"algorithm": "feddyn", "dyn": 0.3},
+    "fednova": {"algorithm": "fednova", "random_epochs": (0, 3, 0.8)},
+    "late": {"weighting": "loss", "delays": (0.5, 0.3, 0.2), "buffer": 2, "discount": 0.5},
 }
+ROWS_OF_CLIENTS = ("habit", "scaffold", "feddyn")
 PROBLEM_OF = {name: TASKS[name] for name in ("linear", "tokens", "buffers")} | {
     "one layer": FROZEN["one layer"]
 }
@@ -66,7 +71,7 @@ ROWS += [
 
 def setting_of(row: Row) -> Setting:
     fields = COHORTS[row["cohort"]] | ALGORITHMS[row["algorithm"]] | CODECS[row["codec"]]
-    keeps = row["algorithm"] == "habit" or fields.get("feedback")
+    keeps = row["algorithm"] in ROWS_OF_CLIENTS or fields.get("feedback")
     if keeps and row["cohort"] == "repeats":  # a client has one row
         fields["cohort"] = tuple(tuple(dict.fromkeys(cohort)) for cohort in fields["cohort"])
     problem = (PROBLEM_OF | DENSE)[row["task"]]
