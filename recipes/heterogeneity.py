@@ -99,6 +99,10 @@ def check_args(args: Args) -> None:
     check(args, ("labels",), lambda n: 1 <= n <= 10, "1 to 10")
     check(args, ("resume",), lambda way: way in ("none", "auto"), "none, or auto with --out")
     check(args, ("sample_seed",), lambda _: False, "none: cohorts are drawn by the seed of a run")
+    if args.resume == "none":
+        right = "a folder without runs, or --resume auto beside it to go on with them"
+        there = Path(args.out or ".").expanduser().glob("*-seed*/config.yaml")
+        check(args, ("out",), lambda _: not any(there), right)
     check(args, ("stop_at", "patience"), lambda _: False, "none: all runs have the same rounds")
     check_run(args)
 
@@ -152,7 +156,8 @@ def table(out: Path, args: Args) -> str:
     lines = []
     for name in args.algorithms:
         last = accuracies(out, name, args)[1][:, -1]
-        lines.append(f"{name:<10}{last.mean():7.1%}   {last.min():.1%} to {last.max():.1%}")
+        ends = f"   {last.min():.1%} to {last.max():.1%}" if len(last) > 1 else ""
+        lines.append(f"{name:<10}{last.mean():7.1%}{ends}")
     return "\n".join(lines)
 
 
@@ -169,9 +174,10 @@ def draw(out: Path, args: Args) -> Path:
         axes.fill_between(rounds, accuracy.min(0), accuracy.max(0), color=colour, alpha=0.2, lw=0)
     axes.set_xlabel("communication round")
     axes.set_ylabel("accuracy on unseen writers")
-    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axes.set_title(
-        f"MNIST writers with {args.labels} of 10 digits each: mean and range of {args.seeds} seeds"
+        f"MNIST writers with {args.labels} of 10 digits each: "
+        + (f"mean and range of {args.seeds} seeds" if args.seeds > 1 else "1 seed")
     )
     axes.grid(alpha=0.3)
     axes.legend(title="at the end")

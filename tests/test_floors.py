@@ -129,6 +129,9 @@ SAME_FLOOR = {
     ("vecfl.keeper", "vecfl.flags"),
     ("vecfl.keeper", "vecfl.resume"),
     ("vecfl.keeper", "vecfl.watch"),
+    ("vecfl.keeper", "vecfl.parts"),
+    ("vecfl.record", "vecfl.plugins"),
+    ("vecfl.resume", "vecfl.plugins"),
 }
 SCRIPTS = FLOORS[-1]  # nobody imports one, not even another script
 COMMON = "benchmarks.common"  # what the benchmarks share; it serves them alone
