@@ -180,13 +180,14 @@ def test_metrics_survive_the_way_through_the_file(tmp_path: Path) -> None:
 NOBODY = {"train/loss": math.nan, "train/clients": 0}
 
 
-def test_rounds_without_clients(tmp_path: Path) -> None:
+def test_rounds_without_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line of the loss goes on over rounds in which nobody took part."""
     rows = [ROUND, ROUND | NOBODY, ROUND | {"train/loss": 0.125}, ROUND | NOBODY | EVALUATION]
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     draw_curves(write(tmp_path, rows))
     assert "loss            test 0.500, train 0.125 (round 3)" in summary(tmp_path).splitlines()
-    loss = Figure().subplots()
-    report._draw_loss(loss, [with_clients(row) for row in read_metrics(tmp_path)])
+    _, loss = drawn[0].axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
     assert lines["training, mean of the cohort"] == [[1, 0.25], [3, 0.125]]
     # where all who came were dropped, the run diverged
