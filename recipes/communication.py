@@ -21,7 +21,7 @@ from torch import nn
 import vecfl
 from vecfl import Batches
 from vecfl.cli import check, main
-from vecfl.compare import CompareArgs, check_compared, draw, run_all, series, spread
+from vecfl.compare import CompareArgs, check_compared, draw, run_all, seeds_of, series, spread
 from vecfl.data import FederatedDataset, mnist_writers
 from vecfl.data.mnist_writers import default_folder
 from vecfl.evaluations import held_out, validated
@@ -65,8 +65,7 @@ def run(args: Args) -> None:
         for name, (accuracy, sent) in found.items():
             print(f"{name:<8}{sent[:, -1].mean() / 1e6:9.1f} MB {spread(accuracy[:, -1])}")
         curves = {name: (sent.mean(0) / 1e6, accuracy) for name, (accuracy, sent) in found.items()}
-        title = f"FedAvg on MNIST writers, {args.rounds} rounds: mean and range of "
-        title += f"{args.seeds} seeds"
+        title = f"FedAvg on MNIST writers, {args.rounds} rounds: {seeds_of(args)}"
         x = "megabytes that clients have sent"
         print(draw(out / "communication.png", curves, title, x, scale="log"))
 

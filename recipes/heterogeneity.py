@@ -24,7 +24,7 @@ import vecfl
 from vecfl import Batches
 from vecfl.algorithms import Algorithm
 from vecfl.cli import check, main
-from vecfl.compare import CompareArgs, check_compared, draw, run_all, series, spread
+from vecfl.compare import CompareArgs, check_compared, draw, run_all, seeds_of, series, spread
 from vecfl.data import FederatedDataset, mnist_writers
 from vecfl.data.mnist_writers import default_folder
 from vecfl.evaluations import held_out, validated
@@ -77,7 +77,7 @@ def run(args: Args) -> None:
             print(f"{name:<10}{spread(accuracy[:, -1])}")
         curves = {name: (rounds[0], accuracy) for name, (rounds, accuracy) in found.items()}
         title = f"MNIST writers with {args.labels} of 10 digits each"
-        title += f": mean and range of {args.seeds} seeds"
+        title += f": {seeds_of(args)}"
         print(draw(out / "heterogeneity.png", curves, title, "communication round"))
 
 

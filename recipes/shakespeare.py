@@ -29,6 +29,7 @@ from vecfl.resume import resume
 LENGTH = 80  # characters of a window
 # Of the clients' optimizer.
 LR = {"sgd": 1.0, "momentum": 0.1, "adam": 0.003, "adamw": 0.003, "rmsprop": 0.003}
+LR |= {"adagrad": 0.03}
 DOWNLOAD = (
     "shakespeare_train.h5 and shakespeare_test.h5 of TensorFlow Federated, "
     "tff.simulation.datasets.shakespeare (HDF5, not the newer SQLite)"

@@ -134,6 +134,7 @@ WRONG = {
     "backend: gpu": "backend: expected 'loop' or 'vmap', got 'gpu'",
     "client: 3": "client: expected an object, got 3",
     "client: {betas: [0.9]}": "client.betas.1: ",
+    "client: {betas: ema(0.9)}": "client.betas: expected a list, such as [ema(0.9)], got 'ema(0.9",
     "client: {lr: fast}": "client.lr: expected a valid number, got 'fast'",
     "- rounds": "expected lines 'name: value', got ['rounds']",
     "rounds": "expected lines 'name: value', got 'rounds'",

@@ -19,6 +19,7 @@ from vecfl import (
 )
 from vecfl.evaluate import spread
 from vecfl.losses import Batch, Pair
+from vecfl.metrics import recall
 
 from .oracles import tasks, tiny
 
@@ -275,3 +276,31 @@ def test_evaluation_leaves_model_and_data_as_they_are() -> None:
     evaluate_clients(net, w, data)
     assert torch.equal(w, before)
     assert torch.equal(data.columns["x"], x)
+
+
+def test_spread_of_a_metric_that_some_clients_do_not_have() -> None:
+    """Of four clients with a loss two have examples of the class: 1 and 1/2. Where the
+    loss of a client is NaN, too, the model diverged, and that shows."""
+    loss, weight = np.array([1.0, 1, 1, 1]), np.array([2.0, 1, 1, 3])
+    some = np.array([1.0, math.nan, 0.5, math.nan])
+    result = spread({"loss": loss, "recall": some, "near": loss, "weight": weight})
+    assert result["client/recall_clients"] == 2 and "client/near_clients" not in result
+    found = [result[f"client/recall_{name}"] for name in ("mean", "p10", "p50", "p90", "worst")]
+    assert found == pytest.approx([0.75, 0.55, 0.75, 0.95, 0.5])
+    lost = {"loss": np.array([1, math.nan]), "recall": np.array([1, math.nan])}
+    result = spread(lost | {"weight": np.ones(2)})
+    assert math.isnan(result["client/recall_mean"]) and "client/recall_clients" not in result
+    none = spread({"loss": loss, "recall": some * math.nan, "weight": weight})
+    assert none["client/recall_clients"] == 0 and math.isnan(none["client/recall_worst"])
+
+
+def test_recall_of_a_class_that_a_client_lacks() -> None:
+    """Client 0 has a 1, which is right; client 1 has zeros alone."""
+    data = FederatedDataset.from_clients(
+        {"x": torch.eye(2)[y], "y": torch.tensor(y)} for y in ([1, 0], [0, 0])
+    )
+    linear = nn.Linear(2, 2, bias=False)
+    linear.load_state_dict({"weight": torch.eye(2)})
+    made = Task(linear, cross_entropy, {"recall": recall(1)}, example=data.examples(2))
+    result = spread(evaluate_clients(made, made.layout.flatten(made.module), data))
+    assert (result["client/recall_mean"], result["client/recall_clients"]) == (1, 1)

@@ -54,7 +54,7 @@ def test_every_option_has_an_effect(algorithm: str) -> None:
     assert without == []
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad"])
 def test_weight_decay_reaches_every_optimizer(optimizer: str) -> None:
     def moved(decay: float) -> float:
         args = settle(AlgorithmArgs(optimizer=optimizer, weight_decay=decay))
@@ -66,7 +66,7 @@ def test_weight_decay_reaches_every_optimizer(optimizer: str) -> None:
         return w.item()
 
     # lr 0.1, g = 0.5 * 2: SGD and momentum 2 - 0.1; Adam 2 - 0.1; AdamW 2 - 0.1 * 0.5 * 2;
-    # RMSprop 2 - 0.1 / sqrt(0.01).
+    # RMSprop 2 - 0.1 / sqrt(0.01); Adagrad 2 - 0.1 / sqrt(1).
     assert moved(0.5) == pytest.approx(1.0 if optimizer == "rmsprop" else 1.9)
     assert moved(0.0) == 2
 
@@ -131,7 +131,9 @@ REFUSED = [(a, o) for a in ALGORITHMS for o in CHANGED if o not in OPTIONS[a]]
 def test_what_an_algorithm_does_not_take_is_an_error(algorithm: str, option: str) -> None:
     args = AlgorithmArgs(algorithm=algorithm, **{option: CHANGED[option]})
     flag = "--" + option.replace("_", "-")
-    said = f"{flag}: {algorithm} does not take it (got {CHANGED[option]}); it takes --"
+    said = f"{flag}: {algorithm} does not take it (got {CHANGED[option]}); "
+    behind = (algorithm, option) == ("fedprox_adaptive", "start")
+    said += "write --algorithm 'fedprox_adaptive(start=2.0)'" if behind else "it takes --"
     with pytest.raises(InputError, match="^" + re.escape(said)):
         settle(args)
 
@@ -189,7 +191,7 @@ def test_an_algorithm_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ),
         ("own.py:other", {}, "--algorithm: own.py has no other; it has halved, quietly"),
         ("own.py:quietly", {}, "--algorithm: own.py:quietly: quietly() missing 3 required posit"),
-        ("fedavg(lr=1)", {}, "--algorithm: fedavg(lr=1): give its options by flags"),
+        ("fedavg(lr=1)", {}, "--algorithm: fedavg(lr=1): write fedavg --lr 1"),
         ("fedavgg", {}, "--algorithm: no fedavgg here; is it fedavg, fedavgm"),
         ("fedavg", {"server": "adan()"}, "--server: no adan here; is it adam"),
     ):

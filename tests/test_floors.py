@@ -142,6 +142,9 @@ SAME_FLOOR = {
     ("vecfl.keeper", "vecfl.resume"),
     ("vecfl.keeper", "vecfl.watch"),
     *(("vecfl.compare", f"vecfl.{name}") for name in ("cli", "flags", "load")),
+    ("vecfl.keeper", "vecfl.parts"),
+    ("vecfl.record", "vecfl.plugins"),
+    ("vecfl.resume", "vecfl.plugins"),
 }
 SCRIPTS = FLOORS[-1]  # nobody imports one, not even another script
 COMMON = "benchmarks.common"  # what the benchmarks share; it serves them alone

@@ -82,12 +82,7 @@ CASES = [*WRITERS, write_leaf]  # the last one reads LEAF again, by content
 
 
 def test_the_snippet_on_augmentation_runs() -> None:
-    images = {"x": torch.rand(4, 1, 5, 5), "y": torch.tensor([0, 1, 0, 1])}
-    names = {
-        "vecfl": vecfl,
-        "module": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 2)),
-        "data": FederatedDataset.from_arrays(images, torch.tensor([0, 0, 1, 1])),
-    }
+    names = {"vecfl": vecfl, "torch": torch, "nn": torch.nn}
     exec(compile(AUGMENTATION, "README.md, augmentation", "exec"), names)
     # A word of 0 leaves an image as it is, 2^31 takes a quarter of it.
     words = torch.tensor([[0, 9, 9, 9], [2**31, 9, 9, 9]])
@@ -128,8 +123,7 @@ def test_the_other_snippets_run_in_their_order(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    one = {"x": np.zeros((3, 20), np.float32), "y": np.arange(3) % 2}
-    names: dict[str, object] = {"clients": iter([("a", one), ("b", one)])}
+    names: dict[str, object] = {}
     assert len(OTHERS) == 12
     for k, snippet in enumerate(OTHERS):
         exec(compile(snippet, f"README.md, snippet {k} outside of formats", "exec"), names)

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from vecfl import report
 from vecfl.errors import InputError
 from vecfl.report import draw_curves, read_metrics, summary
-from vecfl.track import Jsonl
+from vecfl.track import Jsonl, with_clients
 
 ROUND: dict[str, Any] = {
     "train/loss": 0.25,
@@ -175,3 +175,33 @@ def test_metrics_survive_the_way_through_the_file(tmp_path: Path) -> None:
     write(tmp_path, [ROUND | EVALUATION])
     assert read_metrics(tmp_path) == [{"round": 1} | ROUND | EVALUATION]
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"round": 1} | ROUND | EVALUATION
+
+
+NOBODY = {"train/loss": math.nan, "train/clients": 0}
+
+
+def test_rounds_without_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line of the loss goes on over rounds in which nobody took part."""
+    rows = [ROUND, ROUND | NOBODY, ROUND | {"train/loss": 0.125}, ROUND | NOBODY | EVALUATION]
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    draw_curves(write(tmp_path, rows))
+    assert "loss            test 0.500, train 0.125 (round 3)" in summary(tmp_path).splitlines()
+    _, loss = drawn[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
+    assert lines["training, mean of the cohort"] == [[1, 0.25], [3, 0.125]]
+    # where all who came were dropped, the run diverged
+    dropped = {"round": 1} | NOBODY | {"train/dropped_clients": 2}
+    assert "train/loss" in with_clients(dropped)
+    assert "train/loss" not in with_clients(dropped | {"train/dropped_clients": 0})
+
+
+def test_an_evaluation_of_all_test_data_is_one_line(tmp_path: Path) -> None:
+    """That of unseen clients is all of the test, and that of others is not."""
+    unseen = {"unseen/loss": 0.5, "unseen/accuracy": 0.9, "other/loss": 1.0, "other/accuracy": 0.0}
+    write(tmp_path, [ROUND | EVALUATION | unseen, ROUND | EVALUATION | unseen])
+    for draw in (report._draw_accuracy, report._draw_loss):
+        axes = Figure().subplots()
+        draw(axes, read_metrics(tmp_path))
+        labels = [line.get_label() for line in axes.lines]
+        assert "test data, unseen" in labels and "other" in labels and "unseen" not in labels

@@ -85,6 +85,7 @@ class Memo:
 
 ROUND_KEYS = [
     "round",
+    "train/lr",
     "train/loss",
     "train/cohort",
     "train/lost_clients",
@@ -261,3 +262,19 @@ def test_a_population_of_one(backend: str) -> None:
     assert state.server["w"].tolist() == [2.0**-6]
     assert metrics["train/loss"] == pytest.approx((1 - 4.0**-6) / (1 - 1 / 4) / 12, rel=1e-6)
     assert (metrics["system/slots"], metrics["train/clients"]) == (1, 1)
+
+
+def test_the_learning_rate_of_a_round_is_told() -> None:
+    """0.2 by a schedule that halves each round, times 0.1 after a plateau: of a loss that is said
+    to be best at infinity every round is one."""
+    fed = fedavg(lr=vecfl.scaled(0.2, vecfl.step_decay(1, 0.5)), batches=Batches(4))
+    sim = simulate(algorithm=vecfl.clients_on_plateau(fed, "train/loss", "max", 0.1, 0))
+    state, told = sim.start(), []
+    for _ in range(3):
+        state, metrics = sim.round(state)
+        told.append(metrics["train/lr"])
+        state = sim.observe(state, metrics | {"train/loss": 1.0})
+    # the first value is better than none; the second is not
+    assert told == pytest.approx([0.2, 0.1, 0.05 * 0.1])
+    sim = simulate(algorithm=fedsgd(lr=0.3, size=4))
+    assert sim.round(sim.start())[1]["train/lr"] == 0

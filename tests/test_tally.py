@@ -35,9 +35,9 @@ def test_seconds_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     cohort = Cohort(4, plan, np.arange(3))
     times = torch.tensor([[3.0, 6.0], [3.0, 9.0], [2.0, 5.0]])
     sums, none = empty(1, CPU), torch.zeros(0)
-    metrics = Tally(sums, [], 0.5, 3, 6, 24, 0, none, times, trained=104.0, left=False).metrics(
-        cohort, 100.0, 1.0
-    )
+    metrics = Tally(
+        sums, [], 0.5, 3, 6, 24, 0, none, times, trained=104.0, left=False, lr=0.1
+    ).metrics(cohort, 100.0, 1.0)
     assert {name: v for name, v in metrics.items() if name.startswith("system/")} == {
         "system/clients_per_s": 0.3,
         "system/round_s": 10,

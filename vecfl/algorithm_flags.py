@@ -53,7 +53,7 @@ class AlgorithmArgs(RunArgs):
     weights: str | None = None
     """how clients count: by_examples, uniform_weights, by_tokens, capped(50), file.py:name; by
     algorithm"""
-    optimizer: Literal["sgd", "momentum", "adam", "adamw", "rmsprop"] | None = None
+    optimizer: Literal["sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad"] | None = None
     """the clients' optimizer; by algorithm"""
     weight_decay: float | None = None
     """of the clients' optimizer, L2 or for adamw decoupled; by algorithm and optimizer"""
@@ -127,6 +127,7 @@ EVERY_OPTION = tuple(dict.fromkeys(name for options in OPTIONS.values() for name
 
 # By the clients' optimizer.
 LR = {"sgd": 0.1, "momentum": 0.01, "adam": 0.001, "adamw": 0.001, "rmsprop": 0.001}
+LR |= {"adagrad": 0.01}
 DECAY = {"adamw": 0.01}  # 0 for the others
 
 
@@ -138,10 +139,11 @@ def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
     taken, called = options_of(args.algorithm)
     for name in EVERY_OPTION:
         if name not in taken and (value := getattr(args, name)) not in (None, ()):
-            raise InputError(
-                f"{flag(name)}: {called} does not take it (got {value}); "
-                f"it takes {', '.join(map(flag, taken))}"
-            )
+            there = f"it takes {', '.join(map(flag, taken)) or 'no such flags'}"
+            if name in BEHIND.get(called, ()):
+                there = f"write --algorithm '{called}({name}={value})'"
+            what = f"{flag(name)}: {called} does not take it (got {value}); {there}"
+            raise InputError(what)
     filled = {name: default for name, default in taken.items() if getattr(args, name) is None}
     if "epochs" in taken and args.steps is not None:
         check(args, ("epochs",), lambda _: False, "none beside --steps, which is instead of it")
@@ -172,10 +174,12 @@ def options_of(algorithm: str) -> tuple[dict[str, Any], str]:
     Of a function of one's own these are the parameters that have the name of a flag.
     """
     builder, given = function("--algorithm", algorithm, BUILDERS)
-    name = builder.__name__
+    name = getattr(builder, "__name__", algorithm)
     if builder in BUILDERS.values():
-        if given.keys() - BEHIND.get(name, set()):
-            raise InputError(f"--algorithm: {algorithm}: give its options by flags, {name}")
+        if wrong := sorted(given.keys() - BEHIND.get(name, set())):
+            flags = " ".join(f"{flag(n)} {given[n]}" for n in wrong if n in OPTIONS[name])
+            right = f"write {name} {flags}" if flags else f"give its options by flags, {name}"
+            raise InputError(f"--algorithm: {algorithm}: {right}")
         return OPTIONS[name], name
     names = inspect.signature(builder).parameters.keys() - given.keys()
     taken = {n: v for n, v in AVERAGING.items() if n in names}

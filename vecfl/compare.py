@@ -46,6 +46,10 @@ def check_compared(args: CompareArgs, flag: str, known: Collection[str]) -> None
     check(args, (flag,), lambda _: len(set(names)) == len(names), some)
     check(args, ("seeds",), lambda n: n >= 1, "at least 1")
     check(args, ("resume",), lambda way: way in ("none", "auto"), "none, or auto with --out")
+    if args.resume == "none":
+        right = "a folder without runs, or --resume auto beside it to go on with them"
+        there = Path(args.out or ".").expanduser().glob("*-seed*/config.yaml")
+        check(args, ("out",), lambda _: not any(there), right)
     check(args, ("sample_seed",), lambda _: False, "none: cohorts are drawn by the seed of a run")
     check(args, ("stop_at", "patience"), lambda _: False, "none: all runs have the same rounds")
     check(args, ("table",), lambda _: False, "none: many rows lie in the directory of their run")
@@ -78,9 +82,15 @@ def series(out: Path, name: str, args: CompareArgs, *metrics: str) -> list[np.nd
     return [column[:, there] for column in columns]
 
 
+def seeds_of(args: CompareArgs) -> str:
+    """What a band of a picture is, for its title."""
+    return f"mean and range of {args.seeds} seeds" if args.seeds > 1 else "1 seed"
+
+
 def spread(values: np.ndarray) -> str:
     """The mean over seeds, worst to best."""
-    return f"{values.mean():7.1%}   {values.min():.1%} to {values.max():.1%}"
+    ends = f"   {values.min():.1%} to {values.max():.1%}" if len(values) > 1 else ""
+    return f"{values.mean():7.1%}{ends}"
 
 
 def draw(

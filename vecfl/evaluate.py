@@ -122,7 +122,9 @@ def spread(per_client: Mapping[str, Any], name: str = "client") -> dict[str, flo
     """How the model serves the clients, as `name/...` metrics; clients without weight aside.
 
     Of the loss the 90th percentile; of each metric mean, 10th, 50th and 90th percentile over
-    clients, and the worst, which is the lowest: metrics count as better when they are higher.
+    clients, and the worst, which is the lowest: metrics count as better when they are higher. A
+    client that has a loss and no value of a metric (it has no example of a class) is left out of
+    it, and `name/METRIC_clients` tells how many have one, where some have none.
     """
     result = {}
     some = per_client["weight"] > 0
@@ -133,6 +135,11 @@ def spread(per_client: Mapping[str, Any], name: str = "client") -> dict[str, flo
         if metric == "loss":
             result[f"{name}/loss_p90"] = float(np.percentile(known, 90))
             continue
+        lacking = np.isnan(known) & np.isfinite(per_client["loss"][some] if some.any() else known)
+        if lacking.any():
+            known = known[~lacking]
+            result[f"{name}/{metric}_clients"] = len(known)
+            known = known if len(known) else np.array([np.nan])
         result[f"{name}/{metric}_mean"] = float(known.mean())
         for q in (10, 50, 90):
             result[f"{name}/{metric}_p{q}"] = float(np.percentile(known, q))

@@ -23,7 +23,7 @@ from vecfl.losses import Batch, Score
 from vecfl.model_file import check_safetensors, warm_start
 from vecfl.participation import separated
 from vecfl.parts import surrounded
-from vecfl.plugins import part
+from vecfl.plugins import part, takes
 from vecfl.report import check_matplotlib
 from vecfl.simulation import Simulation
 from vecfl.stop import Stop
@@ -38,6 +38,7 @@ TRANSFORMS = {
     n: getattr(transforms, n) for n in transforms.__all__ if n[0].islower() and n != "chain"
 }
 AGGREGATORS = {name: getattr(robust, name) for name in ("coordinate_median", "trimmed_mean")}
+ALIKE = ("coordinate_median", "trimmed_mean")  # they have no use for weights
 METRICS = {n: getattr(vecfl.metrics, n) for n in ("top_k_accuracy", "recall", "precision", "f1")}
 
 
@@ -88,7 +89,8 @@ class RunArgs(EvaluationArgs):
     coordinate_median(), trimmed_mean(0.1), file.py:name"""
     around: tuple[str, ...] = ()
     """around the algorithm, in this order, without their first argument: ema(0.99),
-    clients_on_plateau('eval/loss', 'min', factor=0.5), file.py:name(2)"""
+    server_on_plateau('eval/loss', 'min', factor=0.5, patience=10), clients_on_plateau (likewise),
+    replay(lr=0.01, batches=Batches(10, steps=4)), file.py:name(2)"""
     metrics: tuple[str, ...] = ()
     """of each evaluation beside the recipe's: NAME=file.py:function, top3=top_k_accuracy(3)"""
     freeze: str | None = None
@@ -165,13 +167,13 @@ def simulation(
     """
     n = data.num_clients
     check(args, ("cohort",), lambda size: size <= n, f"at most {n} (training clients)")
-    chained = [part("--transforms", text, TRANSFORMS) for text in args.transforms]
-    algorithm = transforms.chain(algorithm, *chained)
+    algorithm = transforms.chain(algorithm, *map(named_transform, args.transforms))
     if args.aggregator is not None:
-        algorithm = aggregated_by(algorithm, part("--aggregator", args.aggregator, AGGREGATORS))
+        algorithm = named_aggregator(args.aggregator, algorithm, getattr(args, "weights", None))
     sampler = sampling.uniform(args.cohort)
     if args.sampler is not None:
-        sampler = part("--sampler", args.sampler, SAMPLERS)
+        found = part("--sampler", args.sampler, SAMPLERS)
+        sampler = takes("--sampler", args.sampler, found, "eligible", "seed", "round")
         log.info("--sampler %s says who takes part; --cohort is not used", args.sampler)
     task = task.scored(named_metrics(args.metrics))
     if args.freeze is not None:
@@ -199,6 +201,25 @@ def simulation(
     )
 
 
+def named_transform(text: str) -> transforms.Transform:
+    """The transform of one text of --transforms."""
+    found = part("--transforms", text, TRANSFORMS)
+    if not isinstance(found, transforms.Transform):
+        made = "" if "(" in text else f"; one that makes it takes arguments, or (): {text}(...)"
+        raise InputError(f"--transforms: {text} gives {found!r}; expected a vecfl.Transform{made}")
+    return found
+
+
+def named_aggregator(text: str, algorithm: Algorithm, weights: str | None) -> Algorithm:
+    """`algorithm` with the aggregator of --aggregator, and a line where weights are in vain."""
+    found = part("--aggregator", text, AGGREGATORS)
+    takes("--aggregator", text, found, "messages", "weights")
+    asked = f"--weights {weights}" if weights else "dga" * (algorithm.name[:3] == "dga")
+    if text.partition("(")[0].strip() in ALIKE and asked not in ("", "--weights uniform_weights"):
+        log.info("--aggregator %s: clients count alike, in spite of %s", text, asked)
+    return aggregated_by(algorithm, found)
+
+
 def named_metrics(texts: tuple[str, ...]) -> dict[str, Score]:
     """The metrics of --metrics by their names."""
     named = {}
@@ -206,14 +227,16 @@ def named_metrics(texts: tuple[str, ...]) -> dict[str, Score]:
         name, equals, what = text.partition("=")
         if not equals:
             raise InputError(f"--metrics: {text}: expected NAME=file.py:function")
-        named[name] = part("--metrics", what, METRICS)
+        if name in named:
+            raise InputError(f"--metrics: {text}: there is one of this name; choose another")
+        named[name] = takes("--metrics", what, part("--metrics", what, METRICS), "output", "batch")
     return named
 
 
 def named_model(text: str, known: Mapping[str, Callable[..., nn.Module]], size: int) -> nn.Module:
     """The module of --model for an output of `size` numbers."""
     make = known[text] if text in known else part("--model", text, known)
-    module = make(size)
+    module = make(size) if text in known else takes("--model", text, make, "classes")(size)
     if not isinstance(module, nn.Module):
         raise InputError(f"--model: {text} gives {module!r}; expected an nn.Module")
     return module

@@ -9,12 +9,13 @@ import torch
 from vecfl.checkpoint import path_of, prune, rounds_in, save
 from vecfl.files import reached
 from vecfl.flags import RunArgs
+from vecfl.parts import plateau_metrics
 from vecfl.resume import CHECKPOINTS
 from vecfl.simulation import Metrics, Simulation
 from vecfl.state import State
 from vecfl.stop import Stop
 from vecfl.track import Jsonl
-from vecfl.watch import Watch
+from vecfl.watch import Watch, check_spelling
 
 log = logging.getLogger("vecfl")
 
@@ -49,15 +50,24 @@ class Keeper:
     def look(self, state: State, metrics: Metrics, evaluated: bool) -> tuple[State, bool]:
         """The state to go on from, and whether it is to be saved: see `Watch.look`."""
         due, best = state.round % self.args.checkpoint_every == 0, False
+        if state.round == 0:
+            self._check_spelling(metrics)
         if self.watch is not None or self.args.stop_at is not None:
             metrics = self.sim.mesh.from_first(lambda: metrics)  # times differ, and ranks must not
         if self.watch is not None:
-            if state.round == 0:
-                self.watch.check(metrics)
             state, best = self.watch.look(state, metrics, evaluated)
         if evaluated:
             self.stopped = self.stop.why(state.round, metrics, self.watch)
         return state, due or best
+
+    def _check_spelling(self, metrics: Metrics) -> None:
+        """InputError, with the flag, for a metric that no evaluation of the first model has."""
+        if self.watch is not None:
+            check_spelling(self.watch.metric, metrics, "--watch")
+        if self.stop.at is not None:
+            check_spelling(self.stop.metric, metrics, "--stop-at")
+        for metric in plateau_metrics(self.args.around):
+            check_spelling(metric, metrics, "--around")
 
     def save(self, state: State) -> None:
         """Save a checkpoint; where that fails the last one stays, and a warning says so.

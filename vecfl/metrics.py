@@ -60,6 +60,8 @@ def of_class(label: int, pair: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
     def metric(output: Tensor, batch: Batch) -> Pair:
         y = labels(output, batch)
+        if label >= output.shape[-1]:
+            raise InputError(f"no class {label}: the model has {output.shape[-1]} outputs, from 0")
         predicted = (output.argmax(-1) == label) & (y != IGNORED)
         return counts(*pair(predicted.to(output.dtype), (y == label).to(output.dtype)))
 

@@ -12,11 +12,12 @@ import vecfl.optim as optim
 import vecfl.replay as replays
 import vecfl.schedules as schedules
 import vecfl.server_optim as server_optim
-from vecfl.algorithms import Algorithm, polynomial
+from vecfl.algorithms import Algorithm, Finished, polynomial
+from vecfl.algorithms.weights import Weights
 from vecfl.errors import InputError
 from vecfl.losses import Batch
 from vecfl.optim import ClientOptimizer
-from vecfl.plugins import around, part
+from vecfl.plugins import around, part, takes
 from vecfl.schedule import Batches
 from vecfl.schedules import Schedule, scaled
 from vecfl.server_optim import ServerOptimizer, scheduled, server_sgd
@@ -33,6 +34,7 @@ SERVERS = SCHEDULES | {
     for name in server_optim.__all__
     if name.startswith(("server_", "fedopt_", "clipped", "scheduled"))
 }
+SERVERS |= {n: getattr(server_optim, n) for n in server_optim.__all__ if n.startswith("server_")}
 OPTIMIZERS = {
     n: getattr(optim, n) for n in ("sgd", "momentum", "rmsprop", "adagrad", "adam", "adamw")
 }
@@ -69,7 +71,7 @@ def with_parts(name: str, options: Options, size: int, tokens: Tensor | None) ->
         options["betas"] = options.pop("beta1"), options.pop("beta2")
     if (text := options.pop("weights", None)) is not None:
         plain = text in WEIGHTS and text != "capped"
-        options["weights"] = WEIGHTS[text] if plain else part("--weights", text, WEIGHTS)
+        options["weights"] = WEIGHTS[text] if plain else weighing(text)
     if texts := options.pop("lr_schedule", ()):
         options["lr"] = scaled(options["lr"], *parsed("--lr-schedule", texts))
     if "optimizer" in options:
@@ -79,6 +81,22 @@ def with_parts(name: str, options: Options, size: int, tokens: Tensor | None) ->
     elif "epochs" in options:
         options["batches"] = batches(options, size, tokens)
     return with_server(name, options)
+
+
+def weighing(text: str) -> Weights:
+    """The weights that `text` names; InputError in a round where they are no number by client."""
+    named = takes("--weights", text, part("--weights", text, WEIGHTS), "done")
+
+    def weights(done: Finished) -> Tensor:
+        found = named(done)
+        if not isinstance(found, Tensor) or found.shape != done.examples.shape:
+            given = list(found.shape) if isinstance(found, Tensor) else repr(found)
+            clients = f"{len(done.examples)} clients that ended together"
+            wanted = f"a tensor [{len(done.examples)}], a number for each"
+            raise InputError(f"--weights: {text} gave {given} for {clients}; expected {wanted}")
+        return found
+
+    return weights
 
 
 def client_optimizer(options: Options) -> ClientOptimizer:
@@ -133,7 +151,7 @@ def parsed(flag: str, texts: Sequence[str]) -> list[Schedule]:
     """The schedules that `texts` name; InputError where the first round has no factor by one."""
     found = [part(flag, text, SCHEDULES) for text in texts]
     for text, schedule in zip(texts, found, strict=True):
-        first = schedule(0) if callable(schedule) else schedule
+        first = takes(flag, text, schedule, "round")(0) if callable(schedule) else schedule
         fits = isinstance(first, int | float) and 0 <= first < math.inf
         if not callable(schedule) or not fits:
             what = "expected a number of at least 0 for each round"
@@ -156,6 +174,13 @@ def surrounded(
     if texts:  # what cannot begin is told before anything is made
         algorithm.init(task.layout.flatten(task.module), task.layout)
     return algorithm
+
+
+def plateau_metrics(texts: Sequence[str]) -> list[str]:
+    """The metrics that the plateaus among these texts of --around look at."""
+    known = {n: lambda _, metric, *args, **kwargs: metric for n in AROUND if n.endswith("_plateau")}
+    plateaus = [text for text in texts if text.partition("(")[0].strip() in known]
+    return [around("--around", text, known, INSIDE)(None) for text in plateaus]
 
 
 def replaying(task: Task, own: Batch | None) -> Callable[..., Algorithm]:

@@ -9,9 +9,11 @@ Arguments are literals and parts; nothing else is evaluated.
 """
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -22,6 +24,7 @@ from typing import Any
 from vecfl.errors import InputError
 
 Known = Mapping[str, Callable[..., Any]]
+FILE = re.compile(r"(?:[^=(]*=)?([^(]+\.py):\w")  # behind NAME= in --metrics
 
 
 def part(flag: str, text: str, known: Known) -> Any:
@@ -42,6 +45,7 @@ def function(flag: str, text: str, known: Known) -> tuple[Callable[..., Any], di
     """The function that `text` names, not called, and the named arguments that stand behind it."""
     where, name, call = _split(flag, text)
     named = _imported(flag, where, name) if where else _known(flag, name, known)
+    _require_function(flag, name, named)
     if call is not None and call.args:
         raise InputError(f"{flag}: {text}: give arguments by name, {_form(name, named)}")
     keywords = [] if call is None else call.keywords
@@ -59,7 +63,38 @@ def around(flag: str, text: str, known: Known, inside: Known) -> Callable[[Any],
     keywords = [] if call is None else call.keywords
     kwargs = {k.arg or "**": _value(flag, k.value, inside) for k in keywords}
     _bind(flag, named, name, args, kwargs, first=1)
-    return lambda first: _made(flag, name, not where, lambda: named(first, *args, **kwargs))
+    form = _form(name, named, first=1)
+    return lambda first: _made(flag, text, form, not where, lambda: named(first, *args, **kwargs))
+
+
+def takes(flag: str, text: str, found: Any, *names: str) -> Any:
+    """`found`, which `text` names; InputError unless it can be called with arguments `names`."""
+    wanted = f"expected a function of ({', '.join(names)})"
+    if not callable(found):
+        raise InputError(f"{flag}: {text} {'gives' if '(' in text else 'is'} {found!r}; {wanted}")
+    try:
+        inspect.signature(found).bind(*names)
+    except TypeError as error:
+        form = f"{flag}: {text} is {_form(getattr(found, '__name__', 'a function'), found)}"
+        made = "" if "(" in text else f"; one that makes it takes arguments, or (): {text}(...)"
+        raise InputError(f"{form}; {wanted}{made}") from error
+    except ValueError:  # built in, without a signature
+        pass
+    return found
+
+
+def digests(settings: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The SHA-256 of each file that a setting names, by setting and path; modules are not read."""
+    found: dict[str, dict[str, str]] = {}
+    for name, value in settings.items():
+        for text in (
+            [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+        ):
+            match = FILE.match(text) if isinstance(text, str) else None
+            if match and (path := Path(match[1]).expanduser()).is_file():
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                found.setdefault(name, {})[match[1]] = digest
+    return found
 
 
 def _split(flag: str, text: str) -> tuple[str, str, ast.Call | None]:
@@ -94,8 +129,12 @@ def _imported(flag: str, where: str, name: str) -> Callable[..., Any]:
         raise InputError(f"{flag}: no module {where}; a file is file.py:{name}") from error
     found: Callable[..., Any] | None = getattr(module, name, None)
     if found is None:
-        own = [n for n, value in vars(module).items() if inspect.isfunction(value)]
-        raise InputError(f"{flag}: {where} has no {name}; it has {', '.join(own) or 'no function'}")
+        functions = [f for f in vars(module).values() if inspect.isfunction(f)]
+        own = [f.__name__ for f in functions if f.__module__ == module.__name__]
+        near = get_close_matches(name, own, 3, cutoff=0)
+        raise InputError(
+            f"{flag}: {where} has no {name}; it has {', '.join(near) or 'no function'}"
+        )
     return found
 
 
@@ -108,7 +147,10 @@ def _module(where: str) -> ModuleType:
 def _file(flag: str, path: Path) -> ModuleType:
     path = path.expanduser()
     if not path.is_file():
-        raise InputError(f"{flag}: no file {path}")
+        raise InputError(
+            f"{flag}: no file {path} in {Path.cwd()}"
+            + "; go on with a run from the folder where it was started" * (not path.is_absolute())
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -127,7 +169,8 @@ def _called(
     args = [_value(flag, value, known) for value in call.args]
     kwargs = {k.arg or "**": _value(flag, k.value, known) for k in call.keywords}
     _bind(flag, named, name, args, kwargs)
-    return _made(flag, name, not where, lambda: named(*args, **kwargs))
+    text, form = ast.unparse(call), _form(name, named)
+    return _made(flag, text, form, not where, lambda: named(*args, **kwargs))
 
 
 def _bind(
@@ -139,6 +182,7 @@ def _bind(
     first: int = 0,
 ) -> None:
     """InputError unless `named` takes these arguments behind the `first` ones."""
+    _require_function(flag, name, named)
     try:
         inspect.signature(named).bind(*[None] * first, *args, **kwargs)
     except TypeError as error:
@@ -146,14 +190,26 @@ def _bind(
         raise InputError(f"{flag}: {name}: {error}; it is {form}") from error
 
 
-def _made(flag: str, name: str, known: bool, make: Callable[[], Any]) -> Any:
-    """What a part of vecfl makes of arguments, which may be of a type that it cannot use."""
+def _require_function(flag: str, name: str, named: object) -> None:
+    if not callable(named):
+        raise InputError(f"{flag}: {name} is {named!r}; expected a function")
+
+
+def _made(flag: str, text: str, form: str, known: bool, make: Callable[[], Any]) -> Any:
+    """What a part makes of the arguments in `text`; those of vecfl may not be able to use them."""
     try:
         return make()
+    except InputError as error:
+        if str(error).startswith(flag):
+            raise
+        name = text.partition("(")[0].rpartition(":")[2].strip()
+        which = "" if name in str(error) else f"{text}: "
+        raise InputError(f"{flag}: {which}{error}") from error
     except (TypeError, AttributeError) as error:
         if not known:
             raise  # inside of a file of the user's own
-        raise InputError(f"{flag}: {name}: {error}") from error
+        what = f"{text}: an argument is of the wrong type"
+        raise InputError(f"{flag}: {what}; it is {form}") from error
 
 
 def _value(flag: str, node: ast.expr, known: Known) -> Any:

@@ -19,6 +19,7 @@ from vecfl.flags import RunArgs
 from vecfl.keeper import Keeper, reason
 from vecfl.mesh import RankError
 from vecfl.model_file import SAFE
+from vecfl.plugins import digests
 from vecfl.resume import CHECKPOINTS, TABLE, Before, go_on, settings
 from vecfl.signals import Signals, Stopped
 from vecfl.simulation import Simulation
@@ -92,7 +93,8 @@ def begin(
     run_dir = sim.mesh.from_first(partial(create_run_dir, args.out, recipe, config))
     place_rows(sim, run_dir)
     state = sim.start()
-    keeper = Keeper(sim, args, run_dir, {"config": config, "recipe": recipe, "id": new_id()})
+    about = {"config": config, "recipe": recipe, "id": new_id(), "files": digests(config)}
+    keeper = Keeper(sim, args, run_dir, about)
     if sim.mesh.rank == 0:
         (run_dir / CHECKPOINTS).mkdir()
     keeper.save(state)
@@ -125,7 +127,8 @@ def begin_again(
     place_rows(sim, before.run_dir)
     sim.check(run, changed=args.resume_changed)
     config = config | {"init": content["config"]["init"]}  # which is not read again
-    about = {"config": config, "recipe": content["recipe"], "id": content["id"]}
+    about = {name: content[name] for name in ("recipe", "id")}
+    about |= {"config": config, "files": digests(config)}
     keeper = Keeper(sim, args, before.run_dir, about, run["round"])
     sim.mesh.from_first(partial(go_on, before, config))
     state = sim.load(run, changed=args.resume_changed)

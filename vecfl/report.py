@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vecfl.errors import InputError
 from vecfl.files import atomic_file
+from vecfl.track import with_clients
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,14 +60,16 @@ def summary(run_dir: Path | str) -> str:
     Raises `InputError` as `read_metrics` does.
     """
     rows = read_metrics(run_dir)
-    latest = {key: value for row in rows for key, value in row.items()}
+    latest = {key: value for row in rows for key, value in with_clients(row).items()}
+    when, _ = _series([with_clients(row) for row in rows], "train/loss")
+    ago = f" (round {when[-1]})" if when and when[-1] != rows[-1]["round"] else ""
     trained = [row for row in rows if row["round"]]  # row 0 is that of the first model
     rounds, accuracy = _series(rows, "eval/accuracy")
     best = max(((a, -r) for r, a in zip(rounds, accuracy, strict=True) if a == a), default=None)
     lines = {
         "test accuracy": _list(latest, "{:.1%}", {"final": "eval/accuracy"}),
         "other accuracy": _list(latest, "{:.1%}", {n: f"{n}/accuracy" for n in _named(rows)}),
-        "loss": _list(latest, "{:#.3g}", {"test": "eval/loss", "train": "train/loss"}),
+        "loss": _list(latest, "{:#.3g}", {"test": "eval/loss", "train": "train/loss"}) + ago,
         "client accuracy": _list(latest, "{:.1%}", SPREAD),
         "dropped clients": sum(row["train/dropped_clients"] for row in trained),
         "training": _speed(trained) if trained else "",
@@ -85,7 +88,7 @@ def draw_curves(run_dir: Path | str) -> Path:
     check_matplotlib()
     from matplotlib.figure import Figure
 
-    rows = read_metrics(run_dir)
+    rows = [with_clients(row) for row in read_metrics(run_dir)]
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
     _draw_accuracy(accuracy, rows)
@@ -162,7 +165,7 @@ def _draw_accuracy(axes: Axes, rows: Rows) -> None:
         color=WORST,
         linestyle=":",
     )
-    _line(axes, rows, "eval/accuracy", label="test data", color=TEST, linewidth=2.5)
+    _draw_test(axes, rows, "accuracy")
     _draw_named(axes, rows, "accuracy")
     final = _series(rows, "eval/accuracy")[1][-1:]
     axes.set_title(" ".join(["Accuracy", *(f"(test data: {value:.1%})" for value in final)]))
@@ -174,7 +177,7 @@ def _draw_accuracy(axes: Axes, rows: Rows) -> None:
 def _draw_loss(axes: Axes, rows: Rows) -> None:
     _line(axes, rows, "client/loss_p90", label="90th percentile of clients", color=CLIENTS)
     _line(axes, rows, "train/loss", label="training, mean of the cohort", color=TRAIN, linewidth=1)
-    _line(axes, rows, "eval/loss", label="test data", color=TEST, linewidth=2.5)
+    _draw_test(axes, rows, "loss")
     _draw_named(axes, rows, "loss")
     final = _series(rows, "eval/loss")[1][-1:]
     axes.set_title(" ".join(["Loss", *(f"(test data: {value:#.3g})" for value in final)]))
@@ -188,9 +191,23 @@ def _draw_loss(axes: Axes, rows: Rows) -> None:
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
 
 
+def _draw_test(axes: Axes, rows: Rows, metric: str) -> None:
+    label = ", ".join(["test data", *_same_as_test(rows, metric)])
+    _line(axes, rows, f"eval/{metric}", label=label, color=TEST, linewidth=2.5)
+
+
+def _same_as_test(rows: Rows, metric: str) -> list[str]:
+    """The evaluations whose curve is that of the test data, as where all of them are unseen."""
+    tested = _series(rows, f"eval/{metric}")
+    return [name for name in _named(rows) if _series(rows, f"{name}/{metric}") == tested]
+
+
 def _draw_named(axes: Axes, rows: Rows, metric: str) -> None:
+    same = _same_as_test(rows, metric)
     for name, color in zip(_named(rows), itertools.cycle(NAMED), strict=False):
-        # Dashed: it may lie on another line, as where all test data are of unseen clients.
+        if name in same:
+            continue
+        # Dashed: it may lie on another line.
         _line(axes, rows, f"{name}/{metric}", label=name, color=color, linewidth=2, linestyle="--")
 
 

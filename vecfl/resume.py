@@ -16,6 +16,7 @@ from vecfl.errors import InputError
 from vecfl.files import atomic_file
 from vecfl.flags import RunArgs
 from vecfl.mesh import join
+from vecfl.plugins import digests
 from vecfl.stop import Stop
 from vecfl.track import as_yaml, forget_clients, hold
 from vecfl.trainer import Arrangement
@@ -65,7 +66,8 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
     config, done = before.content["config"], before.content["run"]["round"]
     if args.rounds < done:
         raise InputError(f"--rounds: expected at least {done}, which are done, got {args.rounds}")
-    different = changes(config, asdict(args))
+    here = asdict(args)
+    different = changes(config, here) + edited(before.content.get("files", {}), config, here)
     if args.resume_changed:
         log.warning("going on with other settings: %s", "; ".join(different) or "none")
         with (before.run_dir / "changes.log").open("a", encoding="utf-8") as file:
@@ -88,14 +90,35 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
 
 def changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """The settings that differ and change the result, as "lr 0.1 there, 0.2 here"."""
-    looks = there.get("fall_back") or here.get("fall_back") or observing(there) or observing(here)
-    free = FREE | ARRANGEMENT | (set() if looks else FREE_WITHOUT_FALL_BACK)
+    free = without_effect(there, here)
     return [
         f"{name} {there.get(name)} there, {here.get(name)} here"
         for name in {**there, **here}
         if name not in free and not _same(name, there.get(name), here.get(name))
         if name in there or here[name]  # an older version had no such setting
     ]
+
+
+def edited(
+    files: Mapping[str, Mapping[str, str]], there: Mapping[str, Any], here: Mapping[str, Any]
+) -> list[str]:
+    """The files with parts of one's own that are not what they were, where that may matter.
+
+    files  setting -> path -> SHA-256, as they were (`vecfl.plugins.digests`)
+    """
+    now, free = digests(here), without_effect(there, here)
+    return [
+        f"{name}: {path} has been edited"
+        for name, known in files.items()
+        for path, digest in known.items()
+        if name not in free and now.get(name, {}).get(path, digest) != digest
+    ]
+
+
+def without_effect(there: Mapping[str, Any], here: Mapping[str, Any]) -> set[str]:
+    """The settings that may change from one start of a run to the next."""
+    looks = there.get("fall_back") or here.get("fall_back") or observing(there) or observing(here)
+    return FREE | ARRANGEMENT | (set() if looks else FREE_WITHOUT_FALL_BACK)
 
 
 def observing(config: Mapping[str, Any]) -> bool:

@@ -105,6 +105,8 @@ def _reason(error: Mapping[str, Any], known: Any) -> str:
     """What is wrong with a value, behind the path of its key."""
     *groups, last = error["loc"][1:]
     path = ".".join(map(str, (*groups, last)))
+    if error["type"] in ("list_type", "tuple_type"):
+        return f"{path}: expected a list, such as [{error['input']}], got {error['input']!r}"
     if error["type"] != "unexpected_keyword_argument":
         return (
             f"{path}: {error['msg'].replace('Input should be', 'expected')}, got {error['input']!r}"

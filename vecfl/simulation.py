@@ -50,7 +50,6 @@ class Simulation:
     resident  whether all data are copied to the device, or the examples of each cohort, while the
               one before it trains (None: the former on a CPU, and where they fit: `vecfl.feed`)
     table     folder for what the algorithm's clients keep between rounds (None: in memory)
-
     exact_sums  add clients up on a grid, so that the sums have the same bits for any slots, workers
               and ranks (`vecfl.aggregate.exact_grid` tells the range)
     statistics  of updates, as `update/...` metrics: how many clients of a cohort are compared with

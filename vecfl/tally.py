@@ -40,6 +40,7 @@ class Tally:
               together; of the busiest worker
     left      whether exact sums may have left their range
     trained   when this rank's last client had finished, by `time.perf_counter`
+    lr        the clients' learning rate
     """
 
     aggregate: Aggregate
@@ -53,6 +54,7 @@ class Tally:
     seconds: torch.Tensor
     trained: float
     left: bool
+    lr: float
 
     def metrics(self, cohort: Cohort, began: float, waited: float) -> dict[str, float | int]:
         """`train/...`: what a round says about its clients; `system/...`: what they took.
@@ -63,6 +65,7 @@ class Tally:
         now, (train, busy, worker) = time.perf_counter(), self.seconds
         return {
             "train/loss": self.loss,
+            "train/lr": self.lr,
             "train/cohort": cohort.drawn,
             "train/lost_clients": cohort.drawn - clients,
             "train/clients": self.clients,
@@ -84,8 +87,8 @@ def tally(
 ) -> Tally:
     """Add up what the ranks gathered for a cohort, of which `job` is this rank's part.
 
-    Raises RankError where the ranks drew different
-    cohorts or, every COMPARE rounds, have different states: then their rounds were not one.
+    Raises RankError where the ranks drew different cohorts or, every COMPARE rounds, have different
+    states: then their rounds were not one.
     """
     sums, distinct = fold.aggregate, cohort.clients.unique()
     for rounds in sorted({0, *cohort.plan.delay.tolist()}):
@@ -124,6 +127,7 @@ def tally(
         torch.stack(times),
         trained,
         bool(counts[0]) and left_grid(everyone(sums), len(cohort.clients)),
+        algorithm.local(job.server, algorithm.rule).lr_of(job.round),
     )
 
 

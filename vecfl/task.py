@@ -13,7 +13,16 @@ from vecfl.errors import InputError
 from vecfl.layout import Layout, freeze
 from vecfl.losses import Batch, Score
 from vecfl.modules import Draws, KeyedDropout, key_dropouts, refuse_batchnorm
-from vecfl.trial import changing_buffers, check_embeddings, refuse_two_scaled, require_inputs
+from vecfl.trial import (
+    changing_buffers,
+    check_embeddings,
+    check_pair,
+    refuse_two_scaled,
+    require_inputs,
+    task_copy,
+    try_forward,
+    try_prepare,
+)
 
 # What the results of a client are called beside its metrics.
 TAKEN = {
@@ -72,6 +81,7 @@ class Task:
         refuse_two_scaled(self.inputs, example)
         changing = changing_buffers(self, example, list(module.parameters()))
         self.layout = Layout.of(self.module, changing)
+        self.example = {name: column[:4].cpu().clone() for name, column in example.items()}
 
     @property
     def keyed(self) -> bool:
@@ -80,11 +90,18 @@ class Task:
         return drops or bool(random_places(self.augment))
 
     def scored(self, metrics: Mapping[str, Score]) -> "Task":
-        """A copy with more metrics; InputError for a name that it has already."""
+        """A copy with more metrics; InputError for a name that it has already, and for a metric
+        that gives no pair of [B] on the example."""
         check_metrics(metrics)
         for name in metrics:
             if name in self.metrics:
                 raise InputError(f"metric {name}: there is one of this name")
+        if metrics:
+            tried = task_copy(self)
+            ready = try_prepare(tried, self.example)
+            output = try_forward(tried, ready)
+        for name, metric in metrics.items():
+            check_pair(tried, f"metric {name!r}", metric, output, ready)
         new = copy.deepcopy(self)
         new.metrics = {**self.metrics, **metrics}
         return new

@@ -62,23 +62,6 @@ class Watch:
             state = replace(state, server=self.server | learned(state.server))
         return state, False
 
-    def check(self, metrics: Metrics) -> None:
-        """InputError where the metric is misspelt, as far as the first evaluations tell.
-
-        Metrics of rounds are not known yet: another name is taken for one of these.
-        """
-        group = self.metric.partition("/")[0]
-        if self.metric not in metrics and group not in OF_ROUNDS:
-            same = any(name.startswith(f"{group}/") for name in metrics)
-            self._refuse(metrics, cutoff=0 if same else 0.8)
-
-    def _refuse(self, metrics: Metrics, cutoff: float) -> None:
-        """InputError with the metric that comes nearest, if one does."""
-        near = get_close_matches(self.metric, metrics, 1, cutoff=cutoff)
-        if near or not cutoff:
-            what = f"--watch: no metric {self.metric} in this run; is it {', '.join(near)}?"
-            raise InputError(what)
-
     def back_at(self, state: State) -> int | None:
         """The best round, where the server's tensors of `state` are those of it again."""
         if self.server is None or state.round == self.round:
@@ -102,6 +85,20 @@ class Watch:
         self.round, self.value, self.waited = kept["round"], kept["value"], kept.get("waited", 0)
         if self.fall_back:
             self.server = {name: t.to(now[name].device) for name, t in kept["server"].items()}
+
+
+def check_spelling(metric: str, metrics: Metrics, flag: str) -> None:
+    """InputError where a metric that `flag` names is misspelt, as far as first evaluations tell.
+
+    Metrics of rounds are not known yet: another name is taken for one of these.
+    """
+    group = metric.partition("/")[0]
+    if metric in metrics or group in OF_ROUNDS:
+        return
+    same = any(name.startswith(f"{group}/") for name in metrics)
+    near = get_close_matches(metric, metrics, 1, cutoff=0 if same else 0.8)
+    if near:
+        raise InputError(f"{flag}: no metric {metric} in this run; is it {near[0]}?")
 
 
 def learned(server: Server) -> Server:

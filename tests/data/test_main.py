@@ -82,7 +82,8 @@ def test_bad_sources_give_one_line(npz: Path, capsys: pytest.CaptureFixture[str]
     cases = {
         "array.npz": "no data of a known format; understood are LEAF",
         "bare.npz": "NPZ needs the option 'client', the array with the client of each example: no",
-        "nan.npz": "client 0, array 'x', row 0: NaN is a missing value; clean it, or give missing=",
+        "nan.npz": "client 0, array 'x', row 0: NaN is a missing value; clean it, or give "
+        "missing= a number to put there (vecfl.data convert: --missing 0)",
         "pickle.npz": "Object arrays cannot be loaded",
         "cut.npz": "File is not a zip file; expected a NumPy archive",
         "absent.npz": "no such file or directory; understood are LEAF",

@@ -20,6 +20,7 @@ from vecfl.checkpoint import load, path_of, rounds_in, save
 from vecfl.cli import main
 from vecfl.errors import InputError
 from vecfl.flags import RunArgs
+from vecfl.plugins import digests
 from vecfl.resume import changes, resume, rows_of
 from vecfl.simulation import Simulation
 
@@ -242,7 +243,9 @@ COUNT = [
     "sampler",
     "client_dropout",
     "transforms",
+    "aggregator",
     "around",
+    "freeze",
     "init",
 ]
 COUNT += ["fall_back", "lr"]  # a recipe's own count, too
@@ -369,3 +372,55 @@ def test_a_final_round_that_fails_leaves_the_best_model(
     kept = torch.load(run_dir / "model.pt")
     other = model(tiny("best", rounds=best, watch="eval/loss:min", fall_back=True))
     assert all(torch.equal(kept[name], other[name]) for name in other)
+
+
+EVERY = """
+def first(eligible, seed, round):
+    return eligible.nonzero().flatten()[:4]
+"""
+SCORE = """
+def score(output, batch):
+    return output.sum(1), None
+"""
+
+
+def test_an_edited_file_is_another_setting(tiny: Tiny, trained: list[int], tmp_path: Path) -> None:
+    Path("own.py").write_text(EVERY)
+    Path("score.py").write_text(SCORE)
+    flags = {"sampler": "own.py:first", "metrics": ("m=score.py:score",)}
+    tiny(rounds=2, **flags)
+    names = load(path_of(Path("run/checkpoints"), 2))["files"]
+    assert {name: list(files) for name, files in names.items()} == {
+        "sampler": ["own.py"],
+        "metrics": ["score.py"],
+    }
+    Path("score.py").write_text(SCORE + "# it changes no round\n")
+    tiny(rounds=3, resume="auto", **flags)
+    Path("own.py").write_text(EVERY.replace(":4", ":3"))
+    with pytest.raises(InputError) as caught:
+        tiny(rounds=4, resume="auto", **flags)
+    assert str(caught.value) == (
+        "--resume: run was begun with other settings: sampler: own.py has been edited; give the "
+        "same, or --resume-changed True for another result"
+    )
+    tiny(rounds=4, resume="auto", resume_changed=True, **flags)
+    assert trained == [1, 2, 3, 4]
+    assert "after round 3: sampler: own.py has been edited" in Path("run/changes.log").read_text()
+    tiny(rounds=5, resume="auto", **flags)  # the file as it is now
+    whole = {"sampler": f"{tmp_path}/own.py:first", "around": (f"{tmp_path}/gone.py:x",)}
+    assert list(digests(whole)) == ["sampler"]
+
+
+def test_a_file_that_is_elsewhere(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("own.py").write_text(EVERY)
+    run_dir = tiny(rounds=1, sampler="own.py:first").absolute()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(InputError) as caught:
+        tiny(None, rounds=2, resume=str(run_dir), sampler="own.py:first")
+    assert str(caught.value) == (
+        f"--sampler: no file own.py in {tmp_path}/other; go on with a run from the folder where it "
+        "was started"
+    )

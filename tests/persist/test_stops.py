@@ -96,3 +96,33 @@ def test_what_is_refused(tiny: Tiny) -> None:
     assert not Path("runs").exists()
     check_run(RunArgs(track="none", stop_at="eval/accuracy>=0.97"))
     assert TinyArgs().patience is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"stop_at": "eval/acc>=0.9"}, "--stop-at: no metric eval/acc in this run; is it eval/acc"),
+        ({"stop_at": "evl/accuracy>=1"}, "--stop-at: no metric evl/accuracy in this run; is it ev"),
+        (
+            {"around": ("ema(0.5)", "server_on_plateau('eval/acc', 'max')")},
+            "--around: no metric eval/acc in this run; is it eval/accuracy?",
+        ),
+        (
+            {"around": ("clients_on_plateau(metric='evl/loss', direction='min')",)},
+            "--around: no metric evl/loss in this run; is it eval/loss?",
+        ),
+    ],
+)
+def test_a_misspelt_metric_is_told_before_anything_is_trained(
+    tiny: Tiny, trained: list[int], flags: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        tiny(initial_evaluation=True, **flags)
+    assert str(caught.value).startswith(said) and trained == []
+
+
+def test_metrics_that_are_there_are_not_misspelt(tiny: Tiny, trained: list[int]) -> None:
+    around = ("server_on_plateau('train/loss', 'min')", "clients_on_plateau('eval/loss', 'min')")
+    flags = {"around": around, "stop_at": "train/loss<=-1", "rounds": 1}
+    tiny(initial_evaluation=True, **flags)
+    assert trained == [1]

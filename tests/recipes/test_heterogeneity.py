@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from tests.data.idx_files import write_mnist
 from vecfl.data import FederatedDataset
@@ -88,6 +90,31 @@ def test_all_algorithms_by_default(command: Command) -> None:
     assert len({rows(f"a/{name}-seed5")[0]["eval/loss"] for name in ALGORITHMS}) == 1
     assert len({rows(f"a/{name}-seed5")[3]["eval/loss"] for name in ALGORITHMS}) == 6
     assert learned("a/fedavg-seed5") != learned("a/fedavg-seed6")
+
+
+def test_one_seed_has_no_range(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Axes] = []
+    ticks = [0.5, 0.525, 0.55]
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    flags = ("--rounds=1", "--seeds=1", "--algorithms", "fedavg", "--out=a")
+    told = command(*flags)
+    assert re.search(r"^fedavg +[0-9.]+%$", told, re.MULTILINE)
+    (axes,) = drawn
+    assert axes.get_title() == "MNIST writers with 2 of 10 digits each: 1 seed"
+    form = axes.yaxis.get_major_formatter()
+    assert [form(tick, 0) for tick in ticks] == ["50%", "52.5%", "55%"]
+
+
+def test_runs_that_are_there(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--rounds=1", "--seeds=1", "--algorithms", "fedavg", "--out=a")
+    command(*flags)
+    with pytest.raises(SystemExit):
+        command(*flags)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: --out: expected a folder without runs, or --resume auto beside it to go on with "
+        "them, got a"
+    )
+    command(*flags, "--resume=auto")
 
 
 def test_clients_keep_few_labels() -> None:

@@ -25,6 +25,7 @@ RECIPE = ROOT / "recipes" / "quickstart.py"
 KEYS = {
     "round",
     "train/loss",
+    "train/lr",
     "train/cohort",
     "train/lost_clients",
     "train/clients",

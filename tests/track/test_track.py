@@ -76,6 +76,15 @@ def test_console_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     )
 
 
+def test_console_keeps_the_loss_of_the_last_round_with_clients(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tracker = Console(1)
+    for rnd, loss, clients in ((0, 0.5, 3), (1, math.nan, 0)):
+        tracker.log({"round": rnd, "train/loss": loss, "train/clients": clients})
+    assert "round 1/1  train loss 0.500 (round 0), 00:00" in capsys.readouterr().err
+
+
 def test_console_shows_an_evaluation_under_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Console(1)
     row = {"eval/accuracy": 0.5, "unseen/accuracy": 0.25, "unseen/loss": 3.0}

@@ -18,7 +18,7 @@ from vecfl.data.stream import Clients, by_client, collect
 from vecfl.errors import InputError
 
 MISSING = {"", "?", "na", "n/a", "nan", "null"}
-FILL = "clean it, or give missing= a number to put there"
+FILL = "clean it, or give missing= a number to put there (vecfl.data convert: --missing 0)"
 HEADER = "a file without a header needs names=, those of its columns"
 Paths = Path | str | Sequence[Path | str]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from vecfl.track.clients import forget_clients, write_clients
-from vecfl.track.console import Console
+from vecfl.track.console import Console, with_clients
 from vecfl.track.jsonl import Jsonl
 from vecfl.track.run_dir import as_yaml, check_out, create_run_dir, hold, letting_go
 from vecfl.track.wandb import Wandb, check_wandb, new_id
@@ -22,6 +22,7 @@ __all__ = [
     "hold",
     "letting_go",
     "new_id",
+    "with_clients",
     "write_clients",
 ]
 

@@ -4,9 +4,16 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from typing import Any
 
 LEARNED = {"train/loss": "train loss {:#.3g}", "eval/accuracy": "test acc {:.1%}"}
 SPEED = {"system/clients_per_s": "{:,.0f} clients/s"}
+
+
+def with_clients(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a round, without the loss where nobody took part: it is NaN, of nothing."""
+    nobody = not metrics.get("train/clients", 1) and not metrics.get("train/dropped_clients")
+    return {k: v for k, v in metrics.items() if k != "train/loss" or v == v or not nobody}
 
 
 class Console:
@@ -24,7 +31,7 @@ class Console:
 
     def log(self, metrics: Mapping[str, float | int | str]) -> None:
         rnd = metrics["round"]
-        self._latest |= {key: (value, rnd) for key, value in metrics.items()}
+        self._latest |= {key: (value, rnd) for key, value in with_clients(metrics).items()}
         named = {
             key: f"{key.removesuffix('/accuracy')} acc {{:.1%}}"
             for key in self._latest

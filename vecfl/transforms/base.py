@@ -8,6 +8,7 @@ from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
 from vecfl.errors import InputError
 from vecfl.layout import Layout
+from vecfl.transforms.checks import check_upload
 from vecfl.transforms.codec import Codec
 
 T = TypeVar("T")
@@ -100,7 +101,7 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
         own, mine = part(prefix, server), replace(done, table=part(prefix, done.table))
         changed = transform.client(own, mine, replace(sent, table={}, extra={}))
         return replace(
-            changed,
+            check_upload(transform.name, changed, sent),
             table=sent.table | named(prefix, changed.table),
             extra=sent.extra | named(prefix, changed.extra),
         )
