@@ -163,6 +163,7 @@ def test_config_holds_the_effective_settings(
         "around": [],
         "client_dropout": 0.0,
         "freeze": None,
+        "table": None,
         "metrics": [],
         "stop_at": None,
         "patience": None,
