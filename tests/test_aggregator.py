@@ -58,6 +58,15 @@ def test_median_and_trimmed_mean_by_hand() -> None:
         vecfl.trimmed_mean(0.5)
 
 
+def test_a_share_is_taken_as_it_is_written() -> None:
+    """0.29 * 100 is 28.999999999999996 as floats: 29 of 100 are left out at either end. Of squares
+    0, 1, ..., 99^2 those of 29 to 70 remain: their mean is 70 * 71 * 141 / 6 less 28 * 29 * 57 / 6,
+    109,081, over 42; with 28 left out it would be another."""
+    squares = torch.arange(100, dtype=torch.float64).square()[:, None]
+    found = vecfl.trimmed_mean(0.29)(squares, torch.ones(100))
+    assert found.item() == pytest.approx(109_081 / 42, rel=1e-12)
+
+
 def test_it_gets_the_rows_of_those_who_count_in_the_order_of_the_cohort() -> None:
     messages, weights, moved = heard(vecfl.fedavg(lr=0.1, batches=B))
     assert weights.tolist() == [1, 3, 6, 9]  # nobody's client does not count

@@ -3,6 +3,7 @@ arXiv:1803.01498). For `vecfl.aggregated_by`; clients count alike, whatever thei
 """
 
 import math
+from fractions import Fraction
 
 from torch import Tensor
 
@@ -30,10 +31,12 @@ def trimmed_mean(share: float) -> Aggregator:
     if not 0 <= share < 0.5:
         raise InputError(f"trimmed_mean(share={share}): must be at least 0 and below 0.5")
 
+    exact = Fraction(str(float(share)))  # as it is written: 0.29 * 100 is below 29
+
     def trimmed_mean(messages: Tensor, weights: Tensor) -> Tensor:
         clients = len(messages)
-        out = math.floor(share * clients)
+        out = math.floor(exact * clients)
         return messages.sort(0).values[out : clients - out].mean(0)
 
-    trimmed_mean.__qualname__ = f"trimmed_mean({share:g})"
+    trimmed_mean.__qualname__ = f"trimmed_mean({float(share)})"
     return trimmed_mean

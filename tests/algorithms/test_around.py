@@ -218,6 +218,24 @@ def test_a_metric_that_is_not_there() -> None:
         made.observe(state.server, {"eval/los": "x"})
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_model_that_is_not_finite_ends_the_run(exact: bool) -> None:
+    """PLAIN's w goes from 1 to 1 - 4, and the server 1e308 times as far; a replay on STEEP, whose
+    gradient is 4 w = 2, goes 2e308 far."""
+    far_away = vecfl.fedavg(lr=4.0, batches=ONE, server=vecfl.server_sgd(1e308))
+    sim = simulate(far_away, exact_sums=exact)
+    with pytest.raises(InputError) as error:
+        sim.round(sim.start())
+    assert str(error.value) == (
+        "round 1: the server's step has left a model that is not finite; is its learning rate "
+        "(sgd(1e+308)), or that of a replay, too large?"
+    )
+    far = REPLAY | {"lr": 1e308}
+    sim = simulate(HALF, lambda a, task: vecfl.replay(a, task, client(STEEP), **far))
+    with pytest.raises(InputError, match="^round 1: the server's step has left a model that is"):
+        play(sim, 1)
+
+
 def with_replay(columns: Columns, module: Any = None, **how: Any) -> Algorithm:
     data = dataset([client(PLAIN)])
     task = vecfl.Task(module or Line(), squared, example=data.examples(2))

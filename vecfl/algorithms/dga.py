@@ -56,8 +56,9 @@ def dga(
 
     Clients without a step, or without loss weight, count for nothing. Weights are added up as
     logs, so no `softmax_beta` is too large; under `exact_sums` as they are, where those below 1e-6
-    of the number of examples are refused. Other arguments as in `fedavg`. Raises InputError for a
-    `weighting` that is not known and a `softmax_beta` that is not at least 0.
+    of the number of examples are refused: give a smaller `softmax_beta` there. Other arguments as
+    in `fedavg`. Raises InputError for a `weighting` that is not known and a `softmax_beta` that is
+    not at least 0.
     """
     if weighting not in MEASURES:
         raise InputError(f"dga(weighting={weighting!r}): choose from {', '.join(MEASURES)}")
@@ -72,7 +73,9 @@ def dga(
         usable = (done.weight > 0).double()
         return Upload(update, usable, log_weight=(-softmax_beta * x).clamp(max=CAP))
 
-    return Algorithm("dga", rule, server_init(server), broadcast, upload, server_step(server))
+    init, step = server_init(server), server_step(server)
+    facts = {"server": server.name, "weighting": weighting, "softmax_beta": float(softmax_beta)}
+    return Algorithm("dga", rule, init, broadcast, upload, step, facts=facts)
 
 
 def loss(done: Finished, update: Tensor) -> Tensor:

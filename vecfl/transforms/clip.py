@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Finished, Metrics, Round, Server, Upload
-from vecfl.errors import InputError
+from vecfl.errors import InputError, positive
 from vecfl.layout import Layout
 from vecfl.transforms.base import Transform
 
@@ -30,7 +30,7 @@ def clip_by_norm(norm: float) -> Transform:
     positive weight that were scaled, and `train/norm`, the mean of their norms before. Raises
     InputError for a norm that is not positive.
     """
-    check("clip_by_norm(norm)", norm)
+    positive("clip_by_norm(norm)", norm)
 
     def client(own: Server, done: Finished, upload: Upload) -> Upload:
         update, length, over = clip_rows(upload.update, norm)
@@ -51,7 +51,7 @@ def clip_by_layer(norm: float | Mapping[str, float]) -> Transform:
     """
     bounds = dict(norm) if isinstance(norm, Mapping) else {"": norm}
     for bound in bounds.values():
-        check("clip_by_layer(norm)", bound)
+        positive("clip_by_layer(norm)", bound)
 
     def init(layout: Layout) -> Server:
         names = {e.name for e in layout.params + layout.buffers}
@@ -106,8 +106,3 @@ def told(own: Server, sums: Aggregate, round: Round) -> Metrics:
     clients, clipped, norm = (float(sums.extra[n]) for n in ("clients", "clipped", "norm"))
     clients = clients or math.nan
     return {"train/clipped": clipped / clients, "train/norm": norm / clients}
-
-
-def check(what: str, norm: float) -> None:
-    if not norm > 0:
-        raise InputError(f"{what} must be positive, not {norm}")
