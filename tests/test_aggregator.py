@@ -147,6 +147,21 @@ def opposed(messages: Tensor, weights: Tensor) -> Tensor:
     return -(weights / weights.sum()) @ messages
 
 
+def test_an_aggregator_may_give_another_float() -> None:
+    """What comes in float32 goes on in float64: 1/3 of float32 less, times 3, is not 0."""
+
+    def third(messages: Tensor, weights: Tensor) -> Tensor:
+        return torch.full((messages.shape[1],), 1 / 3)
+
+    sim = simulation(vecfl.aggregated_by(vecfl.fedavg(lr=0.1, batches=B), third), statistics=2)
+    state = sim.start()
+    after, _ = sim.round(state)
+    assert sim.geometry.last is not None and sim.geometry.last.mean is not None
+    assert sim.geometry.last.mean.dtype == torch.float64
+    moved = state.server["w"] - after.server["w"]
+    torch.testing.assert_close(moved, torch.full_like(moved, 1 / 3), rtol=1e-7, atol=0)
+
+
 def test_nobody_leaves_the_model() -> None:
     algorithm = vecfl.aggregated_by(vecfl.fedavg(lr=0.1, batches=B), vecfl.coordinate_median())
     sim = simulation(algorithm, client_dropout=0.9999999)

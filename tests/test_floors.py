@@ -16,7 +16,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl.errors"}),
     frozenset(
         {"vecfl.layout", "vecfl.random", "vecfl.files", "vecfl.signals", "vecfl.settings"}
-        | {"vecfl.schedules"}
+        | {"vecfl.schedules", "vecfl.rows"}
     ),
     frozenset(
         {"vecfl.work", "vecfl.within_round", "vecfl.delays"}

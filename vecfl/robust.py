@@ -5,6 +5,8 @@ arXiv:1803.01498). For `vecfl.aggregated_by`; clients count alike, whatever thei
 import math
 from fractions import Fraction
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from vecfl.algorithms.base import Aggregator
@@ -15,8 +17,12 @@ def coordinate_median() -> Aggregator:
     """Each number is the median of the clients' (Definition 1), for even C the middle of two."""
 
     def coordinate_median(messages: Tensor, weights: Tensor) -> Tensor:
-        ordered, clients = messages.sort(0).values, len(messages)
-        return (ordered[(clients - 1) // 2] + ordered[clients // 2]) / 2
+        middle = (len(messages) - 1) // 2, len(messages) // 2
+        if messages.is_cpu:  # a third of the time of sorting
+            ordered = torch.from_numpy(np.partition(messages.numpy(), middle, axis=0))
+        else:
+            ordered = messages.sort(0).values
+        return (ordered[middle[0]] + ordered[middle[1]]) / 2
 
     coordinate_median.__qualname__ = "coordinate_median"
     return coordinate_median

@@ -11,6 +11,7 @@ from torch import Tensor
 import vecfl
 from vecfl.algorithms import Algorithm, carrying
 from vecfl.errors import InputError
+from vecfl.replay import Training
 
 from ..oracles.bridge import dataset
 from ..oracles.loop import Columns
@@ -122,6 +123,27 @@ def test_replay_draws_leave_those_of_clients_alone() -> None:
         sim = vecfl.Simulation(task, data, algorithm, vecfl.uniform(4), seed=3, backend="loop")
         models.append(vecfl.run(sim, 2).server["w"])
     assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
+
+
+def test_replay_has_the_same_bits_for_any_number_of_threads() -> None:
+    """Products and sums of a larger model are shared out among threads, which would be seen."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Linear(600, 300), torch.nn.Tanh(), torch.nn.Linear(300, 9)
+    )
+    x, y = torch.randn(256, 600), torch.randint(9, (256,))
+    task = vecfl.Task(module, vecfl.cross_entropy, example={"x": x[:2], "y": y[:2]})
+    rule = vecfl.engine.LocalRule(vecfl.sgd(), vecfl.Batches(256, epochs=2), 0.1)
+    training = Training(task, {"x": x, "y": y}, rule)
+    layout = task.layout
+    w, found, before = layout.flatten(task.module), [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(training.after({"w": w}, vecfl.algorithms.Round(0, 0, layout))["w"])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found) and not torch.equal(found[0], w)
 
 
 def lengths(values: list[float | None], direction: str, patience: int) -> list[float]:

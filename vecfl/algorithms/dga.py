@@ -16,6 +16,7 @@ from vecfl.algorithms.fedavg import broadcast, server_init, server_step
 from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
 from vecfl.optim import ClientOptimizer, sgd
+from vecfl.rows import moments
 from vecfl.schedule import Batches
 from vecfl.server_optim import ServerOptimizer, server_sgd
 
@@ -106,8 +107,7 @@ def of_update(moment: Callable[[Tensor, Tensor], Tensor]) -> Measure:
     """A moment, made of s1/n and s2/n, of the update."""
 
     def measure(done: Finished, update: Tensor) -> Tensor:
-        s1 = update.sum(1, dtype=torch.float64)
-        s2 = torch.linalg.vector_norm(update, dim=1, dtype=torch.float64).square()
+        s1, s2 = moments(update)
         return moment(s1 / update.shape[1], s2 / update.shape[1])
 
     return measure
