@@ -311,6 +311,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_examples": 0}, "--max-examples: expected at least 1, got 0"),
     ({"weights": "capped"}, "--weights: capped takes arguments, or (): capped(limit)"),
     ({"client_dropout": 1.5}, "--client-dropout: expected a probability in [0, 1), got 1.5"),
+    ({"client_dropout": 1.0}, "--client-dropout: expected a probability in [0, 1), got 1.0"),
 ]
 
 

@@ -126,14 +126,13 @@ def test_replay_draws_leave_those_of_clients_alone() -> None:
 
 
 def test_replay_has_the_same_bits_for_any_number_of_threads() -> None:
-    """Products and sums of a larger model are shared out among threads, which would be seen."""
+    """Gradients of LayerNorm are sums over examples that threads would share; its biases begin at 0,
+    so that their last bits are seen."""
     torch.manual_seed(0)
-    module = torch.nn.Sequential(
-        torch.nn.Linear(600, 300), torch.nn.Tanh(), torch.nn.Linear(300, 9)
-    )
-    x, y = torch.randn(256, 600), torch.randint(9, (256,))
+    module = torch.nn.Sequential(torch.nn.LayerNorm(600), torch.nn.Linear(600, 9))
+    x, y = torch.randn(512, 600), torch.randint(9, (512,))
     task = vecfl.Task(module, vecfl.cross_entropy, example={"x": x[:2], "y": y[:2]})
-    rule = vecfl.engine.LocalRule(vecfl.sgd(), vecfl.Batches(256, epochs=2), 0.1)
+    rule = vecfl.engine.LocalRule(vecfl.sgd(), vecfl.Batches(512, epochs=3), 1.0)
     training = Training(task, {"x": x, "y": y}, rule)
     layout = task.layout
     w, found, before = layout.flatten(task.module), [], torch.get_num_threads()
@@ -184,9 +183,9 @@ def losses(*values: float) -> list[dict[str, Any]]:
 
 
 def test_a_plateau_of_the_server_by_hand() -> None:
-    # Patience 0, factor 1/2. Round 1: w = 1/2. No better value: half of the way from 1/2 to 1/4,
-    # 3/8. Better: still half, 3/8 - 3/32 = 9/32. Worse twice, told after rounds 3 and 4: a quarter
-    # of 9/64, then an eighth.
+    # Patience 0, factor 1/2; the client halves w. Losses 2 and 1, each better: 1/2, 1/4, and 1/8 in
+    # round 3. That has 1.5, worse: round 4 goes half of the way from 1/8 to 1/16, 3/4 of 1/8. It
+    # has 1 again, no better: round 5 goes a quarter of the way to the half, and 7/8 remain.
     made = vecfl.server_on_plateau(HALF, "eval/loss", "min", 0.5, 0)
     found, metrics, _ = play(simulate(made), 5, losses(2.0, 1.0, 1.5, 1.0, 0.5))
     assert found[:2] == [1 / 2, 1 / 4]
