@@ -137,7 +137,8 @@ def test_weights_too_small_for_the_grid_are_refused() -> None:
             left_grid(aggregate, 1)
         assert str(caught.value) == (
             "exact_sums: weights add up to 1.9e-06, too little for sums of multiples of 5e-13; "
-            "make them larger, all by the same factor"
+            "make them larger, all by the same factor (dga: a smaller softmax_beta), or go "
+            "without exact sums"
         )
 
 

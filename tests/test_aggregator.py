@@ -58,6 +58,15 @@ def test_median_and_trimmed_mean_by_hand() -> None:
         vecfl.trimmed_mean(0.5)
 
 
+def test_a_share_is_taken_as_it_is_written() -> None:
+    """0.29 * 100 is 28.999999999999996 as floats: 29 of 100 are left out at either end. Of squares
+    0, 1, ..., 99^2 those of 29 to 70 remain: their mean is 70 * 71 * 141 / 6 less 28 * 29 * 57 / 6,
+    109,081, over 42; with 28 left out it would be another."""
+    squares = torch.arange(100, dtype=torch.float64).square()[:, None]
+    found = vecfl.trimmed_mean(0.29)(squares, torch.ones(100))
+    assert found.item() == pytest.approx(109_081 / 42, rel=1e-12)
+
+
 def test_it_gets_the_rows_of_those_who_count_in_the_order_of_the_cohort() -> None:
     messages, weights, moved = heard(vecfl.fedavg(lr=0.1, batches=B))
     assert weights.tolist() == [1, 3, 6, 9]  # nobody's client does not count
@@ -136,6 +145,21 @@ def test_the_mean_as_an_aggregator_is_fedavg_and_updates_are_compared_with_it() 
 def opposed(messages: Tensor, weights: Tensor) -> Tensor:
     """The weighted mean with another sign."""
     return -(weights / weights.sum()) @ messages
+
+
+def test_an_aggregator_may_give_another_float() -> None:
+    """What comes in float32 goes on in float64: 1/3 of float32 less, times 3, is not 0."""
+
+    def third(messages: Tensor, weights: Tensor) -> Tensor:
+        return torch.full((messages.shape[1],), 1 / 3)
+
+    sim = simulation(vecfl.aggregated_by(vecfl.fedavg(lr=0.1, batches=B), third), statistics=2)
+    state = sim.start()
+    after, _ = sim.round(state)
+    assert sim.geometry.last is not None and sim.geometry.last.mean is not None
+    assert sim.geometry.last.mean.dtype == torch.float64
+    moved = state.server["w"] - after.server["w"]
+    torch.testing.assert_close(moved, torch.full_like(moved, 1 / 3), rtol=1e-7, atol=0)
 
 
 def test_nobody_leaves_the_model() -> None:

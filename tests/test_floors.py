@@ -16,7 +16,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"vecfl.errors"}),
     frozenset(
         {"vecfl.layout", "vecfl.random", "vecfl.files", "vecfl.signals", "vecfl.settings"}
-        | {"vecfl.schedules"}
+        | {"vecfl.schedules", "vecfl.rows"}
     ),
     frozenset(
         {"vecfl.work", "vecfl.within_round", "vecfl.delays"}
@@ -70,6 +70,7 @@ SAME_FLOOR = {
     ("vecfl.delays", "vecfl.work"),
     ("vecfl.within_round", "vecfl.optim"),
     ("vecfl.within_round", "vecfl.work"),
+    ("vecfl.server_optim", "vecfl.work"),
     ("vecfl.tape", "vecfl.schedule"),
     ("vecfl.task", "vecfl.augment"),
     ("vecfl.task", "vecfl.losses"),

@@ -263,7 +263,7 @@ def test_parts_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             one, two, three, _ = play(by_flags(**flags)).view(4, -1)
             assert torch.equal(one, first) and torch.equal(two, first)
             assert not torch.equal(three, first)
-    assert by_flags(around=("mine.py:renamed", "ema(0)")).algorithm.name == "mine, ema 0"
+    assert by_flags(around=("mine.py:renamed", "ema(0)")).algorithm.name == "mine, ema 0.0"
     assert by_flags(around=("mine.py:renamed('a', times=2)",)).algorithm.name == "aa"
 
     def light(done: Any) -> Tensor:
@@ -348,7 +348,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "--steps: expected at least 1, got 0"),
     ({"max_examples": 0}, "--max-examples: expected at least 1, got 0"),
     ({"weights": "capped"}, "--weights: capped takes arguments, or (): capped(limit)"),
-    ({"client_dropout": 1.5}, "--client-dropout: expected a probability of 0 to 1, got 1.5"),
+    ({"client_dropout": 1.5}, "--client-dropout: expected a probability in [0, 1), got 1.5"),
+    ({"client_dropout": 1.0}, "--client-dropout: expected a probability in [0, 1), got 1.0"),
 ]
 
 

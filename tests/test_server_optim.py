@@ -208,6 +208,15 @@ def test_tensors_at_zero_move(optimizer: ServerOptimizer, expected: list[float])
     assert optimizer.step(w, update, optimizer.init(w), LAYOUT, 0)[0].tolist() == expected
 
 
+@pytest.mark.parametrize("make", [server_adam, server_adamw, server_adamax, server_lamb])
+def test_a_number_without_gradient_stays_where_eps_is_0(make) -> None:
+    """0 / 0 is 0; the third number moves in round 3, when its first update comes."""
+    more = () if make in (server_adam, server_adamax) else (0.0,)
+    w = run(make(0.1, (0.9, 0.999), 0.0, *more))
+    assert [m[2].item() for m in w[:2]] == [2, 2] and w[2][2] < 2
+    assert all(m.isfinite().all() for m in w) and (w[0][:2] != START[:2]).all()
+
+
 def test_clipping_takes_the_norm_over_all_tensors() -> None:
     # |(2, -1, 2)| = 3: a limit of 1.5 halves it, one of 3 or more leaves its bits.
     w, update = torch.zeros(3, dtype=torch.float64), torch.tensor([2.0, -1.0, 2.0]).double()
@@ -216,7 +225,7 @@ def test_clipping_takes_the_norm_over_all_tensors() -> None:
         moved, _ = optimizer.step(w, update, {}, LAYOUT, 0)
         assert moved.tolist() == (-scale * update).tolist()
         assert optimizer.step(w, 0 * update, {}, LAYOUT, 0)[0].tolist() == [0, 0, 0]
-    assert clipped(server_sgd(), 1.5).name == "sgd, clipped to 1.5"
+    assert clipped(server_sgd(), 1.5).name == "sgd(1.0), clipped to 1.5"
 
 
 def test_norms_have_the_same_bits_for_any_number_of_threads() -> None:
@@ -293,26 +302,42 @@ def test_corrected_adam_differs_from_fedadam() -> None:
 @pytest.mark.parametrize(
     "make,message",
     [
-        (lambda: server_sgd(-1), "server_sgd(lr) must be at least 0, not -1"),
+        (lambda: server_sgd(-1), "server_sgd(lr) must be at least 0 and finite, not -1"),
         (lambda: server_momentum(1, 1.0), "server_momentum(beta) must be in [0, 1), not 1.0"),
         (lambda: server_adam(1, (0.9, 1.5)), "server_adam(betas) must be in [0, 1), not 1.5"),
         (lambda: fedopt_adam(1, tau=0), "fedadam(tau) must be positive, not 0"),
-        (lambda: fedopt_yogi(1, start=-1), "fedyogi(start) must be at least 0, not -1"),
+        (lambda: fedopt_yogi(1, start=-1), "fedyogi(start) must be at least 0 and finite, not -1"),
         (lambda: fedopt_yogi(1, (0.9, 1)), "fedyogi(betas) must be in [0, 1), not 1"),
         (
             lambda: server_adamw(weight_decay=-1),
-            "server_adamw(weight_decay) must be at least 0, not -1",
+            "server_adamw(weight_decay) must be at least 0 and finite, not -1",
         ),
         (lambda: server_adamax(1, (1, 0)), "server_adamax(betas) must be in [0, 1), not 1"),
         (lambda: server_lars(trust=0), "server_lars(trust) must be positive, not 0"),
-        (lambda: server_lars(-1), "server_lars(lr) must be at least 0, not -1"),
+        (lambda: server_lars(-1), "server_lars(lr) must be at least 0 and finite, not -1"),
         (lambda: server_lamb(1, (0.9, -0.1)), "server_lamb(betas) must be in [0, 1), not -0.1"),
         (lambda: clipped(server_sgd(), 0.0), "clipped(limit) must be positive, not 0.0"),
         (
             lambda: scheduled(server_sgd(), lambda round: -2.0).step(START, START, {}, LAYOUT, 4),
             "the schedule of the server gives -2.0 in round 5: at least 0 and finite",
         ),
-        (lambda: fedopt_adagrad(math.nan), "fedadagrad(lr) must be at least 0, not nan"),
+        (
+            lambda: server_adam(eps=-1e-8),
+            "server_adam(eps) must be at least 0 and finite, not -1e-08",
+        ),
+        (lambda: server_lamb(eps=-1.0), "server_lamb(eps) must be at least 0 and finite, not -1.0"),
+        (lambda: server_sgd(math.inf), "server_sgd(lr) must be at least 0 and finite, not inf"),
+        (
+            lambda: server_adamw(weight_decay=math.inf),
+            "server_adamw(weight_decay) must be at least 0 and finite, not inf",
+        ),
+        (
+            lambda: server_lars(trust=math.inf),
+            "server_lars(trust) must be at least 0 and finite, not inf",
+        ),
+        (lambda: vecfl.adam(eps=-1.0), "adam(eps) must be at least 0 and finite, not -1.0"),
+        (lambda: vecfl.adamw(eps=math.nan), "adamw(eps) must be at least 0 and finite, not nan"),
+        (lambda: fedopt_adagrad(math.nan), "fedadagrad(lr) must be at least 0 and finite, not nan"),
     ],
 )
 def test_bad_arguments(make, message: str) -> None:

@@ -1,6 +1,7 @@
 """What a simulation gives a checkpoint, and takes back."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from vecfl import checkpoint
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.mesh import Mesh
+from vecfl.state import facts as known_facts
 from vecfl.state import open_table, together, unpack
 from vecfl.table import Tables
 
@@ -227,6 +229,94 @@ def test_the_state_of_other_work_is_refused(there: dict[str, Any], here: dict[st
     made(there).load(content)
     with pytest.raises(InputError, match=r"^the checkpoint is of another run: rule LocalRule\("):
         made(here).load(content)
+
+
+PAIRS = {
+    "softmax_beta": lambda x: dga(softmax_beta=(0.5, 0.50000001)[x]),
+    "weighting": lambda x: dga(weighting=("loss", "uniform")[x]),
+    "dga's server": lambda x: dga(server=vecfl.server_sgd(1 + x)),
+    "optimizer": lambda x: plain(server=(vecfl.server_adam(0.1), vecfl.server_lamb(0.1))[x]),
+    "sgd": lambda x: plain(server=vecfl.server_sgd(1 + x)),
+    "momentum": lambda x: plain(server=vecfl.server_momentum(1, (0.9, 0.8)[x])),
+    "eps": lambda x: plain(server=vecfl.server_adam(0.1, eps=(1e-8, 1e-7)[x])),
+    "betas": lambda x: plain(server=vecfl.server_adamax(0.1, (0.9, (0.99, 0.999)[x]))),
+    "decay": lambda x: plain(server=vecfl.server_adamw(0.1, weight_decay=x)),
+    "trust": lambda x: plain(server=vecfl.server_lars(0.1, trust=1 + x)),
+    "tau": lambda x: plain(server=vecfl.fedopt_adagrad(0.1, tau=1 + x)),
+    "start": lambda x: plain(server=vecfl.fedopt_adagrad(0.1, start=1 + x)),
+    "beta2": lambda x: plain(server=vecfl.fedopt_adam(0.1, (0.9, (0.99, 0.999)[x]))),
+    "yogi": lambda x: plain(server=vecfl.fedopt_yogi(0.1, (0.9, (0.99, 0.999)[x]))),
+    "clipped": lambda x: plain(server=vecfl.clipped(vecfl.server_sgd(), (1, 1.0000001)[x])),
+    "scheduled": lambda x: plain(server=vecfl.scheduled(vecfl.server_sgd(), vecfl.cosine(5 + x))),
+    "weights": lambda x: plain(weights=(vecfl.by_examples, vecfl.uniform_weights)[x]),
+    "capped": lambda x: plain(weights=vecfl.capped(5 + x)),
+    "client's decay": lambda x: plain(optimizer=vecfl.momentum(0.9, weight_decay=(0.1, 0.2)[x])),
+    "client's betas": lambda x: plain(optimizer=vecfl.adam((0.9, (0.99, 0.999)[x]))),
+    "client's eps": lambda x: plain(optimizer=vecfl.rmsprop(eps=(1e-8, 1e-7)[x])),
+    "fednova": lambda x: vecfl.fednova(lr=0.1, batches=B3, weights=vecfl.capped(5 + x)),
+    "fedsgd": lambda x: vecfl.fedsgd(server=vecfl.server_sgd(1 + x)),
+    "scaffold": lambda x: vecfl.scaffold(lr=0.1, batches=B3, option=1 + x),
+    "scaffold's server": lambda x: vecfl.scaffold(
+        lr=0.1, batches=B3, server=vecfl.server_sgd(1 + x)
+    ),
+    "step": lambda x: vecfl.fedprox_adaptive(lr=0.1, batches=B3, step=(0.1, 0.2)[x]),
+    "patience": lambda x: vecfl.fedprox_adaptive(lr=0.1, batches=B3, patience=5 + x),
+    "ema": lambda x: vecfl.ema(plain(), (0.9999999, 0.99999991)[x]),
+    "trimmed": lambda x: vecfl.aggregated_by(plain(), vecfl.trimmed_mean((0.1, 0.1000001)[x])),
+    "plateau": lambda x: vecfl.server_on_plateau(plain(), "a/b", "min", (0.1, 0.1000001)[x]),
+    "late": lambda x: vecfl.delayed(plain(), vecfl.stale((0.1, 0.1000001)[x])),
+    "delays": lambda x: vecfl.delayed(
+        plain(), vecfl.drawn_delay([(0.9, 0.9000001)[x], (0.1, 0.0999999)[x]])
+    ),
+    "replay": lambda x: replayed(lr=(0.1, 0.2)[x], batches=B3),
+    "replay's batches": lambda x: replayed(lr=0.1, batches=vecfl.Batches(3 + x)),
+    "replay's examples": lambda x: replayed(9 + x, lr=0.1, batches=B3),
+}
+B3 = vecfl.Batches(3)
+
+
+def plain(**kind: Any) -> vecfl.Algorithm:
+    return vecfl.fedavg(lr=0.1, batches=B3, **kind)
+
+
+def dga(**kind: Any) -> vecfl.Algorithm:
+    return vecfl.dga(lr=0.1, batches=B3, **kind)
+
+
+def replayed(examples: int = 9, **kind: Any) -> vecfl.Algorithm:
+    return vecfl.replay(
+        plain(), simulation("sgd").task, {"x": X[:examples], "y": Y[:examples]}, **kind
+    )
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_number_of_an_algorithm_is_a_fact(name: str) -> None:
+    """Tensors fit, arrangement, seeds and data are the same; the line names what is not."""
+    one, same, other = (PAIRS[name](x) for x in (0, 0, 1))
+    sim = simulation("sgd")
+    facts = [known_facts(a, sim.data, sim.task.layout, {}, {}) for a in (one, same, other)]
+    assert facts[0] == facts[1]
+    different = [fact for fact, value in facts[0].items() if value != facts[2].get(fact)]
+    assert len(different) == 1
+    fresh = {"w": torch.zeros(2)}
+    with pytest.raises(InputError) as caught:
+        unpack({"round": 0, "server": fresh, "facts": facts[0]}, fresh, facts[2], False)
+    line = str(caught.value)
+    assert line.startswith(f"the checkpoint is of another run: {different[0]} ")
+    assert "\n" not in line
+
+
+def test_names_may_have_commas() -> None:
+    """Names of what a transform keeps begin with its place, whatever stands in names."""
+    mine = replace(vecfl.clip_by_norm(1.0), name="mine, of 1, 2 and 3")
+    around = vecfl.chain(vecfl.ema(replace(plain(), name="a, b, c"), 0.5), mine)
+    twice = vecfl.chain(around, vecfl.clip_by_norm(1.0))
+    assert (around.places, twice.places) == (1, 2)
+    assert twice.name == "a, b, c, ema 0.5, mine, of 1, 2 and 3, clip_by_norm 1.0"
+    sim = simulation("sgd")
+    sim = vecfl.Simulation(sim.task, sim.data, twice, sim.sampler, backend="loop")
+    _, told = sim.round(sim.start())
+    assert {"train/norm", "train/norm.1"} <= told.keys()
 
 
 def test_any_fact_counts() -> None:

@@ -36,9 +36,14 @@ class Aggregate:
     shift: Tensor | None = None
     late: "dict[int, Aggregate]" = field(default_factory=dict)
 
+    @property
+    def counts(self) -> bool:
+        """Whether a client had a positive weight."""
+        return bool(self.weight > 0)
+
     def mean(self) -> Tensor | None:
         """The weighted mean [M], float64; None if no client had a positive weight."""
-        return self.total / self.weight if self.weight > 0 else None
+        return self.total / self.weight if self.counts else None
 
 
 def empty(length: int, device: torch.device, grid: float | None = None) -> Aggregate:
@@ -170,6 +175,7 @@ def left_grid(aggregate: Aggregate, clients: int) -> bool:
     if clients**0.5 * step / 2 > COARSE * aggregate.weight:
         raise InputError(
             f"exact_sums: weights add up to {float(aggregate.weight):.2g}, too little for sums "
-            f"of multiples of {step:.1g}; make them larger, all by the same factor"
+            f"of multiples of {step:.1g}; make them larger, all by the same factor (dga: a smaller "
+            "softmax_beta), or go without exact sums"
         )
     return bool(aggregate.bound > aggregate.grid / 3)

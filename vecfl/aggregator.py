@@ -31,9 +31,11 @@ def aggregated_by(algorithm: Algorithm, aggregator: Aggregator) -> Algorithm:
                 finite and count, in the order of the cohort, behind all transforms of their side.
                 It must not change them
 
-    All messages of a cohort are held at once: C * M * 8 bytes on each rank, twice where some
-    clients do not count. Where nobody counts it is not called, and the model stays as it is.
-    Raises InputError where `algorithm` has an aggregator or delays, and in a round for a result
+    All messages of a cohort are held at once on each rank: C * M * 8 bytes, and beside them the
+    copies that its workers kept, in the run's dtype, of the clients that it trained; once more
+    C * M * 8 bytes where some clients do not count, and as much for what the aggregator itself
+    makes, such as a sorted copy. Where nobody counts it is not called, and the model stays as it
+    is. Raises InputError where `algorithm` has an aggregator or delays, and in a round for a result
     that is not M finite numbers.
     """
     name = getattr(aggregator, "__qualname__", type(aggregator).__qualname__)

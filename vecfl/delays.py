@@ -52,7 +52,7 @@ def stale(probability: float, rounds: int = 1) -> Delay:
             "integer of at least 1"
         )
     drawn = drawn_delay([1 - probability, *[0.0] * (rounds - 1), probability])
-    return Delay(f"stale({probability:g}, {rounds})", rounds, drawn.draw)
+    return Delay(f"stale({float(probability)}, {rounds})", rounds, drawn.draw)
 
 
 def drawn_delay(probabilities: Sequence[float]) -> Delay:
@@ -71,7 +71,7 @@ def drawn_delay(probabilities: Sequence[float]) -> Delay:
         word = words(seed, streams, 1)[:, 0]
         return (word[:, None] >= steps).sum(1)
 
-    said = ", ".join(f"{share:g}" for share in shares)
+    said = ", ".join(f"{float(share)}" for share in shares)
     return Delay(f"drawn_delay([{said}])", len(shares) - 1, draw)
 
 

@@ -125,7 +125,7 @@ def check_run(args: RunArgs) -> None:
     check(args, ("seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
     check(args, ("statistics", "validation"), lambda x: x >= 0, "a number of at least 0")
     check(args, ("validation",), lambda x: x < 1, "a share below 1")
-    check(args, ("client_dropout",), lambda p: 0 <= p <= 1, "a probability of 0 to 1")
+    check(args, ("client_dropout",), lambda p: 0 <= p < 1, "a probability in [0, 1)")
     some = ("workers", "slots")
     check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
     right = f"auto or at most --cohort ({args.cohort})"

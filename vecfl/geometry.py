@@ -18,9 +18,8 @@ from vecfl.errors import InputError, is_integer
 from vecfl.gram import cosines, diversity, effective_rank, gram
 from vecfl.mesh import Mesh
 from vecfl.random import Kind, stream, words
+from vecfl.rows import lengths
 from vecfl.schedule import Plan
-
-ROWS, WIDTH = 8, 1 << 13
 
 
 @dataclass(frozen=True)
@@ -99,17 +98,6 @@ def measure(update: Tensor, weight: Tensor, place: np.ndarray, sampled: np.ndarr
     mine = np.flatnonzero(sampled[place])
     index = torch.from_numpy(mine).to(update.device, non_blocking=True)
     return Part(place, norm.where(weight > 0, torch.nan), place[mine], update[index])
-
-
-def lengths(update: Tensor) -> Tensor:
-    """The norms of rows [K, P] in float64, [K]; the bits of one do not depend on the others."""
-    if not update.is_cpu:
-        return torch.linalg.vector_norm(update, dim=1, dtype=torch.float64)
-    squares = [  # of parts that stay in the cache as float64
-        sum(part.double().square().sum(1) for part in rows.split(WIDTH, dim=1))
-        for rows in update.split(ROWS)
-    ]
-    return torch.cat([torch.as_tensor(s) for s in squares]).sqrt()
 
 
 def norms(parts: Sequence[Part], clients: int) -> Tensor:

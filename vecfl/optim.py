@@ -4,7 +4,6 @@ A client optimizer moves every row by itself, with the row's own state and step 
 `torch.optim` would move that client's model; R rows are all slots, or one.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vecfl.errors import InputError
+from vecfl.errors import at_least_zero, fraction
 
 
 @dataclass
@@ -48,6 +47,7 @@ class ClientOptimizer:
     """`step_(rows, grads, lr)` moves rows in place by gradients [R, *shape].
 
     states  tensors [S, trainable] that it keeps; counts: whether it needs `Rows.steps`
+    numbers  that it was made with: runs are told apart by them
     beta    where all it does is v <- beta v + g; w <- w - lr v; None: it does something else
     """
 
@@ -56,6 +56,7 @@ class ClientOptimizer:
     step_: Callable[[Rows, list[Tensor], float], None] = field(repr=False)
     counts: bool = False
     beta: float | None = None
+    numbers: tuple[float, ...] = ()
 
     @property
     def plain(self) -> bool:
@@ -65,12 +66,14 @@ class ClientOptimizer:
 
 def sgd(weight_decay: float = 0.0) -> ClientOptimizer:
     """w <- w - lr g; here and below g has weight_decay * w added, the gradient of an L2 penalty."""
-    _at_least_zero("sgd(weight_decay)", weight_decay)
+    at_least_zero("sgd(weight_decay)", weight_decay)
 
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
         torch._foreach_add_(rows.w, decayed(rows, grads, weight_decay), alpha=-lr)
 
-    return ClientOptimizer("sgd", 0, step_, beta=None if weight_decay else 0.0)
+    return ClientOptimizer(
+        "sgd", 0, step_, beta=None if weight_decay else 0.0, numbers=(weight_decay,)
+    )
 
 
 def momentum(
@@ -80,8 +83,8 @@ def momentum(
 
     Sutskever et al., ICML 2013, in the form of `torch.optim.SGD` without dampening.
     """
-    _fraction("momentum(beta)", beta)
-    _at_least_zero("momentum(weight_decay)", weight_decay)
+    fraction("momentum(beta)", beta)
+    at_least_zero("momentum(weight_decay)", weight_decay)
 
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
         (velocity,), grads = rows.state, decayed(rows, grads, weight_decay)
@@ -90,9 +93,12 @@ def momentum(
         ahead = torch._foreach_add(grads, velocity, alpha=beta) if nesterov else velocity
         torch._foreach_add_(rows.w, ahead, alpha=-lr)
 
+    numbers = beta, weight_decay
     if nesterov:
-        return ClientOptimizer("nesterov", 1, step_)
-    return ClientOptimizer("momentum", 1, step_, beta=None if weight_decay else beta)
+        return ClientOptimizer("nesterov", 1, step_, numbers=numbers)
+    return ClientOptimizer(
+        "momentum", 1, step_, beta=None if weight_decay else beta, numbers=numbers
+    )
 
 
 def rmsprop(
@@ -109,10 +115,10 @@ def rmsprop(
 
     Tieleman and Hinton, Neural networks for machine learning, lecture 6.5, 2012.
     """
-    _fraction("rmsprop(alpha)", alpha)
-    _fraction("rmsprop(momentum)", momentum)
-    _at_least_zero("rmsprop(eps)", eps)
-    _at_least_zero("rmsprop(weight_decay)", weight_decay)
+    fraction("rmsprop(alpha)", alpha)
+    fraction("rmsprop(momentum)", momentum)
+    at_least_zero("rmsprop(eps)", eps)
+    at_least_zero("rmsprop(weight_decay)", weight_decay)
 
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
         square, *more = rows.state
@@ -133,7 +139,8 @@ def rmsprop(
         else:
             torch._foreach_addcdiv_(rows.w, grads, scale, value=-lr)
 
-    return ClientOptimizer("rmsprop", 1 + centered + (momentum > 0), step_)
+    numbers = alpha, eps, momentum, centered, weight_decay
+    return ClientOptimizer("rmsprop", 1 + centered + (momentum > 0), step_, numbers=numbers)
 
 
 def adagrad(eps: float = 1e-10, weight_decay: float = 0.0) -> ClientOptimizer:
@@ -141,8 +148,8 @@ def adagrad(eps: float = 1e-10, weight_decay: float = 0.0) -> ClientOptimizer:
 
     Duchi et al., JMLR 2011, Figure 1 with a diagonal matrix.
     """
-    _at_least_zero("adagrad(eps)", eps)
-    _at_least_zero("adagrad(weight_decay)", weight_decay)
+    at_least_zero("adagrad(eps)", eps)
+    at_least_zero("adagrad(weight_decay)", weight_decay)
 
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
         (total,), grads = rows.state, decayed(rows, grads, weight_decay)
@@ -151,7 +158,7 @@ def adagrad(eps: float = 1e-10, weight_decay: float = 0.0) -> ClientOptimizer:
         torch._foreach_add_(scale, eps)
         torch._foreach_addcdiv_(rows.w, grads, scale, value=-lr)
 
-    return ClientOptimizer("adagrad", 1, step_)
+    return ClientOptimizer("adagrad", 1, step_, numbers=(eps, weight_decay))
 
 
 def adam(
@@ -172,8 +179,9 @@ def _adam(
     name: str, betas: tuple[float, float], eps: float, weight_decay: float, fused_: Callable
 ) -> ClientOptimizer:
     for beta in betas:
-        _fraction(f"{name}(betas)", beta)
-    _at_least_zero(f"{name}(weight_decay)", weight_decay)
+        fraction(f"{name}(betas)", beta)
+    at_least_zero(f"{name}(eps)", eps)
+    at_least_zero(f"{name}(weight_decay)", weight_decay)
 
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
         assert rows.steps is not None
@@ -197,7 +205,7 @@ def _adam(
             maximize=False,
         )
 
-    return ClientOptimizer(name, 2, step_, counts=True)
+    return ClientOptimizer(name, 2, step_, counts=True, numbers=(*betas, eps, weight_decay))
 
 
 def keep_gradient() -> ClientOptimizer:
@@ -214,13 +222,3 @@ def decayed(rows: Rows, grads: list[Tensor], weight_decay: float) -> list[Tensor
     if not weight_decay:
         return grads
     return list(torch._foreach_add(grads, rows.w, alpha=weight_decay))
-
-
-def _fraction(what: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise InputError(f"{what} must be in [0, 1), not {value}")
-
-
-def _at_least_zero(what: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise InputError(f"{what} must be at least 0 and finite, not {value}")

@@ -17,6 +17,7 @@ from vecfl.losses import Batch
 from vecfl.optim import ClientOptimizer, sgd
 from vecfl.random import LIMITS
 from vecfl.schedule import Batches, Plan, make_plan
+from vecfl.state import known_by
 from vecfl.tape import Tape
 from vecfl.task import Task
 from vecfl.trainer import operator_threads
@@ -49,9 +50,10 @@ def replay(
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
         new = inner.server(server, sums, round)
-        return new if sums.mean() is None else new | training.after(new, round)
+        return new | training.after(new, round) if sums.counts else new
 
-    return replace(inner, name=f"{algorithm.name}, replay", server=step)
+    facts = {**inner.facts, "replay": f"{known_by(training.rule)}, {training.examples} examples"}
+    return replace(inner, name=f"{algorithm.name}, replay", server=step, facts=facts)
 
 
 class Training:
@@ -86,7 +88,6 @@ class Training:
     def after(self, server: Server, round: Round) -> Server:
         """The model and the optimizer's tensors after the steps of a round."""
         w, layout, rule = server["w"], round.layout, self.rule
-        layout.round_integers_(w)
         backend, slots = self._backend(w), Slots(layout, rule, 1, w.device, w.dtype)
         backend.task.draws.seed = round.seed
         slots.start_(torch.tensor([0]), w, None)

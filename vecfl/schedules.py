@@ -8,7 +8,7 @@ as its name, which is how runs tell them apart.
 import math
 from collections.abc import Callable
 
-from vecfl.errors import InputError, is_integer
+from vecfl.errors import InputError, at_least_zero, is_integer
 
 Schedule = Callable[[int], float]
 
@@ -26,7 +26,7 @@ def scaled(lr: float, *schedules: Schedule) -> Schedule:
 def step_decay(every: int, factor: float) -> Schedule:
     """factor^k after k times `every` rounds."""
     _rounds("step_decay", 1, every=every)
-    _factor("step_decay(factor)", factor)
+    at_least_zero("step_decay(factor)", factor)
     return _named(lambda round: factor ** (round // every), "step_decay", every, factor)
 
 
@@ -36,7 +36,7 @@ def multi_step(milestones: list[int], factor: float) -> Schedule:
     _rounds("multi_step", 0, **{f"milestones[{i}]": at for i, at in enumerate(milestones)})
     if milestones != sorted(set(milestones)):
         raise InputError(f"multi_step(milestones={milestones}): must rise")
-    _factor("multi_step(factor)", factor)
+    at_least_zero("multi_step(factor)", factor)
 
     def decay(round: int) -> float:
         return factor ** sum(at <= round for at in milestones)
@@ -97,11 +97,6 @@ def _rounds(what: str, least: int, **rounds: int) -> None:
     for name, value in rounds.items():
         if not (is_integer(value) and value >= least):
             raise InputError(f"{what}({name}={value!r}): must be an integer of at least {least}")
-
-
-def _factor(what: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise InputError(f"{what} must be at least 0 and finite, not {value}")
 
 
 def _share(what: str, value: float) -> None:

@@ -25,7 +25,7 @@ from vecfl.participation import Trace
 from vecfl.probe import Probe
 from vecfl.random import check_seed
 from vecfl.sampling import Sampler
-from vecfl.state import State, facts, open_table, pack, require_observed, sent, unpack
+from vecfl.state import State, facts, open_table, pack, require_observed, sent, settle_, unpack
 from vecfl.table import Tables
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
@@ -156,7 +156,7 @@ class Simulation:
         sums = found.norm, everyone(found.aggregate), cohort.plan, some, state.round
         updates = self.geometry.metrics(fold.updates, *sums)
         server = self.algorithm.server(state.server, found.aggregate, at)
-        layout.round_integers_(server["w"])
+        settle_(server["w"], self.algorithm, at)
         how = {"data": self.source.name, "ranks": self.mesh.size, **asdict(self.arrangement)}
         if state.table is not None:
             state.table.end()

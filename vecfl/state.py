@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from vecfl.algorithms.base import Algorithm, Server
+from vecfl.algorithms.base import Algorithm, Round, Server
 from vecfl.data import FederatedDataset
 from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
@@ -51,6 +51,20 @@ def require_observed(state: State, algorithm: Algorithm) -> None:
         raise InputError(
             f"{algorithm.name} adapts to the metrics of a round: after each round and its "
             "evaluation call state = sim.observe(state, metrics)"
+        )
+
+
+def settle_(w: Tensor, algorithm: Algorithm, round: Round) -> None:
+    """Round the integers of w [P], which the server has moved.
+
+    InputError where it is not finite: all clients of all further rounds would be dropped.
+    """
+    round.layout.round_integers_(w)
+    if not w.isfinite().all():
+        how = algorithm.facts.get("server", "its numbers")
+        raise InputError(
+            f"round {round.number + 1}: the server's step has left a model that is not finite; is "
+            f"its learning rate ({how}), or that of a replay, too large?"
         )
 
 
@@ -106,6 +120,7 @@ def facts(
     """What the bits of a round depend on, as far as values tell: functions cannot."""
     return {
         "algorithm": algorithm.name,
+        **algorithm.facts,
         **seeds,
         "clients": data.num_clients,
         "examples": int(data.offsets[-1]),

@@ -27,12 +27,16 @@ def within_round(optimizer: ClientOptimizer, factor: Factor) -> ClientOptimizer:
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
         assert rows.steps is not None
         share = factor(rows.steps.double()).to(rows.w[0].dtype)  # before the optimizer counts
-        before = [w.clone() for w in rows.w]
-        optimizer.step_(rows, grads, lr)
+        shares = [share.view(-1, *(1,) * (w.dim() - 1)) for w in rows.w]
+        if optimizer.plain:
+            optimizer.step_(rows, list(torch._foreach_mul(grads, shares)), lr)
+        else:  # every step is linear in lr
+            before = [w.clone() for w in rows.w]
+            optimizer.step_(rows, grads, lr)
+            for w, old, part in zip(rows.w, before, shares, strict=True):
+                torch.lerp(old, w, part, out=w)
         if not optimizer.counts:
             rows.steps += 1
-        for w, old in zip(rows.w, before, strict=True):  # every step is linear in lr
-            w.sub_(old).mul_(share.view(-1, *(1,) * (w.dim() - 1))).add_(old)
 
     name = f"within_round {said(factor)} {optimizer.name}"
     return replace(optimizer, name=name, step_=step_, counts=True, beta=None)

@@ -11,6 +11,7 @@ from torch import Tensor
 import vecfl
 from vecfl.algorithms import Algorithm, carrying
 from vecfl.errors import InputError
+from vecfl.replay import Training
 
 from ..oracles.bridge import dataset
 from ..oracles.loop import Columns
@@ -124,6 +125,26 @@ def test_replay_draws_leave_those_of_clients_alone() -> None:
     assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
 
 
+def test_replay_has_the_same_bits_for_any_number_of_threads() -> None:
+    """Gradients of LayerNorm are sums over examples that threads would share; its biases begin at 0,
+    so that their last bits are seen."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.LayerNorm(600), torch.nn.Linear(600, 9))
+    x, y = torch.randn(512, 600), torch.randint(9, (512,))
+    task = vecfl.Task(module, vecfl.cross_entropy, example={"x": x[:2], "y": y[:2]})
+    rule = vecfl.engine.LocalRule(vecfl.sgd(), vecfl.Batches(512, epochs=3), 1.0)
+    training = Training(task, {"x": x, "y": y}, rule)
+    layout = task.layout
+    w, found, before = layout.flatten(task.module), [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(training.after({"w": w}, vecfl.algorithms.Round(0, 0, layout))["w"])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found) and not torch.equal(found[0], w)
+
+
 def lengths(values: list[float | None], direction: str, patience: int) -> list[float]:
     """The server's factor by torch's scheduler after each round with a value."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
@@ -162,9 +183,9 @@ def losses(*values: float) -> list[dict[str, Any]]:
 
 
 def test_a_plateau_of_the_server_by_hand() -> None:
-    # Patience 0, factor 1/2. Round 1: w = 1/2. No better value: half of the way from 1/2 to 1/4,
-    # 3/8. Better: still half, 3/8 - 3/32 = 9/32. Worse twice, told after rounds 3 and 4: a quarter
-    # of 9/64, then an eighth.
+    # Patience 0, factor 1/2; the client halves w. Losses 2 and 1, each better: 1/2, 1/4, and 1/8 in
+    # round 3. That has 1.5, worse: round 4 goes half of the way from 1/8 to 1/16, 3/4 of 1/8. It
+    # has 1 again, no better: round 5 goes a quarter of the way to the half, and 7/8 remain.
     made = vecfl.server_on_plateau(HALF, "eval/loss", "min", 0.5, 0)
     found, metrics, _ = play(simulate(made), 5, losses(2.0, 1.0, 1.5, 1.0, 0.5))
     assert found[:2] == [1 / 2, 1 / 4]
@@ -216,6 +237,24 @@ def test_a_metric_that_is_not_there() -> None:
     assert str(error.value) == "a plateau of eval/los: no such metric; is it eval/loss?"
     with pytest.raises(InputError, match="a plateau of eval/los: it is text, 'x', not a number"):
         made.observe(state.server, {"eval/los": "x"})
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_model_that_is_not_finite_ends_the_run(exact: bool) -> None:
+    """PLAIN's w goes from 1 to 1 - 4, and the server 1e308 times as far; a replay on STEEP, whose
+    gradient is 4 w = 2, goes 2e308 far."""
+    far_away = vecfl.fedavg(lr=4.0, batches=ONE, server=vecfl.server_sgd(1e308))
+    sim = simulate(far_away, exact_sums=exact)
+    with pytest.raises(InputError) as error:
+        sim.round(sim.start())
+    assert str(error.value) == (
+        "round 1: the server's step has left a model that is not finite; is its learning rate "
+        "(sgd(1e+308)), or that of a replay, too large?"
+    )
+    far = REPLAY | {"lr": 1e308}
+    sim = simulate(HALF, lambda a, task: vecfl.replay(a, task, client(STEEP), **far))
+    with pytest.raises(InputError, match="^round 1: the server's step has left a model that is"):
+        play(sim, 1)
 
 
 def with_replay(columns: Columns, module: Any = None, **how: Any) -> Algorithm:

@@ -146,6 +146,29 @@ def test_exact_sums_of_weights_that_are_too_small() -> None:
         lines([client(FAR, FAR)], dga(softmax_beta=1000.0), **kind)
 
 
+@pytest.mark.parametrize("weighting", ["uniform", "update_mean", "update_variance", "update_rms"])
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_steps_without_loss_weight_count_for_nothing(
+    weighting: Weighting, how: dict[str, Any]
+) -> None:
+    """A client of tokens that are all padding takes steps, sees examples and stays where it is: it
+    must not pull the mean to zero."""
+    problem, models = PROBLEMS["tokens"], []
+    some = problem.clients((5, 3))
+    (padding,) = problem.clients((4,))
+    padding = padding | {"y": torch.full_like(padding["y"], -100)}
+    for clients in (some, [some[0], padding, some[1]]):
+        data = dataset(clients)
+        task = vecfl.Task(problem.build(), problem.loss, example=data.examples(2))
+        algorithm = dga(weighting=weighting, softmax_beta=0.5)
+        sim = vecfl.Simulation(task, data, algorithm, vecfl.everyone(), dtype=torch.float64, **how)
+        state, metrics = sim.round(sim.start())
+        assert metrics["train/clients"] == 2
+        models.append(state.server["w"])
+    torch.testing.assert_close(models[0], models[1], rtol=1e-12, atol=1e-14)
+    assert not torch.equal(models[0], sim.start().server["w"])
+
+
 def test_the_server_and_the_client_optimizer() -> None:
     """FAR alone: lr 1/4 twice with momentum 1/2: v = -1, w = 1.25; v = -1.25, w = 1.5625. Half of
     the way by the server."""

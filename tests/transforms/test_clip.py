@@ -187,6 +187,28 @@ def test_metrics_by_hand() -> None:
     assert metrics["train/norm"] == pytest.approx(1.25 / 3)
 
 
+def test_who_does_not_count_is_not_counted_as_clipped() -> None:
+    """STEEP's update 1 is above 0.5, but its weight is 0: of one that counts none was clipped."""
+    fedavg = vecfl.fedavg(
+        lr=0.25, batches=ONE, weights=lambda done: (done.loss < 1).double() * done.examples
+    )
+    for clip in (vecfl.clip_by_norm(0.5), vecfl.clip_by_layer(0.5)):
+        _, metrics = run(fedavg, clip)
+        assert metrics["train/clients"] == 1
+        assert (metrics["train/clipped"], metrics["train/norm"]) == (0, 0.25)
+
+
+def test_no_row_is_copied_where_none_is_over() -> None:
+    """And what a row comes to does not depend on others that are."""
+    rows = torch.randn(4, 9000, generator=torch.Generator().manual_seed(1))
+    after, norm, over = clip_rows(rows, 1e3)
+    assert after is rows and not over.any()
+    beside = torch.cat((rows, rows[:1] * 1e6))
+    scaled, norms, one = clip_rows(beside, 1e3)
+    assert torch.equal(scaled[:4], rows) and torch.equal(norms[:4], norm)
+    assert one.tolist() == [False] * 4 + [True]
+
+
 def test_a_clip_after_a_clip_tells_of_itself() -> None:
     """Of norms 0.25 and 1 the first scales one to 0.5, the second both to 0.2."""
     clips = vecfl.clip_by_norm(0.5), vecfl.clip_by_norm(0.2)

@@ -155,6 +155,8 @@ class Algorithm:
             rank holds it for the clients that it trains
     downlink  how many rows of P numbers each client of a cohort receives
     coded   whether what clients send has been through a codec, behind which nothing may change it
+    facts   plain values that results depend on, besides name and rule: they tell runs apart
+    places  how many transforms are chained around it: names of each begin with its place
     """
 
     name: str
@@ -174,3 +176,5 @@ class Algorithm:
     before: "Algorithm | None" = field(default=None, repr=False)
     downlink: int = 1
     coded: bool = False
+    facts: Mapping[str, object] = field(default_factory=dict, repr=False)
+    places: int = 0

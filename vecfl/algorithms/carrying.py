@@ -1,7 +1,8 @@
 """What stands around an algorithm with tensors of its own in the server's state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -9,6 +10,8 @@ from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Metrics, Round, Server
 from vecfl.errors import InputError
 from vecfl.layout import Layout
+
+T = TypeVar("T")
 
 
 def carrying(inner: Algorithm, prefix: str, init: Callable[[Tensor, Layout], Server]) -> Algorithm:
@@ -19,10 +22,10 @@ def carrying(inner: Algorithm, prefix: str, init: Callable[[Tensor, Layout], Ser
     """
 
     def rest(server: Server) -> Server:
-        return {n: t for n, t in server.items() if not n.startswith(prefix)}
+        return others(prefix, server)
 
     def own(server: Server) -> Server:
-        return {n: t for n, t in server.items() if n.startswith(prefix)}
+        return named(prefix, part(prefix, server))
 
     def start(w: Tensor, layout: Layout) -> Server:
         server = inner.init(w, layout)
@@ -48,3 +51,18 @@ def carrying(inner: Algorithm, prefix: str, init: Callable[[Tensor, Layout], Ser
         metrics=lambda server, sums, round: inner.metrics(rest(server), sums, round),
         observe=None if inner.observe is None else observe,
     )
+
+
+def named(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
+    """The values under names with the prefix."""
+    return {prefix + name: value for name, value in values.items()}
+
+
+def part(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
+    """The values whose names have the prefix, without it."""
+    return {n.removeprefix(prefix): value for n, value in values.items() if n.startswith(prefix)}
+
+
+def others(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
+    """The values whose names do not have the prefix."""
+    return {name: value for name, value in values.items() if not name.startswith(prefix)}

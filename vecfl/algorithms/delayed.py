@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vecfl.aggregate import Aggregate, none_like
 from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
-from vecfl.algorithms.carrying import carrying
+from vecfl.algorithms.carrying import carrying, others
 from vecfl.algorithms.nobody import nobody
 from vecfl.algorithms.on_its_way import COUNT, PREFIX, Discount, Store
 from vecfl.delays import Delay
@@ -26,7 +26,7 @@ def polynomial(power: float) -> Discount:
     def discount(age: int) -> float:
         return float((1 + age) ** -power)
 
-    discount.__qualname__ = f"polynomial({power:g})"
+    discount.__qualname__ = f"polynomial({float(power)})"
     return discount
 
 
@@ -131,7 +131,7 @@ def check_invariants(algorithm: Algorithm, layout: Layout) -> None:
 
 def rest(server: Server) -> Server:
     """The state of the algorithm inside."""
-    return {name: t for name, t in server.items() if not name.startswith(PREFIX)}
+    return others(PREFIX, server)
 
 
 def plain(sums: Aggregate) -> Aggregate:

@@ -16,6 +16,7 @@ from vecfl.algorithms.fedavg import broadcast, server_init, server_step
 from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
 from vecfl.optim import ClientOptimizer, sgd
+from vecfl.rows import moments
 from vecfl.schedule import Batches
 from vecfl.server_optim import ServerOptimizer, server_sgd
 
@@ -56,8 +57,9 @@ def dga(
 
     Clients without a step, or without loss weight, count for nothing. Weights are added up as
     logs, so no `softmax_beta` is too large; under `exact_sums` as they are, where those below 1e-6
-    of the number of examples are refused. Other arguments as in `fedavg`. Raises InputError for a
-    `weighting` that is not known and a `softmax_beta` that is not at least 0.
+    of the number of examples are refused: give a smaller `softmax_beta` there. Other arguments as
+    in `fedavg`. Raises InputError for a `weighting` that is not known and a `softmax_beta` that is
+    not at least 0.
     """
     if weighting not in MEASURES:
         raise InputError(f"dga(weighting={weighting!r}): choose from {', '.join(MEASURES)}")
@@ -72,7 +74,9 @@ def dga(
         usable = (done.weight > 0).double()
         return Upload(update, usable, log_weight=(-softmax_beta * x).clamp(max=CAP))
 
-    return Algorithm("dga", rule, server_init(server), broadcast, upload, server_step(server))
+    init, step = server_init(server), server_step(server)
+    facts = {"server": server.name, "weighting": weighting, "softmax_beta": float(softmax_beta)}
+    return Algorithm("dga", rule, init, broadcast, upload, step, facts=facts)
 
 
 def loss(done: Finished, update: Tensor) -> Tensor:
@@ -103,8 +107,7 @@ def of_update(moment: Callable[[Tensor, Tensor], Tensor]) -> Measure:
     """A moment, made of s1/n and s2/n, of the update."""
 
     def measure(done: Finished, update: Tensor) -> Tensor:
-        s1 = update.sum(1, dtype=torch.float64)
-        s2 = torch.linalg.vector_norm(update, dim=1, dtype=torch.float64).square()
+        s1, s2 = moments(update)
         return moment(s1 / update.shape[1], s2 / update.shape[1])
 
     return measure

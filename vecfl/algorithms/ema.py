@@ -31,7 +31,7 @@ def ema(algorithm: Algorithm, decay: float) -> Algorithm:
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
         new = inner.server(server, sums, round)
-        if sums.mean() is None:
+        if not sums.counts:
             return new
         w = new["w"][: round.layout.trainable].double()
         return new | {NAME: decay * server[NAME] + (1 - decay) * w}
@@ -40,4 +40,4 @@ def ema(algorithm: Algorithm, decay: float) -> Algorithm:
         w, mean = inner.model(server), server[NAME]
         return torch.cat((mean.to(w.dtype), w[len(mean) :]))
 
-    return replace(inner, name=f"{algorithm.name}, ema {decay:g}", server=step, model=model)
+    return replace(inner, name=f"{algorithm.name}, ema {float(decay)}", server=step, model=model)

@@ -22,6 +22,7 @@ from vecfl.layout import Layout
 from vecfl.optim import ClientOptimizer, sgd
 from vecfl.schedule import Batches
 from vecfl.server_optim import ServerOptimizer, norm, server_sgd
+from vecfl.work import said
 
 
 def fedavg(
@@ -53,7 +54,13 @@ def averaging(
         return Upload(state["w"] - done.model, weights(done))
 
     init, step, metrics = server_init(server), server_step(server), server_metrics(server)
-    return Algorithm(name, rule, init, broadcast, upload, step, metrics=metrics)
+    facts = known(server, weights)
+    return Algorithm(name, rule, init, broadcast, upload, step, metrics=metrics, facts=facts)
+
+
+def known(server: ServerOptimizer, weights: Weights) -> dict[str, object]:
+    """`Algorithm.facts` of a server optimizer and of weights."""
+    return {"server": server.name, "weights": said(weights)}
 
 
 def broadcast(state: Server, starting: Starting) -> Begin:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
-from vecfl.algorithms.fedavg import broadcast, server_init, server_metrics, server_step
+from vecfl.algorithms.fedavg import broadcast, known, server_init, server_metrics, server_step
 from vecfl.algorithms.weights import Weights, by_examples
 from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
@@ -62,7 +62,8 @@ def fednova(
         return {**told(state, stretched(sums, round), round), "train/tau_eff": float(tau_eff(sums))}
 
     rule, init = LocalRule(optimizer, batches, lr, clip, mu), server_init(server)
-    return Algorithm("fednova", rule, init, broadcast, upload, step, metrics=metrics)
+    facts = known(server, weights)
+    return Algorithm("fednova", rule, init, broadcast, upload, step, metrics=metrics, facts=facts)
 
 
 def normalised(update: Tensor, done: Finished, size: Tensor, weight: Tensor) -> Upload:

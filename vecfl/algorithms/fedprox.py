@@ -48,6 +48,9 @@ def fedprox_adaptive(
 ) -> Algorithm:
     """FedProx whose mu follows the training loss (Li et al., MLSys 2020, Appendix C.3.3).
 
+    The paper follows the global loss, over all clients, which a server does not see: `train/loss`,
+    that of the round's cohort while it trains, stands in for it.
+
     start     the first mu: in the paper 1 for IID data, 0 for others
     step      added to mu when `train/loss` rises, taken off, down to 0, when it has fallen
               `patience` times in a row, which are then counted anew
@@ -71,6 +74,7 @@ def fedprox_adaptive(
     return replace(
         plain,
         name="fedprox_adaptive",
+        facts={**plain.facts, "step": float(step), "patience": patience},
         init=lambda w, layout: plain.init(w, layout) | fresh,
         server=server_side,
         local=lambda state, rule: replace(rule, mu=float(state["mu"])),

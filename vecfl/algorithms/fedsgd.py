@@ -1,7 +1,7 @@
 """FedSGD: McMahan et al., AISTATS 2017, arXiv:1602.05629, section 2 (the case E = 1, B = inf)."""
 
 from vecfl.algorithms.base import Algorithm, Finished, Server, Upload
-from vecfl.algorithms.fedavg import broadcast, server_init, server_metrics, server_step
+from vecfl.algorithms.fedavg import broadcast, known, server_init, server_metrics, server_step
 from vecfl.algorithms.weights import Weights, by_examples
 from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
@@ -39,4 +39,5 @@ def fedsgd(
         return Upload(update, weights(done))
 
     init, step, metrics = server_init(server), server_step(server), server_metrics(server)
-    return Algorithm("fedsgd", rule, init, broadcast, upload, step, metrics=metrics)
+    facts = known(server, weights)
+    return Algorithm("fedsgd", rule, init, broadcast, upload, step, metrics=metrics, facts=facts)

@@ -7,6 +7,7 @@ import torch
 
 from vecfl.aggregate import Aggregate, copied, empty, merge_, none_like
 from vecfl.algorithms.base import Server, Upload
+from vecfl.algorithms.carrying import part
 
 PREFIX = "late/"
 COUNT = "late/clients"  # in `extra`: how many of the messages count
@@ -72,11 +73,11 @@ class Store:
 
     def at(self, server: Server, row: int) -> Aggregate:
         """The sums of a row, copied."""
-        kept = {n.removeprefix(PREFIX): t for n, t in server.items() if n.startswith(PREFIX)}
+        kept = part(PREFIX, server)
         sums = empty(kept["total"].shape[1], kept["total"].device)
         merge_(sums, Aggregate(kept["total"][row], kept["weight"][row], None, sums.bound))
         sums.shift = kept["shift"][row].clone() if "shift" in kept else None
-        extra = {n.removeprefix("extra/"): t for n, t in kept.items() if n.startswith("extra/")}
+        extra = part("extra/", kept)
         return replace(sums, extra={name: values[row] for name, values in extra.items()})
 
     def arrived(self, server: Server, sums: Aggregate, discount: Discount | None) -> Came:
@@ -88,12 +89,12 @@ class Store:
             *(self.at(server, self.row(d, 1)) for d in range(1, self.most + 1)),
         ]
         buffer, clients, years = self.at(server, self.rows - 1), 0, 0
-        for age, part in zip(ages, parts, strict=True):
-            count = int(part.extra[COUNT])
+        for age, some in zip(ages, parts, strict=True):
+            count = int(some.extra[COUNT])
             clients, years = clients + count, years + age * count
             if discount is not None:
-                part.total *= discount(age)
-            merge_(buffer, part)
+                some.total *= discount(age)
+            merge_(buffer, some)
         mean = years / clients if clients else float("nan")
         return Came(buffer, int(buffer.extra[COUNT]), clients, mean)
 

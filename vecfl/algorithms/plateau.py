@@ -41,8 +41,7 @@ def server_on_plateau(
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
         new, n, share = inner.server(server, sums, round), round.layout.trainable, plateau(server)
         w, moved = server["w"][:n].double(), new["w"][:n].double()
-        # the bits of `moved` where nothing has fallen yet, without waiting for a GPU
-        short = torch.where(share == 1, moved, w + share * (moved - w))
+        short = torch.lerp(w, moved, share)  # the bits of `moved` where nothing has fallen yet
         return new | {"w": torch.cat((short.to(new["w"].dtype), new["w"][n:]))}
 
     def metrics(server: Server, sums: Aggregate, round: Round) -> Metrics:
@@ -111,7 +110,7 @@ class Plateau:
 
     def __str__(self) -> str:
         rule = f"{self.metric}:{self.direction}"
-        return f"on plateau of {rule} ({self.factor:g}, {self.patience})"
+        return f"on plateau of {rule} ({float(self.factor)}, {self.patience})"
 
     def __call__(self, server: Server) -> Tensor:
         """What the learning rate is multiplied by, float64 []."""

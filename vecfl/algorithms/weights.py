@@ -25,7 +25,12 @@ def capped(limit: int) -> Weights:
     """min(n_k, limit): no client counts for more than `limit` examples."""
     if limit <= 0:
         raise InputError(f"capped(limit={limit}): must be positive")
-    return lambda done: done.examples.double().clamp(max=limit)
+
+    def at_most(done: Finished) -> Tensor:
+        return done.examples.double().clamp(max=limit)
+
+    at_most.__qualname__ = f"capped({limit})"
+    return at_most
 
 
 def by_tokens(done: Finished) -> Tensor:

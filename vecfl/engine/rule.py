@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vecfl.errors import InputError
 from vecfl.optim import ClientOptimizer, Rows
+from vecfl.rows import moments
 from vecfl.schedule import Batches
 
 
@@ -122,8 +123,8 @@ def collect_(gradients: Tensor, grads: list[Tensor]) -> None:
     """Add gradients [R, *shape] to what `Statistics.gradients` [R, 3] says of them."""
     for g in (g.reshape(len(g), -1) for g in grads):
         gradients[:, 0] += g.shape[1]
-        gradients[:, 1] += g.sum(1, dtype=torch.float64)
-        gradients[:, 2] += torch.linalg.vector_norm(g, dim=1, dtype=torch.float64).square()
+        for total, more in zip(gradients.T[1:], moments(g), strict=True):
+            total += more
 
 
 def mean_weight(count: Tensor) -> Tensor:

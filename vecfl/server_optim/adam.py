@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
+from vecfl.errors import at_least_zero, fraction
 from vecfl.layout import Layout
 from vecfl.server_optim.base import (
     ServerOptimizer,
     Tensors,
-    at_least_zero,
+    called,
     constant,
-    fraction,
 )
 
 Betas = tuple[float, float]
@@ -23,7 +23,7 @@ def server_adam(
     Kingma and Ba, ICLR 2015, arXiv:1412.6980, Algorithm 1. FedAdam has no correction:
     `fedopt_adam`.
     """
-    check("server_adam", lr, betas)
+    check("server_adam", lr, betas, eps)
 
     def step(
         w: Tensor, update: Tensor, state: Tensors, layout: Layout, round: int
@@ -31,7 +31,7 @@ def server_adam(
         state = moments(update, state, betas)
         return w - lr * corrected(state, betas, eps), state
 
-    return ServerOptimizer("adam", counted, step, constant(lr))
+    return ServerOptimizer(called("adam", lr, *betas, eps), counted, step, constant(lr))
 
 
 def server_adamw(
@@ -44,7 +44,7 @@ def server_adamw(
 
     Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101, Algorithm 2, with the decay times lr.
     """
-    check("server_adamw", lr, betas)
+    check("server_adamw", lr, betas, eps)
     at_least_zero("server_adamw(weight_decay)", weight_decay)
 
     def step(
@@ -53,7 +53,8 @@ def server_adamw(
         state = moments(update, state, betas)
         return w - lr * (weight_decay * w + corrected(state, betas, eps)), state
 
-    return ServerOptimizer("adamw", counted, step, constant(lr))
+    name = called("adamw", lr, *betas, eps, weight_decay)
+    return ServerOptimizer(name, counted, step, constant(lr))
 
 
 def server_adamax(
@@ -64,7 +65,7 @@ def server_adamax(
 
     Kingma and Ba, ICLR 2015, arXiv:1412.6980, section 7.1 and Algorithm 2, where eps is 0.
     """
-    check("server_adamax", lr, betas)
+    check("server_adamax", lr, betas, eps)
 
     def step(
         w: Tensor, update: Tensor, state: Tensors, layout: Layout, round: int
@@ -72,9 +73,9 @@ def server_adamax(
         m = betas[0] * state["m"] + (1 - betas[0]) * update
         v = torch.maximum(betas[1] * state["v"], update.abs() + eps)
         t = state["t"] + 1
-        return w - lr / (1 - betas[0] ** t) * m / v, {"m": m, "v": v, "t": t}
+        return w - lr * divided(m / (1 - betas[0] ** t), v), {"m": m, "v": v, "t": t}
 
-    return ServerOptimizer("adamax", counted, step, constant(lr))
+    return ServerOptimizer(called("adamax", lr, *betas, eps), counted, step, constant(lr))
 
 
 def counted(w: Tensor) -> Tensors:
@@ -92,11 +93,17 @@ def moments(update: Tensor, state: Tensors, betas: Betas) -> Tensors:
 def corrected(state: Tensors, betas: Betas, eps: float) -> Tensor:
     """m / (sqrt(v) + eps), both without the bias of their start at zero."""
     m, v, t = state["m"], state["v"], state["t"]
-    return m / (1 - betas[0] ** t) / ((v / (1 - betas[1] ** t)).sqrt() + eps)
+    return divided(m / (1 - betas[0] ** t), (v / (1 - betas[1] ** t)).sqrt() + eps)
 
 
-def check(name: str, lr: float, betas: Betas) -> None:
-    """InputError for a learning rate below 0, or a beta outside of [0, 1)."""
+def divided(m: Tensor, scale: Tensor) -> Tensor:
+    """m / scale, 0 where the scale is 0: a number whose updates were all 0 stays where it is."""
+    return m / scale.where(scale > 0, torch.inf)
+
+
+def check(name: str, lr: float, betas: Betas, eps: float) -> None:
+    """InputError for a learning rate or an eps below 0, or a beta outside of [0, 1)."""
     at_least_zero(f"{name}(lr)", lr)
+    at_least_zero(f"{name}(eps)", eps)
     for beta in betas:
         fraction(f"{name}(betas)", beta)

@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from vecfl.errors import InputError
+from vecfl.errors import InputError, positive
 from vecfl.layout import Layout
-from vecfl.server_optim.base import ServerOptimizer, Tensors, norm, positive
+from vecfl.server_optim.base import ServerOptimizer, Tensors, norm
+from vecfl.work import said
 
 
 def clipped(optimizer: ServerOptimizer, limit: float) -> ServerOptimizer:
@@ -25,7 +27,7 @@ def clipped(optimizer: ServerOptimizer, limit: float) -> ServerOptimizer:
         scale = (limit / norm(update)).clamp(max=1)  # limit / 0 is inf, clamped to 1
         return optimizer.step(w, update * scale, state, layout, round)
 
-    return replace(optimizer, name=f"{optimizer.name}, clipped to {limit:g}", step=step)
+    return replace(optimizer, name=f"{optimizer.name}, clipped to {float(limit)}", step=step)
 
 
 def scheduled(optimizer: ServerOptimizer, schedule: Callable[[int], float]) -> ServerOptimizer:
@@ -48,12 +50,11 @@ def scheduled(optimizer: ServerOptimizer, schedule: Callable[[int], float]) -> S
         w: Tensor, update: Tensor, state: Tensors, layout: Layout, round: int
     ) -> tuple[Tensor, Tensors]:
         moved, state = optimizer.step(w, update, state, layout, round)
-        share = factor(round)
-        return moved if share == 1 else w + share * (moved - w), state
+        return torch.lerp(w, moved, factor(round)), state  # the bits of `moved` where that is 1
 
     return replace(
         optimizer,
-        name=f"{optimizer.name}, scheduled",
+        name=f"{optimizer.name}, scheduled by {said(schedule)}",
         step=step,
         lr=lambda round: optimizer.lr(round) * factor(round),
     )

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vecfl.errors import InputError
 from vecfl.layout import Layout
 
 Tensors = dict[str, Tensor]
@@ -17,6 +16,7 @@ BLOCK = 1 << 14  # numbers that are added up by one thread, so that norms have t
 class ServerOptimizer:
     """How the model moves by the aggregated pseudo-gradient `update`, against it.
 
+    name  with all numbers that the result depends on, as `called` puts it
     init  w -> state, tensors by name; w is float64 [trainable]
     step  (w, update, state, layout, round) -> (w, state): all float64 [trainable], of which
           `layout.params` tells the tensors; the round counts from 0
@@ -46,19 +46,6 @@ def norm(x: Tensor) -> Tensor:
     return torch.stack([part.sum() for part in x.square().split(BLOCK)]).sum().sqrt()
 
 
-def at_least_zero(what: str, value: float) -> None:
-    """InputError for a value below 0, and for NaN."""
-    if not value >= 0:
-        raise InputError(f"{what} must be at least 0, not {value}")
-
-
-def positive(what: str, value: float) -> None:
-    """InputError for a value of 0 or below, and for NaN."""
-    if not value > 0:
-        raise InputError(f"{what} must be positive, not {value}")
-
-
-def fraction(what: str, value: float) -> None:
-    """InputError for a value outside of [0, 1)."""
-    if not 0 <= value < 1:
-        raise InputError(f"{what} must be in [0, 1), not {value}")
+def called(name: str, *values: float) -> str:
+    """An optimizer's name with the numbers that it was made with: runs are told apart by it."""
+    return f"{name}({', '.join(str(float(value)) for value in values)})"

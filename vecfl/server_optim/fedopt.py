@@ -1,18 +1,18 @@
 """The adaptive server optimizers of Reddi et al., ICLR 2021, arXiv:2003.00295."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from vecfl.errors import at_least_zero, fraction, positive
 from vecfl.layout import Layout
 from vecfl.server_optim.base import (
     ServerOptimizer,
     Tensors,
-    at_least_zero,
+    called,
     constant,
-    fraction,
-    positive,
 )
 
 
@@ -45,7 +45,7 @@ def adaptive(
         v = second(state["v"], update**2)
         return w - lr * m / (v.sqrt() + tau), {"m": m, "v": v}
 
-    return ServerOptimizer(name, init, step, constant(lr))
+    return ServerOptimizer(called(name, lr, beta1, tau, first), init, step, constant(lr))
 
 
 def fedopt_adagrad(
@@ -64,7 +64,8 @@ def fedopt_adam(
     """v <- beta2 v + (1 - beta2) update^2; arguments as in `adaptive`."""
     beta1, beta2 = betas
     fraction("fedadam(betas)", beta2)
-    return adaptive("fedadam", lambda v, u: beta2 * v + (1 - beta2) * u, lr, beta1, tau, start)
+    made = adaptive("fedadam", lambda v, u: beta2 * v + (1 - beta2) * u, lr, beta1, tau, start)
+    return replace(made, name=f"{made.name}, {called('beta2', beta2)}")
 
 
 def fedopt_yogi(
@@ -76,6 +77,6 @@ def fedopt_yogi(
     """v <- v - (1 - beta2) update^2 sign(v - update^2); arguments as in `adaptive`."""
     beta1, beta2 = betas
     fraction("fedyogi(betas)", beta2)
-    return adaptive(
-        "fedyogi", lambda v, u: v - (1 - beta2) * u * (v - u).sign(), lr, beta1, tau, start
-    )
+    second = lambda v, u: v - (1 - beta2) * u * (v - u).sign()  # noqa: E731
+    made = adaptive("fedyogi", second, lr, beta1, tau, start)
+    return replace(made, name=f"{made.name}, {called('beta2', beta2)}")

@@ -7,16 +7,15 @@ starts at zero would stay there: such a tensor moves with a ratio of 1.
 import torch
 from torch import Tensor
 
+from vecfl.errors import at_least_zero, fraction, positive
 from vecfl.layout import Layout
 from vecfl.server_optim.adam import Betas, check, corrected, counted, moments
 from vecfl.server_optim.base import (
     ServerOptimizer,
     Tensors,
-    at_least_zero,
+    called,
     constant,
-    fraction,
     norm,
-    positive,
     zeros,
 )
 
@@ -33,6 +32,7 @@ def server_lars(
     fraction("server_lars(beta)", beta)
     at_least_zero("server_lars(weight_decay)", weight_decay)
     positive("server_lars(trust)", trust)
+    at_least_zero("server_lars(trust)", trust)
 
     def step(
         w: Tensor, update: Tensor, state: Tensors, layout: Layout, round: int
@@ -44,7 +44,8 @@ def server_lars(
         m = beta * state["m"] + lr * spread(ratio, layout) * decayed
         return w - m, {"m": m}
 
-    return ServerOptimizer("lars", zeros("m"), step, constant(lr))
+    name = called("lars", lr, beta, weight_decay, trust)
+    return ServerOptimizer(name, zeros("m"), step, constant(lr))
 
 
 def server_lamb(
@@ -58,7 +59,7 @@ def server_lamb(
 
     You et al., ICLR 2020, arXiv:1904.00962, Algorithm 2, with the identity for phi.
     """
-    check("server_lamb", lr, betas)
+    check("server_lamb", lr, betas, eps)
     at_least_zero("server_lamb(weight_decay)", weight_decay)
 
     def step(
@@ -70,7 +71,8 @@ def server_lamb(
         ratio = where_moving(size / slope, size, slope)
         return w - lr * spread(ratio, layout) * u, state
 
-    return ServerOptimizer("lamb", counted, step, constant(lr))
+    name = called("lamb", lr, *betas, eps, weight_decay)
+    return ServerOptimizer(name, counted, step, constant(lr))
 
 
 def norms(x: Tensor, layout: Layout) -> Tensor:

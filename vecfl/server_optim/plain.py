@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
+from vecfl.errors import at_least_zero, fraction
 from vecfl.layout import Layout
 from vecfl.server_optim.base import (
     ServerOptimizer,
     Tensors,
-    at_least_zero,
+    called,
     constant,
-    fraction,
     zeros,
 )
 
@@ -22,7 +22,7 @@ def server_sgd(lr: float = 1.0) -> ServerOptimizer:
     ) -> tuple[Tensor, Tensors]:
         return w - lr * update, state
 
-    return ServerOptimizer("sgd", zeros(), step, constant(lr))
+    return ServerOptimizer(called("sgd", lr), zeros(), step, constant(lr))
 
 
 def server_momentum(lr: float = 1.0, beta: float = 0.9) -> ServerOptimizer:
@@ -36,4 +36,4 @@ def server_momentum(lr: float = 1.0, beta: float = 0.9) -> ServerOptimizer:
         m = beta * state["m"] + update
         return w - lr * m, {"m": m}
 
-    return ServerOptimizer("momentum", zeros("m"), step, constant(lr))
+    return ServerOptimizer(called("momentum", lr, beta), zeros("m"), step, constant(lr))

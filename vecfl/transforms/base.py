@@ -1,17 +1,15 @@
 """What happens to messages between clients and server: transforms, chained around an algorithm."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
+from vecfl.algorithms.carrying import named, others, part
 from vecfl.errors import InputError
 from vecfl.layout import Layout
 from vecfl.transforms.checks import check_upload
 from vecfl.transforms.codec import Codec
-
-T = TypeVar("T")
 
 
 def sent_as_it_is(own: Server, done: Finished, upload: Upload) -> Upload:
@@ -90,8 +88,7 @@ def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
 
 def around(inner: Algorithm, transform: Transform) -> Algorithm:
     """`inner` with one more transform, whose names begin with its place and name."""
-    place = inner.name.count(", ")  # each transform adds one or more, so places differ
-    prefix = f"{place}.{transform.name}."
+    place, prefix = inner.places, f"{inner.places}.{transform.name}."
 
     def table(layout: Layout) -> dict[str, tuple[int, ...]]:
         return inner.table(layout) | named(prefix, transform.table(layout.size))
@@ -137,6 +134,7 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
         metrics=metrics,
         observe=observe if inner.observe else None,
         coded=inner.coded or transform.codec is not None,
+        places=place + 1,
     )
 
 
@@ -157,18 +155,3 @@ def of_message(transform: Transform, messages: tuple[str, ...]) -> Transform:
         server=lambda own, sums, round: transform.server(own, sums, seen(round)),
         metrics=lambda own, sums, round: transform.metrics(own, sums, seen(round)),
     )
-
-
-def named(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
-    """The values under names with the prefix."""
-    return {prefix + name: value for name, value in values.items()}
-
-
-def part(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
-    """The values whose names have the prefix, without it."""
-    return {n.removeprefix(prefix): value for n, value in values.items() if n.startswith(prefix)}
-
-
-def others(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
-    """The values whose names do not have the prefix."""
-    return {name: value for name, value in values.items() if not name.startswith(prefix)}

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Finished, Metrics, Round, Server, Upload
-from vecfl.errors import InputError
+from vecfl.errors import InputError, positive
 from vecfl.layout import Layout
+from vecfl.rows import lengths
 from vecfl.transforms.base import Transform
 
 # What is left of a bound when entries, scale and norm have been rounded, in any order of their sum.
@@ -30,7 +31,7 @@ def clip_by_norm(norm: float) -> Transform:
     positive weight that were scaled, and `train/norm`, the mean of their norms before. Raises
     InputError for a norm that is not positive.
     """
-    check("clip_by_norm(norm)", norm)
+    positive("clip_by_norm(norm)", norm)
 
     def client(own: Server, done: Finished, upload: Upload) -> Upload:
         update, length, over = clip_rows(upload.update, norm)
@@ -51,7 +52,7 @@ def clip_by_layer(norm: float | Mapping[str, float]) -> Transform:
     """
     bounds = dict(norm) if isinstance(norm, Mapping) else {"": norm}
     for bound in bounds.values():
-        check("clip_by_layer(norm)", bound)
+        positive("clip_by_layer(norm)", bound)
 
     def init(layout: Layout) -> Server:
         names = {e.name for e in layout.params + layout.buffers}
@@ -84,14 +85,15 @@ def clip_rows(rows: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
     A row that is not finite stays so. What of a scaled row would be denormal, and could only be
     rounded coarsely, becomes 0.
     """
-    largest = rows.abs().amax(1, keepdim=True)
-    unit = rows / largest.where(largest != 0, 1)  # squares of 1e30 or 1e-30 leave float32
-    length = torch.linalg.vector_norm(unit, dim=1, keepdim=True, dtype=torch.float64)
-    bound = limit * LEFT[rows.dtype]
-    norm = largest * length
+    bound, norm = limit * LEFT[rows.dtype], lengths(rows)
     over = ~(norm <= bound)  # of a NaN, too
-    scaled = F.hardshrink(unit * (bound / length).to(rows.dtype), torch.finfo(rows.dtype).tiny)
-    return scaled.where(over, rows), norm[:, 0], over[:, 0]
+    if rows.is_cpu and not over.any():  # asking a GPU would wait for it
+        return rows, norm, over
+    largest = rows.abs().amax(1, keepdim=True)
+    unit = rows / largest.where(largest != 0, 1)  # what is left of 1e30 or 1e-30 could be 0 or inf
+    scale = (bound / lengths(unit)).to(rows.dtype)[:, None]
+    scaled = F.hardshrink(unit * scale, torch.finfo(rows.dtype).tiny)
+    return scaled.where(over[:, None], rows), norm, over
 
 
 def counted(upload: Upload, update: Tensor, norm: Tensor, over: Tensor) -> Upload:
@@ -106,8 +108,3 @@ def told(own: Server, sums: Aggregate, round: Round) -> Metrics:
     clients, clipped, norm = (float(sums.extra[n]) for n in ("clients", "clipped", "norm"))
     clients = clients or math.nan
     return {"train/clipped": clipped / clients, "train/norm": norm / clients}
-
-
-def check(what: str, norm: float) -> None:
-    if not norm > 0:
-        raise InputError(f"{what} must be positive, not {norm}")
