@@ -58,7 +58,12 @@ def stale(probability: float, rounds: int = 1) -> Delay:
 def drawn_delay(probabilities: Sequence[float]) -> Delay:
     """0, 1, 2, ... rounds with these probabilities, anew for each client in each round."""
     shares = np.asarray(probabilities, dtype=np.float64)
-    if shares.ndim != 1 or not len(shares) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-9:
+    if (
+        shares.ndim != 1
+        or not len(shares)
+        or (shares < 0).any()
+        or not abs(shares.sum() - 1) <= 1e-9
+    ):
         raise InputError(
             f"drawn_delay({list(probabilities)}): expected a probability for each number of "
             "rounds from 0 on, 1 in all"

@@ -139,7 +139,9 @@ def test_what_is_on_its_way_is_in_the_checkpoint(name: str, how: dict[str, Any])
 
     whole = vecfl.run(simulation(late(), **how), 6)
     half = vecfl.run(first := simulation(late(), **how), 3)
-    assert float(half.server["late/extra/late/clients"].sum()) > 0
+    assert (
+        float(sum(half.server[f"late/{r}/extra/late/clients"] for r in ("1.1", "2.1", "2.2"))) > 0
+    )
     other = simulation(late(), **how)
     resumed = vecfl.run(other, 3, state=other.load(first.save(half)))
     assert whole.server.keys() == resumed.server.keys()
@@ -176,6 +178,9 @@ def test_a_round_in_which_all_are_late() -> None:
             "chain first, and let delayed stand around all of it",
         ),
         (lambda: vecfl.delayed(fedavg(), buffer=0), r"delayed\(buffer=0\): must be an integer"),
+        (lambda: vecfl.delayed(fedavg(), 3), "expected a delay, such as stale"),
+        (lambda: vecfl.delayed(fedavg(), discount=0.5), "a function of the age, such as poly"),
+        (lambda: vecfl.drawn_delay([float("nan"), 1.0]), "a probability for each number of rounds"),
         (lambda: vecfl.polynomial(-1.0), r"polynomial\(power=-1.0\): must be at least 0"),
         (lambda: vecfl.stale(1.5), r"stale\(1.5, rounds=1\): a probability is in \[0, 1\]"),
         (lambda: vecfl.drawn_delay([0.5, 0.4]), "a probability for each number of rounds"),
@@ -188,15 +193,23 @@ def test_what_is_refused_when_it_is_made(make: Any, line: str) -> None:
         make()
 
 
-def test_what_is_refused_when_a_run_begins() -> None:
+def test_algorithms_whose_sums_have_to_hold() -> None:
     discount = vecfl.polynomial(0.5)
     for algorithm in (
         vecfl.scaffold(lr=0.1, batches=B),
         vecfl.feddyn(lr=0.1, alpha=0.1, batches=B),
     ):
-        sim = simulation(vecfl.delayed(algorithm, vecfl.stale(0.5), discount=discount))
         with pytest.raises(InputError, match=f"{algorithm.name}: no discount: what its clients"):
-            sim.start()
+            vecfl.delayed(algorithm, vecfl.stale(0.5), discount=discount)
+        with pytest.raises(InputError, match="adds up to what the server keeps of the mean"):
+            vecfl.aggregated_by(algorithm, vecfl.coordinate_median())
+
+
+def test_a_discount_that_is_none() -> None:
+    late = vecfl.delayed(fedavg(), vecfl.delay_trace([0, 1]), discount=lambda age: float("nan"))
+    sim = line(late, FAR, PLAIN)
+    with pytest.raises(InputError, match="the discount of age 0 is nan: at least 0 and finite"):
+        sim.round(sim.start())
 
 
 def test_a_model_of_delays_that_is_wrong() -> None:

@@ -214,6 +214,10 @@ def federated_loop(
                 update, count = coded(setting, wanted, shapes, place)
                 if weight > 0:
                     residuals[k] = wanted - update
+                if setting.algorithm == "scaffold":
+                    remembered[k] = memory.own[k] + update[size : size + n]
+                if setting.algorithm == "feddyn":
+                    remembered[k] = memory.own[k] + setting.dyn * update[:n]
             else:
                 update, weight = torch.zeros_like(update), 0.0
                 dropped.append(k)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vecfl.aggregate import Aggregate, none_like
+from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
 from vecfl.algorithms.carrying import carrying, others
 from vecfl.algorithms.nobody import nobody
-from vecfl.algorithms.on_its_way import COUNT, PREFIX, Discount, Store
+from vecfl.algorithms.on_its_way import COUNT, PREFIX, Discount, Store, none_like
 from vecfl.delays import Delay
 from vecfl.errors import InputError, is_integer
 from vecfl.layout import Layout
@@ -49,13 +49,23 @@ def delayed(
     `stale(p)` alone is the staleness of FLUTE; a discount and a buffer make it FedBuff. Without
     delay and with `buffer` 1 it is `algorithm`. What clients keep they keep when they have trained.
     The server keeps what is on its way, summed up by rounds: with d the most rounds of the delay
-    [d (d + 1) / 2 + 1, M] float64, and the buffer. It stands around all transforms; not around an
+    [d (d + 1) / 2 + 1, M] float64, of which those without a message take no memory. It stands around all transforms; not around an
     aggregator, which would need the messages one by one. Tells `late/arrived`, `late/age` (mean,
     of those), `late/waiting` (on their way), `late/buffered` and `late/steps` (of the server).
 
-    Raises InputError for these, for a second one, and, where the run begins, for a discount with
-    an algorithm of several messages or with rows of its own: its invariants would break.
+    Raises InputError for these, for a second one, and for a discount around SCAFFOLD or FedDyn:
+    what their clients keep would no longer add up to what the server keeps.
     """
+    if not isinstance(delay, Delay | None) or not (discount is None or callable(discount)):
+        raise InputError(
+            f"delayed({delay!r}, discount={discount!r}): expected a delay, such as stale(0.3), and "
+            "a function of the age, such as polynomial(0.5)"
+        )
+    if discount is not None and algorithm.keeps is not None:
+        raise InputError(
+            f"{algorithm.name}: no discount: what its clients keep would no longer add up to what "
+            "the server keeps; delays and a buffer are fine"
+        )
     if algorithm.aggregator is not None or algorithm.delay is not None:
         why = "needs all messages at once" if algorithm.aggregator is not None else "is delayed"
         raise InputError(f"{algorithm.name}: {why}; delayed cannot stand around it")
@@ -84,9 +94,7 @@ class Late:
     discount: Discount | None
 
     def start(self, w: Tensor, layout: Layout) -> Server:
-        """Nothing on its way; InputError where old messages cannot be made smaller."""
-        if self.discount is not None:
-            check_invariants(self.algorithm, layout)
+        """Nothing on its way."""
         return self.store.fresh(nobody(self.algorithm, w, layout))
 
     def upload(self, server: Server, done: Finished) -> Upload:
@@ -108,25 +116,14 @@ class Late:
         came = self.store.arrived(server, sums, self.discount)
         steps = came.count >= self.buffer
         used = came.buffer if steps else none_like(came.buffer)
-        waiting = self.store.next(server, sums, came)[f"{PREFIX}extra/{COUNT}"][:-1].sum()
         return {
             **self.algorithm.metrics(rest(server), plain(used), round),
             "late/arrived": came.clients,
             "late/age": came.age,
-            "late/waiting": int(waiting),
+            "late/waiting": self.store.waiting(server, sums),
             "late/buffered": 0 if steps else came.count,
             "late/steps": int(server[PREFIX + "version"]) + steps,
         }
-
-
-def check_invariants(algorithm: Algorithm, layout: Layout) -> None:
-    """InputError where old messages cannot be made smaller; transforms may keep rows."""
-    rows = [name for name in algorithm.table(layout) if not name[0].isdigit()]
-    if len(algorithm.messages) > 1 or rows:
-        raise InputError(
-            f"{algorithm.name}: no discount: what its clients keep would no longer add up to what "
-            "the server keeps; delays and a buffer are fine"
-        )
 
 
 def rest(server: Server) -> Server:

@@ -48,6 +48,7 @@ def feddyn(
         partial(step, alpha),
         table=lambda layout: {"gradient": (layout.trainable,)},
         metrics=server_metrics(server_sgd()),
+        keeps=partial(keeps, alpha),
     )
 
 
@@ -67,6 +68,11 @@ def upload(alpha: float, state: Server, done: Finished) -> Upload:
     new = own + alpha * update[:, : own.shape[1]]
     one = torch.ones_like(done.loss)
     return Upload(update, one, {"gradient": new}, {"clients": one})
+
+
+def keeps(alpha: float, rows: Server, sent: Tensor, layout: Layout) -> Server:
+    """g_k moves by what the server is told, so that h stays the mean of all."""
+    return {"gradient": rows["gradient"] + alpha * sent[:, : layout.trainable]}
 
 
 def step(alpha: float, state: Server, sums: Aggregate, round: Round) -> Server:

@@ -1,25 +1,20 @@
 """What a server holds of messages that have not arrived, or that it has not used."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
-from vecfl.aggregate import Aggregate, copied, empty, merge_, none_like
+from vecfl.aggregate import Aggregate, copied, empty, merge_
 from vecfl.algorithms.base import Server, Upload
 from vecfl.algorithms.carrying import part
+from vecfl.errors import InputError
 
 PREFIX = "late/"
 COUNT = "late/clients"  # in `extra`: how many of the messages count
+BUFFER = "buffer"
 Discount = Callable[[int], float]
-
-
-def sent(server: Server, sums: Aggregate) -> Aggregate:
-    """A copy of sums of a round; on a grid weights that are logs stand as they are, at shift 0."""
-    new = copied(sums)
-    if PREFIX + "shift" in server and sums.shift is None:
-        new.shift = torch.zeros_like(sums.weight)
-    return new
 
 
 @dataclass(frozen=True)
@@ -39,81 +34,110 @@ class Came:
 class Store:
     """Tensors of what is on its way: sums by how long it was (d) and how long it will be (j).
 
-    Rows [G] of `total` [G, M], `weight`, `shift` and `extra/...`: those of d = 1 with j = 1, of
-    d = 2 with j = 1 and 2, and so on; the last is the buffer. `version` counts the server's steps,
-    `started` [most] is the version with which each of the last rounds began, the latest first.
+    A row "d.j", 1 <= j <= d <= most, and the row "buffer" have each `total` [M], `weight`, `extra/...`
+    and, of weights that are logs, `shift`; the total of an empty row takes the memory of one number.
+    `version` counts the server's steps, `started` [most] is the version with which each of the last
+    rounds began, the latest first.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.rows = most * (most + 1) // 2 + 1
-
-    def row(self, d: int, j: int) -> int:
-        """Where messages of delay d stand that arrive in j rounds, 1 <= j <= d."""
-        return d * (d - 1) // 2 + j - 1
 
     def fresh(self, sent: Upload) -> Server:
         """Nothing on its way, of messages like `sent`."""
         sums = empty(sent.update.shape[1], sent.update.device)
-        zero = torch.zeros_like(sums.weight)
-        sums.extra = {name: zero for name in (*sent.extra, COUNT)}
-        sums.shift = None if sent.log_weight is None else zero - torch.inf
-        counts = torch.zeros(self.most, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
-        started, version = (t.to(zero.device) for t in counts)
-        own = self.packed([sums] * self.rows)
-        return own | {PREFIX + "started": started, PREFIX + "version": version}
+        sums.extra = dict.fromkeys((*sent.extra, COUNT), sums.weight)
+        sums.shift = None if sent.log_weight is None else sums.weight - torch.inf
+        started = torch.zeros(self.most, dtype=torch.int64, device=sums.weight.device)
+        own = {PREFIX + "started": started, PREFIX + "version": started.new_zeros(())}
+        for row in (*self.rows(), BUFFER):
+            own |= packed(row, none_like(sums))
+        return own
 
-    def packed(self, sums: list[Aggregate]) -> Server:
-        """The tensors of all rows."""
-        stacks = {"total": [s.total for s in sums], "weight": [s.weight for s in sums]}
-        shifts = [s.shift for s in sums if s.shift is not None]
-        stacks |= {"shift": shifts} if shifts else {}
-        stacks |= {f"extra/{name}": [s.extra[name] for s in sums] for name in sums[0].extra}
-        return {PREFIX + name: torch.stack(rows) for name, rows in stacks.items()}
-
-    def at(self, server: Server, row: int) -> Aggregate:
-        """The sums of a row, copied."""
-        kept = part(PREFIX, server)
-        sums = empty(kept["total"].shape[1], kept["total"].device)
-        merge_(sums, Aggregate(kept["total"][row], kept["weight"][row], None, sums.bound))
-        sums.shift = kept["shift"][row].clone() if "shift" in kept else None
-        extra = part("extra/", kept)
-        return replace(sums, extra={name: values[row] for name, values in extra.items()})
+    def rows(self) -> Iterator[str]:
+        """The names of all rows but the buffer's."""
+        return (f"{d}.{j}" for d in range(1, self.most + 1) for j in range(1, d + 1))
 
     def arrived(self, server: Server, sums: Aggregate, discount: Discount | None) -> Came:
         """What is there at the end of a round whose clients sent `sums`."""
         version, started = server[PREFIX + "version"], server[PREFIX + "started"]
         ages = [0, *(version - started).tolist()]
-        parts = [
-            sent(server, sums),
-            *(self.at(server, self.row(d, 1)) for d in range(1, self.most + 1)),
-        ]
-        buffer, clients, years = self.at(server, self.rows - 1), 0, 0
+        parts = [sent(server, sums), *(at(server, f"{d}.1") for d in range(1, self.most + 1))]
+        buffer = copied(at(server, BUFFER))
+        counts = torch.stack([some.extra[COUNT] for some in (*parts, buffer)]).long().tolist()
+        before = counts.pop()
         for age, some in zip(ages, parts, strict=True):
-            count = int(some.extra[COUNT])
-            clients, years = clients + count, years + age * count
-            if discount is not None:
-                some.total *= discount(age)
-            merge_(buffer, some)
-        mean = years / clients if clients else float("nan")
-        return Came(buffer, int(buffer.extra[COUNT]), clients, mean)
+            if not is_empty(some):
+                some = copied(some)
+                if discount is not None:
+                    some.total *= checked(discount(age), age)
+                merge_(buffer, some)
+        clients = sum(counts)
+        years = sum(age * count for age, count in zip(ages, counts, strict=True))
+        return Came(buffer, before + clients, clients, years / clients if clients else math.nan)
+
+    def waiting(self, server: Server, sums: Aggregate) -> int:
+        """How many messages that count do not arrive in this round."""
+        there = [at(server, row) for row in self.rows() if not row.endswith(".1")]
+        counts = [some.extra[COUNT] for some in (*there, *sums.late.values())]
+        return int(sum(counts)) if counts else 0
 
     def next(self, server: Server, sums: Aggregate, came: Came) -> Server:
         """The tensors after the round, the buffer not used."""
-        rows = []
-        for d in range(1, self.most + 1):
-            rows += [self.at(server, self.row(d, j + 1)) for j in range(1, d)]
-            late = sums.late[d] if d in sums.late else none_like(sums)
-            rows.append(sent(server, late))
         version, started = server[PREFIX + "version"], server[PREFIX + "started"]
-        return self.packed([*rows, came.buffer]) | {
-            PREFIX + "started": torch.cat((version[None], started))[: self.most],
-            PREFIX + "version": version,
-        }
+        began = torch.cat((version[None], started))[: self.most]
+        own = {PREFIX + "started": began, PREFIX + "version": version}
+        for d in range(1, self.most + 1):
+            for j in range(1, d):
+                own |= packed(f"{d}.{j}", at(server, f"{d}.{j + 1}"))
+            late = sums.late[d] if d in sums.late else none_like(sums)
+            own |= packed(f"{d}.{d}", sent(server, late))
+        return own | packed(BUFFER, came.buffer)
 
     def emptied(self, own: Server) -> Server:
-        """The tensors `own` after a step by all that was in the buffer."""
-        *rows, used = [self.at(own, row) for row in range(self.rows)]
-        return self.packed([*rows, none_like(used)]) | {
-            PREFIX + "version": own[PREFIX + "version"] + 1
-        }
+        """The tensors of `own` that a step by all that was in the buffer changes."""
+        version = {PREFIX + "version": own[PREFIX + "version"] + 1}
+        return packed(BUFFER, none_like(at(own, BUFFER))) | version
+
+
+def packed(row: str, sums: Aggregate) -> Server:
+    """The tensors of a row."""
+    values = {"total": sums.total, "weight": sums.weight}
+    values |= {f"extra/{name}": value for name, value in sums.extra.items()}
+    values |= {} if sums.shift is None else {"shift": sums.shift}
+    return {f"{PREFIX}{row}/{name}": value for name, value in values.items()}
+
+
+def at(server: Server, row: str) -> Aggregate:
+    """The sums of a row, not copied."""
+    kept = part(f"{PREFIX}{row}/", server)
+    total, weight, shift = kept["total"], kept["weight"], kept.get("shift")
+    return Aggregate(total, weight, None, weight.new_zeros(()), part("extra/", kept), shift)
+
+
+def none_like(sums: Aggregate) -> Aggregate:
+    """Sums of no message, whose total repeats one number."""
+    zero = torch.zeros_like(sums.weight)
+    total, extra = zero.expand(len(sums.total)), dict.fromkeys(sums.extra, zero)
+    shift = None if sums.shift is None else zero - torch.inf
+    return Aggregate(total, zero, None, zero, extra, shift)
+
+
+def is_empty(sums: Aggregate) -> bool:
+    """Whether these are sums of no message, as `none_like` makes them."""
+    return len(sums.total) > 1 and sums.total.stride(0) == 0
+
+
+def sent(server: Server, sums: Aggregate) -> Aggregate:
+    """Sums of a round; on a grid weights that are logs stand as they are, at shift 0."""
+    shift = sums.shift
+    if shift is None and f"{PREFIX}{BUFFER}/shift" in server:
+        shift = torch.zeros_like(sums.weight)
+    return Aggregate(sums.total, sums.weight, None, sums.bound, sums.extra, shift)
+
+
+def checked(value: float, age: int) -> float:
+    """A discount; InputError where it is none."""
+    if not 0 <= value < math.inf:
+        raise InputError(f"delayed: the discount of age {age} is {value}: at least 0 and finite")
+    return value

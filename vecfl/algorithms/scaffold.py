@@ -38,6 +38,10 @@ def scaffold(
         server     x moves by the mean of x - y_k, as `server` says (server_sgd(lr): the paper's
                    global step size); c <- c + |S|/N mean of c_k+ - c_k
 
+    Where transforms change what is sent, c_k moves by the change that arrives. They see a message
+    as one row, whose second half is about 1 / (K lr) times as large as the first: `top_k` of it
+    keeps hardly a number of the update; codecs that work tensor by tensor treat both alike.
+
     S are the clients whose message came in finite, all with weight 1, and N is the population, so c
     stays the mean of all c_k. A client that makes no step, or steps of size 0, keeps its c_k and
     counts as one that stands still. Clients keep "variate" [T] (c_k), the server "variate" [T] (c)
@@ -64,6 +68,7 @@ def scaffold(
         metrics=server_metrics(server),
         messages=("model", "variate"),
         downlink=2,
+        keeps=keeps,
         before=fedsgd(lr=1.0, size=batches.size) if option == 1 else None,
         facts={"server": server.name, "option": option},
     )
@@ -96,6 +101,11 @@ def upload(state: Server, done: Finished) -> Upload:
     change = F.pad(new - own, (0, update.shape[1] - own.shape[1]))
     one = torch.ones_like(done.loss)
     return Upload(torch.cat((update, change), 1), one, {"variate": new}, {"clients": one})
+
+
+def keeps(rows: Server, sent: Tensor, layout: Layout) -> Server:
+    """c_k moves by what the server is told of it, so that c stays the mean of all."""
+    return {"variate": rows["variate"] + sent[:, layout.size : layout.size + layout.trainable]}
 
 
 def step(server: ServerOptimizer) -> Callable[[Server, Aggregate, Round], Server]:

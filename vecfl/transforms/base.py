@@ -97,9 +97,13 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
         sent = inner.upload(others(prefix, server), replace(done, table=others(prefix, done.table)))
         own, mine = part(prefix, server), replace(done, table=part(prefix, done.table))
         changed = transform.client(own, mine, replace(sent, table={}, extra={}))
+        check_upload(transform.name, changed, sent)
+        rows = sent.table
+        if inner.keeps is not None and transform.client is not sent_as_it_is:
+            rows = rows | inner.keeps(done.table, changed.update, done.round.layout)
         return replace(
-            check_upload(transform.name, changed, sent),
-            table=sent.table | named(prefix, changed.table),
+            changed,
+            table=rows | named(prefix, changed.table),
             extra=sent.extra | named(prefix, changed.extra),
         )
 
