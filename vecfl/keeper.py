@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from vecfl.checkpoint import path_of, prune, rounds_in, save
+from vecfl.errors import InputError
 from vecfl.files import reached
 from vecfl.flags import RunArgs
-from vecfl.resume import CHECKPOINTS
+from vecfl.model_file import save_model
+from vecfl.resume import CHECKPOINTS, FIRST
 from vecfl.simulation import Metrics, Simulation
 from vecfl.state import State
 from vecfl.stop import Stop
@@ -105,6 +107,16 @@ class Keeper:
         if self.saved < state.round:
             so_far += f" after round {self.saved}"
         return f"{so_far}: the same command with --resume {self.run_dir}"
+
+
+def keep_first(sim: Simulation, run_dir: Path) -> None:
+    """Write the first model, once, where it has what never changes and no checkpoint holds."""
+    if not sim.task.layout.constants:
+        return
+    try:
+        save_model(run_dir / FIRST, sim.task.module.state_dict())
+    except OSError as error:
+        raise InputError(f"{reason(error)}; free some space and start again") from error
 
 
 def reason(error: OSError) -> str:

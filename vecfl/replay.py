@@ -79,8 +79,12 @@ class Training:
 
     def init(self, w: Tensor, layout: Layout) -> Server:
         """The tensors of the optimizer before round 1."""
-        if layout.params != self.task.to("cpu", w.dtype).layout.params:
+        own = self.task.to("cpu", w.dtype).layout
+        if layout.params != own.params:
             raise InputError("replay: its task has another module than that of the clients")
+        if layout.frozen != own.frozen:
+            what = "frozen parameters or constant buffers"
+            raise InputError(f"replay: its task has other {what} than that of the clients")
         return kept(Slots(layout, self.rule, 1, w.device, w.dtype))
 
     def after(self, server: Server, round: Round) -> Server:

@@ -25,6 +25,7 @@ Args = TypeVar("Args", bound=RunArgs)
 
 CHECKPOINTS = "checkpoints"  # the folder in the directory of a run
 TABLE = "table"  # likewise, where the rows of its clients lie there
+FIRST = "first.pt"  # the first model, where parts of it do not train: no checkpoint has these
 RESULTS = ("model.pt", "model.safetensors", "curves.png")  # what a finished run has
 
 # What a run may be resumed with although it was begun otherwise: the rounds stay what they are.
@@ -32,8 +33,8 @@ OF_THIS_START = {"resume", "resume_changed", "out"}
 FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors", "client_results"}
 FREE |= {"stop_at", "patience", "table"}  # the rows of another table are refused
 # They say when it may fall back, and when a learning rate may.
-FREE_WITHOUT_FALL_BACK = {"rounds", "eval_every", "test_every", "initial_evaluation"}
-FREE_WITHOUT_FALL_BACK |= {"watch", "statistics", "metrics"}
+FREE_UNLESS_SEEN = {"rounds", "eval_every", "test_every", "initial_evaluation"}
+FREE_UNLESS_SEEN |= {"watch", "statistics", "metrics"}
 ARRANGEMENT = {field.name for field in fields(Arrangement)}  # taken from the checkpoint
 
 
@@ -66,16 +67,12 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
     if args.rounds < done:
         raise InputError(f"--rounds: expected at least {done}, which are done, got {args.rounds}")
     different = changes(config, asdict(args))
+    if _same("init", config.get("init"), args.init):
+        first = before.run_dir / FIRST
+        args = replace(args, init=str(first) if first.exists() else None)
+    answer(before, different, args.resume_changed)
     if args.resume_changed:
-        log.warning("going on with other settings: %s", "; ".join(different) or "none")
-        with (before.run_dir / "changes.log").open("a", encoding="utf-8") as file:
-            file.write(f"after round {done}: {'; '.join(different) or 'none'}\n")
         return args, before
-    if different:
-        raise InputError(
-            f"--resume: {before.run_dir} was begun with other settings: {'; '.join(different)}; "
-            "give the same, or --resume-changed True for another result"
-        )
     stop = Stop(args.stop_at, args.patience, args.watch)
     if done < args.rounds and stop.before(before.content.get("stopped")) is None:
         log.info("going on with %s after round %d of %d", before.run_dir, done, args.rounds)
@@ -83,13 +80,16 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
     for name in ARRANGEMENT:
         if getattr(args, name) not in ("auto", None, facts[name]):
             log.warning("%s: the run has %s and keeps it", flag(name), facts[name])
-    return replace(args, init=None, **{name: facts[name] for name in ARRANGEMENT}), before
+    return replace(args, **{name: facts[name] for name in ARRANGEMENT}), before
 
 
-def changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The settings that differ and change the result, as "lr 0.1 there, 0.2 here"."""
-    looks = there.get("fall_back") or here.get("fall_back") or observing(there) or observing(here)
-    free = FREE | ARRANGEMENT | (set() if looks else FREE_WITHOUT_FALL_BACK)
+def changes(there: Mapping[str, Any], here: Mapping[str, Any], looks: bool = False) -> list[str]:
+    """The settings that differ and change the result, as "lr 0.1 there, 0.2 here".
+
+    looks  whether the algorithm sees metrics, which then decide the rounds, as in a fall back
+    """
+    looks = looks or bool(there.get("fall_back") or here.get("fall_back"))
+    free = FREE | ARRANGEMENT | (set() if looks else FREE_UNLESS_SEEN)
     return [
         f"{name} {there.get(name)} there, {here.get(name)} here"
         for name in {**there, **here}
@@ -98,10 +98,31 @@ def changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def observing(config: Mapping[str, Any]) -> bool:
-    """Whether what stands around the algorithm may look at metrics, which then decide the bits."""
-    texts: tuple[str, ...] = tuple(config.get("around") or ())
-    return not all(text.strip().startswith(("ema(", "replay(")) for text in texts)
+def check_observed(before: Before, args: RunArgs) -> None:
+    """Refuse, or note, what `resume` left open, where the algorithm looks at metrics.
+
+    When it sees them, and the last round is always evaluated, decides what comes next.
+    """
+    there = before.content["config"]
+    here = asdict(args) | {"init": there.get("init")}  # was compared
+    known = changes(there, here)
+    different = [one for one in changes(there, here, looks=True) if one not in known]
+    if different:
+        answer(before, different, args.resume_changed)
+
+
+def answer(before: Before, different: list[str], allowed: bool) -> None:
+    """Refuse settings that differ, or write them to `changes.log`."""
+    said = "; ".join(different)
+    if allowed:
+        log.warning("going on with other settings: %s", said or "none")
+        with (before.run_dir / "changes.log").open("a", encoding="utf-8") as file:
+            file.write(f"after round {before.content['run']['round']}: {said or 'none'}\n")
+    elif different:
+        raise InputError(
+            f"--resume: {before.run_dir} was begun with other settings: {said}; "
+            "give the same, or --resume-changed True for another result"
+        )
 
 
 def _same(name: str, there: Any, here: Any) -> bool:
@@ -208,8 +229,10 @@ def _forget_start(run_dir: Path) -> None:
                 f"--resume auto: {run_dir} has rounds and no checkpoint; choose another --out"
             )
         (run_dir / "config.yaml").unlink(missing_ok=True)
+        (run_dir / FIRST).unlink(missing_ok=True)
         metrics.unlink()
         for folder in (run_dir / CHECKPOINTS, *run_dir.glob(f"{TABLE}*")):
             shutil.rmtree(folder, ignore_errors=True)
-    for left in run_dir.glob(".config.yaml.*"):
-        left.unlink()
+    for name in ("config.yaml", FIRST):
+        for left in run_dir.glob(f".{name}.*"):
+            left.unlink()

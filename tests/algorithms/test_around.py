@@ -218,6 +218,23 @@ def test_a_metric_that_is_not_there() -> None:
         made.observe(state.server, {"eval/los": "x"})
 
 
+class Scaled(Line):
+    """A parameter that does not train."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(scale), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * super().forward(x)
+
+
+def test_replay_of_a_model_with_frozen_parts() -> None:
+    """Two float32 modules of one body fit in float64, too."""
+    sim = simulate(with_replay(client(PLAIN), Scaled(0.3)), module=Scaled(0.3))
+    assert 0 < play(sim, 1)[0][0] < 1
+
+
 def with_replay(columns: Columns, module: Any = None, **how: Any) -> Algorithm:
     data = dataset([client(PLAIN)])
     task = vecfl.Task(module or Line(), squared, example=data.examples(2))
@@ -252,6 +269,10 @@ def with_replay(columns: Columns, module: Any = None, **how: Any) -> Algorithm:
         (
             lambda: simulate(with_replay(client(PLAIN), torch.nn.Sequential(Line()))).start(),
             "replay: its task has another module than that of the clients",
+        ),
+        (
+            lambda: simulate(with_replay(client(PLAIN), Scaled(2.0)), module=Scaled(1.0)).start(),
+            "replay: its task has other frozen parameters or constant buffers than that of the",
         ),
         (
             lambda: simulate(vecfl.ema(vecfl.ema(HALF, 0.5), 0.5)).start(),
