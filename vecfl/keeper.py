@@ -57,8 +57,8 @@ class Keeper:
             if state.round == 0:
                 self.watch.check(metrics)
             state, best = self.watch.look(state, metrics, evaluated)
-        if evaluated:
-            self.stopped = self.stop.why(state.round, metrics, self.watch)
+        if state.round:  # the first model is there to be trained
+            self.stopped = self.stop.why(state.round, metrics, evaluated, self.watch)
         return state, due or best
 
     def save(self, state: State) -> None:

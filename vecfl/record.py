@@ -196,10 +196,13 @@ def run_rounds(
                 reached("round trained")
                 metrics, evaluated = evaluate(state, metrics)
                 state = sim.observe(state, metrics)
+                after, to_save = keeper.look(state, metrics, evaluated)
+                if keeper.stopped and not evaluated:
+                    metrics = evaluate.last(state, metrics)
+                state = after
                 for tracker in trackers:
                     tracker.log(metrics)
                 reached("round logged")
-                state, to_save = keeper.look(state, metrics, evaluated)
                 if to_save:
                     keeper.save(state)
             if keeper.saved < state.round:  # the last round, a target, or a signal came
