@@ -45,7 +45,7 @@ def replay(
     FLUTE, Hipolito Garcia et al., arXiv:2203.13789.
     """
     training = Training(task, columns, LocalRule(optimizer or sgd(), batches, lr, clip))
-    inner = carrying(algorithm, "replay/", training.init)
+    inner = carrying(algorithm, "replay/", training.init, moves=True)
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
         new = inner.server(server, sums, round)

@@ -229,8 +229,7 @@ class Simulation:
         """The state that `save` gave, for rounds that have the bits of a run that never stopped.
 
         Raises InputError where its tensors do not fit this model and algorithm; and where seeds,
-        population, rule, arrangement, frozen parameters or constant buffers are others, unless
-        `changed` allows another result.
+        population, rule, arrangement or frozen values are others, unless `changed` allows it.
         """
         server = self.check(content, changed=changed)
         table = open_table(self.tables, self.mesh, content["round"], content.get("table"))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vecfl.algorithms.base import Algorithm, Finished, Server, Upload
-from vecfl.algorithms.fedavg import broadcast, server_init, server_step
+from vecfl.algorithms.fedavg import broadcast, server_init, server_metrics, server_step
 from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
 from vecfl.optim import ClientOptimizer, sgd
@@ -72,7 +72,8 @@ def dga(
         usable = (done.weight > 0).double()
         return Upload(update, usable, log_weight=(-softmax_beta * x).clamp(max=CAP))
 
-    return Algorithm("dga", rule, server_init(server), broadcast, upload, server_step(server))
+    init, step, metrics = server_init(server), server_step(server), server_metrics(server)
+    return Algorithm("dga", rule, init, broadcast, upload, step, metrics=metrics)
 
 
 def loss(done: Finished, update: Tensor) -> Tensor:
