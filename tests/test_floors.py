@@ -57,7 +57,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         {"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags", "vecfl.rounds"}
         | {"vecfl.plugins", "vecfl.parts", "vecfl.evaluations", "vecfl.algorithm_flags"}
         | {"vecfl.finish"}
-        | {"vecfl.watch", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
+        | {"vecfl.watch", "vecfl.changes", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
         | {"vecfl.stop", "vecfl.compare"}
     ),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
@@ -145,7 +145,9 @@ SAME_FLOOR = {
     *(("vecfl.compare", f"vecfl.{name}") for name in ("cli", "flags", "load")),
     ("vecfl.keeper", "vecfl.parts"),
     ("vecfl.record", "vecfl.plugins"),
-    ("vecfl.resume", "vecfl.plugins"),
+    ("vecfl.changes", "vecfl.plugins"),
+    ("vecfl.changes", "vecfl.cli"),
+    ("vecfl.resume", "vecfl.changes"),
 }
 SCRIPTS = FLOORS[-1]  # nobody imports one, not even another script
 COMMON = "benchmarks.common"  # what the benchmarks share; it serves them alone

@@ -194,10 +194,15 @@ def test_clients_are_lost() -> None:
 
 
 def test_the_order_of_what_stands_around() -> None:
-    """The mean is over models after replay, or replay is behind: its name says so."""
-    texts = ("ema(0.5)", "replay(lr=0.1, batches=Batches(7))")
+    """As they are given, from the inside outwards; the mean is over models after replay."""
+    texts = ("clients_on_plateau('a/b', 'min')", "replay(lr=0.1, batches=Batches(7))")
     names = [by_flags(around=order).algorithm.name for order in (texts, texts[::-1])]
-    assert names == ["fedavg, ema 0.5, replay", "fedavg, replay, ema 0.5"]
+    plateau = "clients on plateau of a/b:min (0.1, 10)"
+    assert names == [f"fedavg, {plateau}, replay", f"fedavg, replay, {plateau}"]
+    for moves in (texts[1], "server_on_plateau('a/b', 'min')"):
+        by_flags(around=(moves, "ema(0.5)"))
+        with pytest.raises(InputError, match="^fedavg, ema 0.5: give ema behind replay and serv"):
+            by_flags(around=("ema(0.5)", moves))
 
 
 def test_facts_tell_schedules_apart() -> None:

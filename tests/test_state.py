@@ -174,6 +174,61 @@ def test_rows_that_another_rank_cannot_write_are_no_checkpoint() -> None:
     assert together(Mesh(), lambda: 1) == 1
 
 
+class Other(Counting):
+    """Another value that does not train."""
+
+    def __init__(self, value: float = 0.25) -> None:
+        super().__init__()
+        self.frozen.data.fill_(value)
+
+
+class Mask(Counting):
+    """A buffer beside it that nothing changes."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([value]), persistent=False)
+
+
+@pytest.mark.parametrize("pair", [(Counting, Other), (Mask, lambda: Mask(2.0)), (Mask, Counting)])
+def test_another_frozen_body_is_refused(pair: tuple[Any, Any]) -> None:
+    for there, here in (pair, pair[::-1]):
+        content = simulation("sgd", module=there).save(simulation("sgd", module=there).start())
+        with pytest.raises(InputError, match="^the checkpoint is of another run: frozen .* there"):
+            simulation("sgd", module=here).load(content)
+        simulation("sgd", module=here).load(content, changed=True)
+        simulation("sgd", module=there).load(content)
+
+
+def test_older_checkpoints_tell_nothing_of_what_is_frozen() -> None:
+    for module, right in ((lambda: nn.Linear(3, 2), True), (Counting, False)):
+        sim = simulation("sgd", module=module)
+        content = sim.save(sim.start())
+        del content["facts"]["frozen"]
+        if right:
+            sim.load(content)
+        else:
+            with pytest.raises(InputError, match="another run: frozen nothing there"):
+                sim.load(content)
+
+
+def test_tied_parameters_are_saved_under_all_their_names() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x))
+
+    sim = simulation("sgd", module=Tied)
+    state = rounds(sim, sim.start(), 1)
+    model = sim.save(state)["model"]
+    assert model.keys() == Tied().state_dict().keys()
+    assert all(torch.equal(model[name], t) for name, t in sim.state_dict(state).items())
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

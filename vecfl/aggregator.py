@@ -35,16 +35,16 @@ def aggregated_by(algorithm: Algorithm, aggregator: Aggregator) -> Algorithm:
     copies that its workers kept, in the run's dtype, of the clients that it trained; once more
     C * M * 8 bytes where some clients do not count, and as much for what the aggregator itself
     makes, such as a sorted copy. Where nobody counts it is not called, and the model stays as it
-    is. Raises InputError where `algorithm` has an aggregator or delays, for SCAFFOLD and FedDyn, and in
-    a round for a result that is not M finite numbers.
+    is. Raises InputError where `algorithm` has an aggregator or delays, for SCAFFOLD and FedDyn,
+    and in a round for a result that is not M finite numbers.
     """
     name = getattr(aggregator, "__qualname__", type(aggregator).__qualname__)
     if algorithm.delay is not None:
         raise InputError(f"{algorithm.name}: {name} needs all messages at once, none may be late")
     if algorithm.keeps is not None:
         raise InputError(
-            f"{algorithm.name}: what its clients keep adds up to what the server keeps of the mean of "
-            f"their messages; {name} is another"
+            f"{algorithm.name}: what its clients keep adds up to what the server keeps of the mean "
+            f"of their messages; {name} is another"
         )
     if algorithm.aggregator is not None:
         raise InputError(f"{algorithm.name}: has an aggregator; {name} would be a second one")

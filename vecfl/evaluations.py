@@ -61,10 +61,21 @@ class Evaluations:
 
         InputError where two evaluations call a metric the same.
         """
-        began, last = time.perf_counter(), state.round == self.rounds
-        due = [one for one in self.all if last or state.round % one.every == 0]
-        told = dict(metrics)
-        told["system/housekeeping_s"] = began - self.ended - float(told.get("system/round_s", 0))
+        idle = time.perf_counter() - self.ended - float(metrics.get("system/round_s", 0))
+        due, last = self._due(state), state.round == self.rounds
+        told = {**metrics, "system/housekeeping_s": idle}
+        return self._with(state, told, self.all if last else due), last or due == self.all
+
+    def last(self, state: State, metrics: Metrics) -> Metrics:
+        """`metrics` with what was not due: the run ends early, and its model is evaluated whole."""
+        due = self._due(state)
+        return self._with(state, metrics, [one for one in self.all if one not in due])
+
+    def _due(self, state: State) -> list[Evaluation]:
+        return [one for one in self.all if state.round % one.every == 0]
+
+    def _with(self, state: State, metrics: Metrics, due: list[Evaluation]) -> Metrics:
+        began, told = time.perf_counter(), dict(metrics)
         for one in due:
             found = one.function(state)
             if both := sorted(told.keys() & found.keys()):
@@ -72,9 +83,10 @@ class Evaluations:
             told |= found
         self.ended = time.perf_counter()
         if due:
-            told["system/evaluate_s"] = self.ended - began
+            before = float(told.get("system/evaluate_s", 0))
+            told["system/evaluate_s"] = before + self.ended - began
             reached("round evaluated")
-        return told, len(due) == len(self.all)
+        return told
 
 
 def held_out(

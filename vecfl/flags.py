@@ -111,9 +111,9 @@ class RunArgs(EvaluationArgs):
     fall_back: bool = False
     """after a value that is worse than the best, go on from the best model (with --watch)"""
     stop_at: str | None = None
-    """end after an evaluation that reaches a target: eval/accuracy>=0.97, eval/loss<=0.1"""
+    """end after a round whose metrics reach a target: eval/accuracy>=0.97, eval/loss<=0.1"""
     patience: int | None = None
-    """end after so many evaluations without a better value of --watch"""
+    """end after so many values of --watch without a better one"""
     safetensors: bool = False
     """write the final model as model.safetensors, too"""
 

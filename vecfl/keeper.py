@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from vecfl.checkpoint import path_of, prune, rounds_in, save
+from vecfl.errors import InputError
 from vecfl.files import reached
 from vecfl.flags import RunArgs
+from vecfl.model_file import save_model
 from vecfl.parts import plateau_metrics
-from vecfl.resume import CHECKPOINTS
+from vecfl.resume import CHECKPOINTS, FIRST
 from vecfl.simulation import Metrics, Simulation
 from vecfl.state import State
 from vecfl.stop import Stop
@@ -56,8 +58,8 @@ class Keeper:
             metrics = self.sim.mesh.from_first(lambda: metrics)  # times differ, and ranks must not
         if self.watch is not None:
             state, best = self.watch.look(state, metrics, evaluated)
-        if evaluated:
-            self.stopped = self.stop.why(state.round, metrics, self.watch)
+        if state.round:  # the first model is there to be trained
+            self.stopped = self.stop.why(state.round, metrics, evaluated, self.watch)
         return state, due or best
 
     def _check_spelling(self, metrics: Metrics) -> None:
@@ -115,6 +117,16 @@ class Keeper:
         if self.saved < state.round:
             so_far += f" after round {self.saved}"
         return f"{so_far}: the same command with --resume {self.run_dir}"
+
+
+def keep_first(sim: Simulation, run_dir: Path) -> None:
+    """Write the first model, once, where it has what never changes and no checkpoint holds."""
+    if not sim.task.layout.constants:
+        return
+    try:
+        save_model(run_dir / FIRST, sim.task.module.state_dict())
+    except OSError as error:
+        raise InputError(f"{reason(error)}; free some space and start again") from error
 
 
 def reason(error: OSError) -> str:

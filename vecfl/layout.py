@@ -1,9 +1,11 @@
 """Where each parameter sits in a row of length P, and views of a [S, P] buffer."""
 
 import copy
+import hashlib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 
 import torch
@@ -36,26 +38,41 @@ class Layout:
     """A row of P numbers: the trainable parameters, then the buffers that training changes.
 
     Tied parameters appear once, under their first name; frozen parameters and constant buffers do
-    not appear.
+    not appear: they are `constants`, by name.
     """
 
     params: tuple[Entry, ...]
     buffers: tuple[Entry, ...] = ()
+    constants: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, module: nn.Module, changing: Iterable[str] = ()) -> "Layout":
         """The layout of `module`; `changing` names the buffers that a training step changes."""
         changing, offset = set(changing), 0
-        params, buffers = [], []
+        params, buffers, constants = [], [], {}
         for name, p in module.named_parameters():
             if p.requires_grad:
                 params.append(Entry(name, tuple(p.shape), offset, p.dtype))
                 offset += p.numel()
+            else:
+                constants[name] = p.detach()
         for name, b in module.named_buffers():
             if name in changing:
                 buffers.append(Entry(name, tuple(b.shape), offset, b.dtype))
                 offset += b.numel()
-        return cls(tuple(params), tuple(buffers))
+            else:
+                constants[name] = b
+        return cls(tuple(params), tuple(buffers), constants)
+
+    @cached_property
+    def frozen(self) -> str:
+        """A fingerprint of the constants, in their order; "nothing" where there are none."""
+        digest = hashlib.blake2b(digest_size=8)
+        for value in self.constants.values():
+            flat = value.cpu().contiguous().reshape(-1)
+            digest.update(f"{value.dtype} {list(value.shape)};".encode())
+            digest.update(flat.view(torch.uint8).numpy().data)
+        return digest.hexdigest() if self.constants else "nothing"
 
     @property
     def trainable(self) -> int:
@@ -122,6 +139,13 @@ class Layout:
             parent, _, leaf = name.rpartition(".")
             getattr(module.get_submodule(parent), leaf).data.copy_(value)
         return {name: t.detach().clone() for name, t in module.state_dict().items()}
+
+    def trained(self, module: nn.Module, row: Tensor) -> dict[str, Tensor]:
+        """What row [P] has of the state dict of `module`, tied tensors under all their names."""
+        named = [*module.named_parameters(), *module.named_buffers()]
+        first, found = {id(t): name for name, t in named}, self.unflatten(row)
+        names = {name: first.get(id(t)) for name, t in module.state_dict(keep_vars=True).items()}
+        return {name: found[own] for name, own in names.items() if own in found}
 
     def round_integers_(self, row: Tensor) -> None:
         """Round the integer buffers of row [P], which may hold means."""

@@ -12,7 +12,7 @@ from vecfl.checkpoint import load, newest_good, path_of
 from vecfl.errors import InputError
 from vecfl.model_file import load_model
 from vecfl.report import Rows, read_metrics
-from vecfl.resume import CHECKPOINTS
+from vecfl.resume import CHECKPOINTS, FIRST
 
 Model = dict[str, Tensor]
 
@@ -25,8 +25,7 @@ class Run:
     metrics   name -> column over the rows of metrics.jsonl: float64, NaN where a round has none
               of it; "round" int64; text (a backend) as a list
     finished  whether all rounds are done and model.pt is there
-    model     of a finished run its state dict; else the tensors that training changes, after the
-              `round` of its last checkpoint: `load_state_dict(model, strict=False)`
+    model     its state dict, of an unfinished run after the `round` of its last checkpoint
     best      the same after the round that --watch found best, and `best_round`; None without it
     """
 
@@ -52,14 +51,15 @@ def load_run(run_dir: Path | str) -> Run:
     best_round = watch.get("round")
     file = None if best_round is None else path_of(run_dir / CHECKPOINTS, best_round)
     finished = (run_dir / "model.pt").exists()
+    first = load_model(run_dir / FIRST) if (run_dir / FIRST).exists() else {}
     return Run(
         config=config,
         metrics=_columns(read_metrics(run_dir)) if run["round"] else {},
         finished=finished,
         round=run["round"],
-        model=load_model(run_dir / "model.pt") if finished else run["model"],
+        model=load_model(run_dir / "model.pt") if finished else first | run["model"],
         best_round=best_round,
-        best=load(file)["run"]["model"] if file and file.exists() else None,
+        best=first | load(file)["run"]["model"] if file and file.exists() else None,
     )
 
 

@@ -16,11 +16,11 @@ from vecfl.evaluations import Evaluate, Evaluation, Evaluations
 from vecfl.files import reached
 from vecfl.finish import finish, told
 from vecfl.flags import RunArgs
-from vecfl.keeper import Keeper, reason
+from vecfl.keeper import Keeper, keep_first, reason
 from vecfl.mesh import RankError
 from vecfl.model_file import SAFE
 from vecfl.plugins import digests
-from vecfl.resume import CHECKPOINTS, TABLE, Before, go_on, settings
+from vecfl.resume import CHECKPOINTS, FIRST, TABLE, Before, check_observed, go_on, settings
 from vecfl.signals import Signals, Stopped
 from vecfl.simulation import Simulation
 from vecfl.state import State
@@ -64,6 +64,8 @@ def record_run(
             "go back with the model; give --watch alone"
         )
     config, first = settings(args, sim.arrangement), sim.mesh.rank == 0
+    if before is not None and sim.algorithm.observe is not None:
+        sim.mesh.from_first(partial(check_observed, before, args))
     if before is None:
         keeper, state = begin(sim, args, config, recipe)
     elif finished(sim, args, before):
@@ -95,6 +97,7 @@ def begin(
     state = sim.start()
     about = {"config": config, "recipe": recipe, "id": new_id(), "files": digests(config)}
     keeper = Keeper(sim, args, run_dir, about)
+    sim.mesh.from_first(partial(keep_first, sim, run_dir))
     if sim.mesh.rank == 0:
         (run_dir / CHECKPOINTS).mkdir()
     keeper.save(state)
@@ -126,11 +129,14 @@ def begin_again(
     run, content = before.content["run"], before.content
     place_rows(sim, before.run_dir)
     sim.check(run, changed=args.resume_changed)
-    config = config | {"init": content["config"]["init"]}  # which is not read again
+    if args.init in (None, str(before.run_dir / FIRST)):
+        config = config | {"init": content["config"]["init"]}  # which is not read again
     about = {name: content[name] for name in ("recipe", "id")}
     about |= {"config": config, "files": digests(config)}
     keeper = Keeper(sim, args, before.run_dir, about, run["round"])
     sim.mesh.from_first(partial(go_on, before, config))
+    if args.resume_changed:
+        sim.mesh.from_first(partial(keep_first, sim, before.run_dir))
     state = sim.load(run, changed=args.resume_changed)
     keeper.go_on(content, state)
     return keeper, state
@@ -193,10 +199,13 @@ def run_rounds(
                 reached("round trained")
                 metrics, evaluated = evaluate(state, metrics)
                 state = sim.observe(state, metrics)
+                after, to_save = keeper.look(state, metrics, evaluated)
+                if keeper.stopped and not evaluated:
+                    metrics = evaluate.last(state, metrics)
+                state = after
                 for tracker in trackers:
                     tracker.log(metrics)
                 reached("round logged")
-                state, to_save = keeper.look(state, metrics, evaluated)
                 if to_save:
                     keeper.save(state)
             if keeper.saved < state.round:  # the last round, a target, or a signal came

@@ -46,7 +46,7 @@ def replay(
     FLUTE, Hipolito Garcia et al., arXiv:2203.13789.
     """
     training = Training(task, columns, LocalRule(optimizer or sgd(), batches, lr, clip))
-    inner = carrying(algorithm, "replay/", training.init)
+    inner = carrying(algorithm, "replay/", training.init, moves=True)
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
         new = inner.server(server, sums, round)
@@ -81,8 +81,12 @@ class Training:
 
     def init(self, w: Tensor, layout: Layout) -> Server:
         """The tensors of the optimizer before round 1."""
-        if layout.params != self.task.to("cpu", w.dtype).layout.params:
+        own = self.task.to("cpu", w.dtype).layout
+        if layout.params != own.params:
             raise InputError("replay: its task has another module than that of the clients")
+        if layout.frozen != own.frozen:
+            what = "frozen parameters or constant buffers"
+            raise InputError(f"replay: its task has other {what} than that of the clients")
         return kept(Slots(layout, self.rule, 1, w.device, w.dtype))
 
     def after(self, server: Server, round: Round) -> Server:

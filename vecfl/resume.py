@@ -6,17 +6,17 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vecfl.changes import ARRANGEMENT, OF_THIS_START, changes, edited, same
 from vecfl.checkpoint import load, newest_good, rewind, rounds_in
 from vecfl.cli import flag
 from vecfl.errors import InputError
 from vecfl.files import atomic_file
 from vecfl.flags import RunArgs
 from vecfl.mesh import join
-from vecfl.plugins import digests
 from vecfl.stop import Stop
 from vecfl.track import as_yaml, forget_clients, hold
 from vecfl.trainer import Arrangement
@@ -26,16 +26,8 @@ Args = TypeVar("Args", bound=RunArgs)
 
 CHECKPOINTS = "checkpoints"  # the folder in the directory of a run
 TABLE = "table"  # likewise, where the rows of its clients lie there
+FIRST = "first.pt"  # the first model, where parts of it do not train: no checkpoint has these
 RESULTS = ("model.pt", "model.safetensors", "curves.png")  # what a finished run has
-
-# What a run may be resumed with although it was begun otherwise: the rounds stay what they are.
-OF_THIS_START = {"resume", "resume_changed", "out"}
-FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors", "client_results"}
-FREE |= {"stop_at", "patience", "table"}  # the rows of another table are refused
-# They say when it may fall back, and when a learning rate may.
-FREE_WITHOUT_FALL_BACK = {"rounds", "eval_every", "test_every", "initial_evaluation"}
-FREE_WITHOUT_FALL_BACK |= {"watch", "statistics", "metrics"}
-ARRANGEMENT = {field.name for field in fields(Arrangement)}  # taken from the checkpoint
 
 
 @dataclass(frozen=True)
@@ -68,16 +60,12 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
         raise InputError(f"--rounds: expected at least {done}, which are done, got {args.rounds}")
     here = asdict(args)
     different = changes(config, here) + edited(before.content.get("files", {}), config, here)
+    if same("init", config.get("init"), args.init):
+        first = before.run_dir / FIRST
+        args = replace(args, init=str(first) if first.exists() else None)
+    answer(before, different, args.resume_changed)
     if args.resume_changed:
-        log.warning("going on with other settings: %s", "; ".join(different) or "none")
-        with (before.run_dir / "changes.log").open("a", encoding="utf-8") as file:
-            file.write(f"after round {done}: {'; '.join(different) or 'none'}\n")
         return args, before
-    if different:
-        raise InputError(
-            f"--resume: {before.run_dir} was begun with other settings: {'; '.join(different)}; "
-            "give the same, or --resume-changed True for another result"
-        )
     stop = Stop(args.stop_at, args.patience, args.watch)
     if done < args.rounds and stop.before(before.content.get("stopped")) is None:
         log.info("going on with %s after round %d of %d", before.run_dir, done, args.rounds)
@@ -85,52 +73,34 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
     for name in ARRANGEMENT:
         if getattr(args, name) not in ("auto", None, facts[name]):
             log.warning("%s: the run has %s and keeps it", flag(name), facts[name])
-    return replace(args, init=None, **{name: facts[name] for name in ARRANGEMENT}), before
+    return replace(args, **{name: facts[name] for name in ARRANGEMENT}), before
 
 
-def changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The settings that differ and change the result, as "lr 0.1 there, 0.2 here"."""
-    free = without_effect(there, here)
-    return [
-        f"{name} {there.get(name)} there, {here.get(name)} here"
-        for name in {**there, **here}
-        if name not in free and not _same(name, there.get(name), here.get(name))
-        if name in there or here[name]  # an older version had no such setting
-    ]
+def check_observed(before: Before, args: RunArgs) -> None:
+    """Refuse, or note, what `resume` left open, where the algorithm looks at metrics.
 
-
-def edited(
-    files: Mapping[str, Mapping[str, str]], there: Mapping[str, Any], here: Mapping[str, Any]
-) -> list[str]:
-    """The files with parts of one's own that are not what they were, where that may matter.
-
-    files  setting -> path -> SHA-256, as they were (`vecfl.plugins.digests`)
+    When it sees them, and the last round is always evaluated, decides what comes next.
     """
-    now, free = digests(here), without_effect(there, here)
-    return [
-        f"{name}: {path} has been edited"
-        for name, known in files.items()
-        for path, digest in known.items()
-        if name not in free and now.get(name, {}).get(path, digest) != digest
-    ]
+    there = before.content["config"]
+    here = asdict(args) | {"init": there.get("init")}  # was compared
+    known = changes(there, here)
+    different = [one for one in changes(there, here, looks=True) if one not in known]
+    if different:
+        answer(before, different, args.resume_changed)
 
 
-def without_effect(there: Mapping[str, Any], here: Mapping[str, Any]) -> set[str]:
-    """The settings that may change from one start of a run to the next."""
-    looks = there.get("fall_back") or here.get("fall_back") or observing(there) or observing(here)
-    return FREE | ARRANGEMENT | (set() if looks else FREE_WITHOUT_FALL_BACK)
-
-
-def observing(config: Mapping[str, Any]) -> bool:
-    """Whether what stands around the algorithm may look at metrics, which then decide the bits."""
-    texts: tuple[str, ...] = tuple(config.get("around") or ())
-    return not all(text.strip().startswith(("ema(", "replay(")) for text in texts)
-
-
-def _same(name: str, there: Any, here: Any) -> bool:
-    if name == "init" and there is not None and here is not None:
-        return Path(there).expanduser().resolve() == Path(here).expanduser().resolve()
-    return bool(there == here)
+def answer(before: Before, different: list[str], allowed: bool) -> None:
+    """Refuse settings that differ, or write them to `changes.log`."""
+    said = "; ".join(different)
+    if allowed:
+        log.warning("going on with other settings: %s", said or "none")
+        with (before.run_dir / "changes.log").open("a", encoding="utf-8") as file:
+            file.write(f"after round {before.content['run']['round']}: {said or 'none'}\n")
+    elif different:
+        raise InputError(
+            f"--resume: {before.run_dir} was begun with other settings: {said}; "
+            "give the same, or --resume-changed True for another result"
+        )
 
 
 def settings(args: RunArgs, arrangement: Arrangement) -> dict[str, Any]:
@@ -231,8 +201,10 @@ def _forget_start(run_dir: Path) -> None:
                 f"--resume auto: {run_dir} has rounds and no checkpoint; choose another --out"
             )
         (run_dir / "config.yaml").unlink(missing_ok=True)
+        (run_dir / FIRST).unlink(missing_ok=True)
         metrics.unlink()
         for folder in (run_dir / CHECKPOINTS, *run_dir.glob(f"{TABLE}*")):
             shutil.rmtree(folder, ignore_errors=True)
-    for left in run_dir.glob(".config.yaml.*"):
-        left.unlink()
+    for name in ("config.yaml", FIRST):
+        for left in run_dir.glob(f".{name}.*"):
+            left.unlink()

@@ -20,16 +20,18 @@ def run(
 ) -> State:
     """`rounds` rounds in one call.
 
-    Every `evaluate_every` rounds, and after the last, the model is evaluated on `test` (columns
-    [n, ...], if given) and on the clients.
+    Where the number of the round is a multiple of `evaluate_every`, and after the last one, the
+    model is evaluated on `test` (columns [n, ...], if given) and on the clients. So two calls have
+    the evaluations of one, and one after the last round of the first call: a plateau sees it, too.
     """
     if rounds < 1 or evaluate_every < 1:
         raise InputError(f"rounds={rounds}, evaluate_every={evaluate_every}: both at least 1")
     state = state or sim.start()
     trackers = list(trackers)
-    for i in range(1, rounds + 1):
+    last = state.round + rounds
+    while state.round < last:
         state, metrics = sim.round(state)
-        if i % evaluate_every == 0 or i == rounds:
+        if state.round % evaluate_every == 0 or state.round == last:
             metrics |= sim.evaluate_clients(state) | (sim.evaluate(state, test) if test else {})
         state = sim.observe(state, metrics)
         for tracker in trackers:

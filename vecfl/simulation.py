@@ -221,14 +221,14 @@ class Simulation:
         Raises OSError on all ranks where one cannot bring its clients' rows to the disk.
         """
         require_observed(state, self.algorithm)
-        model = self.task.layout.unflatten(self.algorithm.model(state.server))
+        model = self.task.layout.trained(self.task.module, self.algorithm.model(state.server))
         return pack(self.mesh, state, model, self._facts())
 
     def load(self, content: Mapping[str, Any], *, changed: bool = False) -> State:
         """The state that `save` gave, for rounds that have the bits of a run that never stopped.
 
         Raises InputError where its tensors do not fit this model and algorithm; and where seeds,
-        population, rule or arrangement are others, unless `changed` allows another result.
+        population, rule, arrangement or frozen values are others, unless `changed` allows it.
         """
         server = self.check(content, changed=changed)
         table = open_table(self.tables, self.mesh, content["round"], content.get("table"))

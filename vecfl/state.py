@@ -126,6 +126,7 @@ def facts(
         "examples": int(data.offsets[-1]),
         "rule": known_by(algorithm.rule),
         "parameters": [f"{e.name} {list(e.shape)}" for e in layout.params],
+        "frozen": layout.frozen,
         **how,
     }
 
@@ -158,10 +159,11 @@ def unpack(content: Mapping[str, Any], fresh: Server, facts: Facts, changed: boo
                 f"the checkpoint is of another model, precision or server optimizer: "
                 f"{name!r} is {there} there, {here} here"
             )
+    there = {"frozen": "nothing"} | content["facts"]  # older checkpoints do not tell
     different = [
-        f"{name} {content['facts'].get(name)} there, {value} here"
+        f"{name} {there.get(name)} there, {value} here"
         for name, value in facts.items()
-        if content["facts"].get(name) != value
+        if there.get(name) != value
     ]
     if different and not changed:
         raise InputError(f"the checkpoint is of another run: {'; '.join(different)}")

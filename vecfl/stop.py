@@ -13,10 +13,10 @@ RULE = re.compile(r"([^<>=\s]+)\s*(<=|>=)\s*([^<>=\s]+)")
 
 
 class Stop:
-    """Two rules, looked at after each evaluation; None for a rule means that there is none.
+    """Two rules, looked at in each row that has their metric; None: there is no such rule.
 
     at        "eval/accuracy>=0.97" or "eval/loss<=0.1": a metric and the value that is enough
-    patience  evaluations in a row that bring no better value of the metric that is watched
+    patience  values in a row, of the metric that is watched, that are no better
     """
 
     def __init__(self, at: str | None, patience: int | None, watch: str | None) -> None:
@@ -33,24 +33,28 @@ class Stop:
         if math.isnan(self.value):
             raise InputError(f"--stop-at: expected METRIC>=VALUE or METRIC<=VALUE, got {at}")
 
-    def why(self, round: int, metrics: Metrics, watch: Watch | None) -> str | None:
-        """Why the run ends after an evaluated round; None: it goes on.
+    def why(self, round: int, metrics: Metrics, evaluated: bool, watch: Watch | None) -> str | None:
+        """Why the run ends after a round; None: it goes on.
 
-        Raises InputError where the metric of the target is missing.
+        Raises InputError where everything was evaluated and the target's metric is missing.
         """
         if self.at is not None:
-            found = value_of(self.metric, metrics, True, "--stop-at")
-            assert found is not None  # value_of says so
-            if found >= self.value if self.sign == ">=" else found <= self.value:
+            found = value_of(self.metric, metrics, evaluated, "--stop-at")
+            if found is not None and self._reached(found):
                 said = f"{self.metric} {found:g} {self.sign} {self.value:g}"
                 return f"after round {round}: {said}"
-        if self.patience is not None and watch is not None and watch.waited >= self.patience:
+        if self.patience is None or watch is None or watch.metric not in metrics:
+            return None
+        if watch.waited >= self.patience:
             best = "none that is a number"
             if watch.round is not None:
                 best = f"the best is {watch.value:g} of round {watch.round}"
             waited = f"{watch.waited} evaluation{'s' * (watch.waited > 1)}"
             return f"after round {round}: {waited} without a better {watch.metric}, {best}"
         return None
+
+    def _reached(self, found: float) -> bool:
+        return found >= self.value if self.sign == ">=" else found <= self.value
 
     def save(self, why: str | None) -> dict[str, Any] | None:
         """What a checkpoint holds of a run that was stopped by these rules."""

@@ -29,7 +29,7 @@ class Watch:
                value is no reason for it. What the algorithm learned from metrics, such as a
                learning rate that fell, stays.
 
-    waited  evaluations since the best one
+    waited  values since the best one
     """
 
     def __init__(self, rule: str, fall_back: bool = False) -> None:
@@ -45,7 +45,8 @@ class Watch:
     def look(self, state: State, metrics: Metrics, evaluated: bool) -> tuple[State, bool]:
         """The state that the next round starts from, and whether this round's is the best so far.
 
-        Rounds without the metric change nothing. Raises InputError where an evaluation lacks it.
+        Rounds without the metric change nothing. Raises InputError where it is missing and
+        everything was evaluated.
         """
         found = value_of(self.metric, metrics, evaluated, "--watch")
         if found is None:
@@ -55,7 +56,7 @@ class Watch:
             self.round, self.value, self.waited = state.round, found, 0
             self.server = state.server if self.fall_back else None
             return state, True
-        self.waited += evaluated
+        self.waited += 1
         if self.server is not None and not value >= self.sign * self.value:
             said = "round %d: %s %g is worse than %g: back to the model of round %d"
             log.info(said, state.round, self.metric, self.sign * value, self.value, self.round)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -227,6 +228,115 @@ def test_a_plateau_leaves_buffers_to_their_mean() -> None:
     assert sim.state_dict(state)["calls"].item() == 3
 
 
+def test_a_round_with_nobody_is_no_plateau() -> None:
+    """Its training loss is NaN, and so is that of models that diverged, which are no better."""
+
+    def somebody_first(eligible: Tensor, seed: int, round: int) -> Tensor:
+        return torch.tensor([0] if round == 0 else [], dtype=torch.int64)
+
+    made = vecfl.server_on_plateau(HALF, "train/loss", "min", 0.5, 0)
+    state = play(simulate(made, sampler=somebody_first), 3)[2]
+    assert state.server["observed/server/factor"].item() == 1
+    broken = {name: t * math.nan for name, t in client(PLAIN).items()}
+    state = play(simulate(made, clients=[broken]), 3)[2]
+    assert state.server["observed/server/factor"].item() == 0.125
+    assert made.observe is not None
+    nothing = {"train/clients": 0, "train/dropped_clients": 0, "train/loss": math.nan}
+    again = made.observe(state.server, nothing | {"train/loss": 5.0})
+    assert again["observed/server/best"].item() == 5  # a value is a value
+
+
+def test_a_plateau_around_an_algorithm_that_observes_too() -> None:
+    """The clients' rate falls, and mu still follows the loss."""
+    inner = vecfl.fedprox_adaptive(lr=0.5, batches=ONE, step=0.25, patience=1)
+    made = vecfl.clients_on_plateau(inner, "train/loss", "min", 0.5, 0)
+    state, found = simulate(made).start().server, []
+    for loss in (1.0, 2.0, 3.0, 2.5):
+        assert made.observe is not None
+        state = made.observe(state, {"train/loss": loss})
+        rule = made.local(state, made.rule)
+        found.append((rule.lr, rule.mu))
+    # The best is 1: three values that are no better halve the rate. Two rises, then a fall.
+    assert found == [(0.5, 0), (0.25, 0.25), (0.125, 0.5), (0.0625, 0.25)]
+
+
+def test_a_plateau_counts_in_float64_in_a_float32_run() -> None:
+    made = vecfl.server_on_plateau(HALF, "eval/loss", "min", 0.1, 0)
+    made = vecfl.clients_on_plateau(made, "eval/loss", "min", 0.1, 0)
+    state = play(simulate(made, dtype=torch.float32), 21, losses(*[1.0] * 21))[2]
+    observed = {name: t for name, t in state.server.items() if name.startswith("observed/")}
+    assert len(observed) == 6 and state.server["w"].dtype == torch.float32
+    assert all(t.dtype == torch.float64 for t in observed.values())
+    for who in ("server", "clients"):  # 20 falls; 1e-20 in float32 is wrong in the eighth digit
+        assert observed[f"observed/{who}/factor"].item() == pytest.approx(1e-20, rel=1e-14)
+
+
+def test_ema_around_an_algorithm_that_keeps_another_model() -> None:
+    """The mean is over w; what is no parameter is that of the model that is kept inside."""
+    inner = replace(HALF, model=lambda server: server["w"] + 1)
+    sim = simulate(vecfl.ema(inner, 0.5), module=Tracked(), clients=[client(PLAIN, PLAIN)])
+    state = play(sim, 2)[2]
+    model = sim.state_dict(state)
+    # w: 1/4 and 1/16, their mean 11/32, as without; four calls, one more in the model inside.
+    assert model["w"].item() == 11 / 32 and model["calls"].item() == 5
+    assert model["trace"].item() == state.server["w"][-1].item() + 1
+
+
+def test_ema_stands_outside_of_what_moves_the_model() -> None:
+    late = {"delay": vecfl.stale(0.5), "buffer": 1}
+    for right in (
+        lambda: vecfl.ema(vecfl.server_on_plateau(HALF, "eval/loss", "min"), 0.5),
+        lambda: vecfl.clients_on_plateau(vecfl.ema(HALF, 0.5), "eval/loss", "min"),
+        lambda: vecfl.ema(vecfl.delayed(HALF, **late), 0.5),
+        lambda: vecfl.delayed(vecfl.ema(HALF, 0.5), **late),
+    ):
+        simulate(right()).start()
+    inside = vecfl.clients_on_plateau(vecfl.delayed(vecfl.ema(HALF, 0.5), **late), "a/b", "min")
+    for algorithm, name in (
+        (vecfl.server_on_plateau(inside, "eval/loss", "min"), inside.name),
+        (with_replay(client(PLAIN), around=vecfl.ema(HALF, 0.5)), "fedavg, ema 0.5"),
+    ):
+        with pytest.raises(InputError) as error:
+            simulate(algorithm).start()
+        assert str(error.value) == (
+            f"{name}: give ema behind replay and server_on_plateau, in Python around them: "
+            "ema(replay(...)); its mean would be of models that the run never has"
+        )
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_runs_in_two_calls_are_one_under_a_plateau(every: int) -> None:
+    """Where a call ends at a multiple of the period; another end is an evaluation more."""
+    made, servers = vecfl.server_on_plateau(HALF, "client/loss_p90", "max", 0.5, 0), []
+    for parts in ([8], [4, 4]):
+        sim = simulate(made)
+        state, rows = sim.start(), list[dict[str, Any]]()
+        for rounds in parts:
+            state = vecfl.run(sim, rounds, evaluate_every=every, trackers=[Rows(rows)], state=state)
+        seen = [row["round"] for row in rows if "client/loss_p90" in row]
+        assert seen == list(range(every, 9, every))
+        servers.append({name: t.item() for name, t in state.server.items()})
+    assert servers[0] == servers[1]
+
+
+@pytest.mark.parametrize(("start", "seen"), [(0, [3, 4]), (1, [3, 5]), (2, [3, 6])])
+def test_periods_are_of_the_run_s_rounds(start: int, seen: list[int]) -> None:
+    sim, rows = simulate(HALF), list[dict[str, Any]]()
+    state = play(sim, start)[2]
+    vecfl.run(sim, 4, evaluate_every=3, trackers=[Rows(rows)], state=state)
+    assert [row["round"] for row in rows if "client/loss_p90" in row] == seen
+
+
+class Rows:
+    """A tracker that keeps rows in a list."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def log(self, metrics: Any) -> None:
+        self.rows.append(dict(metrics))
+
+
 def test_a_metric_that_is_not_there() -> None:
     made = vecfl.server_on_plateau(HALF, "eval/los", "min")
     state = simulate(made).start()
@@ -257,10 +367,29 @@ def test_a_model_that_is_not_finite_ends_the_run(exact: bool) -> None:
         play(sim, 1)
 
 
-def with_replay(columns: Columns, module: Any = None, **how: Any) -> Algorithm:
+class Scaled(Line):
+    """A parameter that does not train."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(scale), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * super().forward(x)
+
+
+def test_replay_of_a_model_with_frozen_parts() -> None:
+    """Two float32 modules of one body fit in float64, too."""
+    sim = simulate(with_replay(client(PLAIN), Scaled(0.3)), module=Scaled(0.3))
+    assert 0 < play(sim, 1)[0][0] < 1
+
+
+def with_replay(
+    columns: Columns, module: Any = None, around: Algorithm = HALF, **how: Any
+) -> Algorithm:
     data = dataset([client(PLAIN)])
     task = vecfl.Task(module or Line(), squared, example=data.examples(2))
-    return vecfl.replay(HALF, task, columns, **(REPLAY | how))
+    return vecfl.replay(around, task, columns, **(REPLAY | how))
 
 
 @pytest.mark.parametrize(
@@ -293,6 +422,10 @@ def with_replay(columns: Columns, module: Any = None, **how: Any) -> Algorithm:
             "replay: its task has another module than that of the clients",
         ),
         (
+            lambda: simulate(with_replay(client(PLAIN), Scaled(2.0)), module=Scaled(1.0)).start(),
+            "replay: its task has other frozen parameters or constant buffers than that of the",
+        ),
+        (
             lambda: simulate(vecfl.ema(vecfl.ema(HALF, 0.5), 0.5)).start(),
             "fedavg, ema 0.5: ema stands around it already",
         ),
@@ -315,8 +448,6 @@ def test_the_inner_algorithm_does_not_see_what_is_carried() -> None:
             return function(server, *args)
 
         return spy
-
-    from dataclasses import replace
 
     names = ("begin", "upload", "server", "local", "model", "metrics")
     inner = replace(HALF, observe=lambda server, told: server, **{n: spied(n) for n in names})

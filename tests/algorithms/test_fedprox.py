@@ -10,8 +10,10 @@ from torch import nn
 import vecfl
 from vecfl import Batches, InputError, Simulation, Task, fedprox, fedprox_adaptive
 from vecfl.algorithms import Algorithm
+from vecfl.algorithms.fedprox import FALLS, LOSS, MU
 from vecfl.engine.stacked import Stack
 from vecfl.layout import Entry, Layout
+from vecfl.watch import Watch
 
 from ..oracles.bridge import dataset
 from ..oracles.tasks import PROBLEMS
@@ -28,8 +30,8 @@ def mus(losses: list[float], **how: Any) -> list[float]:
     assert algorithm.observe is not None
     for loss in losses:
         state = algorithm.observe(state, {"train/loss": loss})
-        assert algorithm.local(state, algorithm.rule).mu == float(state["mu"])
-        found.append(float(state["mu"]))
+        assert algorithm.local(state, algorithm.rule).mu == float(state[MU])
+        found.append(float(state[MU]))
     return found
 
 
@@ -113,10 +115,26 @@ def test_a_server_optimizer_and_mu_go_through_a_checkpoint(server: Any) -> None:
     half = play(sim, sim.start(), 3)
     whole, again = play(sim, half, 3), make()
     rest = play(again, again.load(sim.save(half)), 3)
-    assert (float(half.server["mu"]), int(half.server["mu_falls"])) != (1.0, 0)
-    assert whole.server.keys() == rest.server.keys() > {"w", "mu", "mu_falls", "mu_loss"}
+    assert (float(half.server[MU]), int(half.server[FALLS])) != (1.0, 0)
+    assert whole.server.keys() == rest.server.keys() > {"w", MU, FALLS, LOSS}
     for name, tensor in whole.server.items():
         assert torch.equal(tensor, rest.server[name]), name
+
+
+def test_a_fall_back_keeps_what_mu_has_learned() -> None:
+    """The model goes back to that of the best round, mu does not: the next one trains by it."""
+    sim, watch = simulation(fedprox_adaptive(lr=0.1, batches=B)), Watch("eval/loss:min", True)
+    state, told = sim.start(), []
+    for t, loss in enumerate((1.0, 2.0, 3.0)):  # mu: 0, 0.1, 0.2; a fall back after each rise
+        state, metrics = sim.round(state)
+        state = sim.observe(state, metrics | {"train/loss": loss})
+        state, best = watch.look(state, {"eval/loss": loss}, True)
+        assert best == (t == 0)
+        told.append(float(state.server[MU]))
+        assert watch.server is not None and torch.equal(state.server["w"], watch.server["w"])
+    assert told == [0, 0.1, 0.2]
+    assert float(state.server[LOSS]) == 3
+    assert sim.round(state)[1]["train/mu"] == 0.2
 
 
 @pytest.mark.parametrize("how", [{"step": 0.0}, {"step": NAN}, {"patience": 0}, {"patience": 1.5}])

@@ -265,8 +265,10 @@ def federated_loop(
         result.models.append(told.state_dict())
         result.updates.append(updates)
         result.loss.append(loss_sum / weight_sum if weight_sum else math.nan)
+        nobody = not dropped and not any(weight > 0 for *_, weight in updates)
         for plateau in filter(None, plateaus):
-            plateau.look(result.loss[-1])
+            if not (nobody and math.isnan(result.loss[-1])):
+                plateau.look(result.loss[-1])
         result.dropped.append(dropped)
         result.mu.append(mu.value)
         result.bytes.append(up)

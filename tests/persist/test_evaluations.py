@@ -29,7 +29,7 @@ Tiny = Callable[..., Path]
 Rows = Callable[[Path], list[dict[str, Any]]]
 
 
-def run(out: str, periods: dict[str, int], **flags: Any) -> list[dict[str, Any]]:
+def run(out: str | None, periods: dict[str, int], **flags: Any) -> list[dict[str, Any]]:
     """The rows of a run with an evaluation of each name and period."""
     args, before = resume(arguments(out, **flags), "tiny")
     sim = make_simulation(args)
@@ -39,7 +39,9 @@ def run(out: str, periods: dict[str, int], **flags: Any) -> list[dict[str, Any]]
 
     evaluations = [Evaluation(of(name), every) for name, every in periods.items()]
     record_run(sim, evaluations, args, recipe="tiny", before=before)
-    lines = (Path(out) / "metrics.jsonl").read_text().splitlines()
+    run_dir = Path(out or flags["resume"])
+    run_dir = run_dir if run_dir.is_dir() else run_dir.parents[1]
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [without_times(json.loads(line)) for line in lines]
 
 

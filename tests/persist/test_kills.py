@@ -118,7 +118,7 @@ def test_a_kill_at_every_step_of_a_run(server: Server, every: bool) -> None:
         out = f"{point}-{every}".replace(" ", "-")
         assert server.run(out, kill_at=point)["code"] == KILLED, point
         saved, finished = server.saved(out), (server.folder / out / "model.pt").exists()
-        assert finished == (point == "pt renamed:1")
+        assert finished == (point == "pt renamed:2")  # the first is first.pt
         again = server.run(out)
         assert (again["code"], again["rounds"]) == (0, 8 - saved), (point, server.said(out))
         assert server.result(out) == expected, point

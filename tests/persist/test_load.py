@@ -13,10 +13,9 @@ import yaml
 import vecfl
 from vecfl.checkpoint import load, path_of
 from vecfl.errors import InputError
-from vecfl.model_file import save_model
+from vecfl.model_file import save_model, warm_start
 
 Tiny = Callable[..., Path]
-FROZEN = {"4.weight", "4.bias"}  # not in checkpoints
 
 
 def test_a_finished_run(tiny: Tiny, rows: Callable[[Path], list[dict[str, Any]]]) -> None:
@@ -39,7 +38,7 @@ def test_a_finished_run(tiny: Tiny, rows: Callable[[Path], list[dict[str, Any]]]
     best = max((a, -r) for r, a in enumerate(accuracy, 1) if a == a)
     assert run.best_round == -best[1] == 6  # --keep 1 alone would leave the last
     there = torch.load(tiny("best", rounds=6) / "model.pt")
-    assert run.best is not None and run.best.keys() == there.keys() - FROZEN
+    assert run.best is not None and run.best.keys() == there.keys()
     assert all(torch.equal(run.best[name], there[name]) for name in run.best)
     assert not torch.equal(run.best["0.weight"], run.model["0.weight"])
 
@@ -56,7 +55,7 @@ def test_a_run_that_is_not_finished(
     assert (run.finished, run.round, run.best_round, run.best) == (False, 4, None, None)
     assert len(run.metrics["round"]) == 8  # what metrics.jsonl has
     assert "taking round-000004.ckpt" in caplog.text
-    assert run.model.keys() == short.model.keys() - FROZEN
+    assert run.model.keys() == short.model.keys()
     assert all(torch.equal(run.model[name], short.model[name]) for name in run.model)
 
 
@@ -78,6 +77,22 @@ def test_a_warm_start(tiny: Tiny) -> None:
     assert all(torch.equal(first_model[name], begun[name].double()) for name in first_model)
     a, b = torch.load(other / "model.pt"), torch.load(plain / "model.pt")
     assert not torch.equal(a["0.weight"], b["0.weight"])
+
+
+def test_a_warm_start_may_hold_a_mask(tmp_path: Path) -> None:
+    """What is not finite is refused, unless this model has it there itself."""
+
+    class Masked(torch.nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+
+    module, path = Masked(), tmp_path / "model.pt"
+    save_model(path, module.state_dict())
+    warm_start(Masked(), path)
+    save_model(path, module.state_dict() | {"mask": -module.mask})
+    with pytest.raises(InputError, match="model.pt: tensor 'mask' is not finite$"):
+        warm_start(Masked(), path)
 
 
 def test_the_first_model_may_be_more_precise_than_float32(tiny: Tiny) -> None:

@@ -99,7 +99,7 @@ def test_a_finished_run_that_goes_on_looks_unfinished_again(
         tiny(resume="auto")
     run = vecfl.load_run(run_dir)
     assert (run.finished, run.round, run.config["rounds"]) == (False, 4, 8)
-    names = ["checkpoints", "config.yaml", "metrics.jsonl"]
+    names = ["checkpoints", "config.yaml", "first.pt", "metrics.jsonl"]
     assert sorted(path.name for path in run_dir.iterdir()) == names
 
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ import torch
 import yaml
 
 import tests.persist.tiny
+import vecfl
 from tests.persist.tiny import CLIENT, TinyArgs, X, Y, arguments
+from vecfl.algorithm_flags import AlgorithmArgs
+from vecfl.changes import changes
 from vecfl.checkpoint import load, path_of, rounds_in, save
 from vecfl.cli import main
 from vecfl.errors import InputError
 from vecfl.flags import RunArgs
 from vecfl.plugins import digests
-from vecfl.resume import changes, resume, rows_of
+from vecfl.resume import resume, rows_of
 from vecfl.simulation import Simulation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,6 +196,56 @@ def test_the_first_model_is_not_needed_again(tiny: Tiny) -> None:
         tiny("run", rounds=2, init="other.pt", resume="auto")
 
 
+def pretrained(tiny: Tiny, path: str) -> None:
+    """A model like none that a seed makes, in the layer that never trains, too."""
+    first = model(tiny(f"of-{path}", rounds=1, seed=5))
+    first["4.weight"] = torch.tensor([[1.0, 0.25], [-0.5, 1.0]])
+    torch.save(first, path)
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_a_first_model_that_is_partly_frozen_goes_on(
+    tiny: Tiny, rows: Rows, rounds: int, left: bool
+) -> None:
+    """Its values are in no checkpoint, and the file of --init may be another one by now."""
+    pretrained(tiny, "pre.pt")
+    plan = {"init": "pre.pt", "freeze": "^0[.]", "checkpoint_every": 1, "keep": 9, "rounds": 4}
+    whole, part = tiny("whole", **plan), tiny("part", **plan)
+    (part / "model.pt").unlink()
+    unfinished = vecfl.load_run(part).model
+    assert unfinished.keys() == model(whole).keys()
+    assert all(torch.equal(unfinished[name], t) for name, t in model(whole).items())
+    if not left:
+        Path("pre.pt").unlink()
+    tiny(None, resume=f"part/checkpoints/round-{rounds:06}.ckpt", **plan)
+    assert same(whole, part, rows)
+    begun = torch.load("part/first.pt")
+    for name in ("0.weight", "0.bias", "4.weight"):
+        assert torch.equal(model(part)[name], begun[name]), name
+    assert not torch.equal(model(part)["3.weight"], begun["3.weight"])
+
+
+def test_what_never_changes_must_be_there(tiny: Tiny) -> None:
+    pretrained(tiny, "pre.pt")
+    run_dir = tiny(rounds=2, init="pre.pt", freeze="^0[.]")
+    first = (run_dir / "first.pt").read_bytes()
+    (run_dir / "first.pt").unlink()
+    with pytest.raises(InputError, match="^the checkpoint is of another run: frozen .* there, .* "):
+        tiny(rounds=3, init="pre.pt", freeze="^0[.]", resume="auto")
+    (run_dir / "first.pt").write_bytes(first)
+    tiny(rounds=3, init="pre.pt", freeze="^0[.]", resume="auto")
+    pretrained(tiny, "other.pt")
+    other = torch.load("other.pt")
+    other["4.weight"] += 1
+    torch.save(other, "other.pt")
+    changed = {"init": "other.pt", "freeze": "^0[.]"}
+    tiny(rounds=4, **changed, resume="auto", resume_changed=True)  # and so it stays
+    Path("other.pt").unlink()
+    tiny(rounds=5, **changed, resume="auto")
+    assert torch.equal(model(run_dir)["4.weight"], other["4.weight"])
+
+
 def test_another_population_under_the_same_settings_is_refused(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,26 +300,74 @@ COUNT = [
     "around",
     "freeze",
     "init",
+    "fall_back",
 ]
-COUNT += ["fall_back", "lr"]  # a recipe's own count, too
+COUNT += [f.name for f in fields(AlgorithmArgs) if f.name not in asdict(RunArgs())]
+COUNT += ["own"]  # a recipe's own count, too
+WHEN = [
+    "eval_every",
+    "test_every",
+    "initial_evaluation",
+    "statistics",
+    "rounds",
+    "metrics",
+    "watch",
+]
 
 
 def test_which_settings_change_the_result() -> None:
-    base = asdict(RunArgs()) | {"lr": 1}
-    counts = [name for name in base if changes(base, base | {name: "2"})]
-    assert counts == COUNT
-    base["fall_back"] = True  # then evaluations decide what comes next
-    counts = [name for name in base if changes(base, base | {name: "2"})]
-    when = ["eval_every", "test_every", "initial_evaluation", "statistics", "rounds"]
-    when += ["metrics", "watch"]
-    assert [n for n in counts if n not in COUNT] == when
-    base["fall_back"] = False
-    for around, then in (("ema(0.5)", []), ("server_on_plateau('eval/loss', 'min')", when)):
-        base["around"] = ("replay(lr=1)", around)  # a learning rate may fall by evaluations
-        counts = [name for name in base if changes(base, base | {name: "2"})]
-        assert [n for n in counts if n not in [*COUNT, "around"]] == (then if then else [])
+    """Each setting of a run counts, but for those that are known to be free."""
+    base = asdict(AlgorithmArgs()) | {"own": 1}
+    assert {"server_schedule", "within_round", "option", "alpha"} <= set(COUNT)
+
+    def that_count(**how: bool) -> set[str]:
+        return {name for name in base if changes(base, base | {name: "2"}, **how)}
+
+    assert that_count() == set(COUNT)
+    assert that_count(looks=True) == set(COUNT) | set(WHEN)  # metrics decide what comes next
+    base["fall_back"] = True
+    assert that_count() == set(COUNT) | set(WHEN)
     assert changes({"lr": 1}, {"lr": 1, "mu": 2}) == ["mu None there, 2 here"]
     assert changes({"lr": 1}, {"lr": 1, "mu": None, "around": ()}) == []  # of an older version
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "server_on_plateau('eval/loss', 'min', 0.5, 0)",
+        "around.py:inside",  # what it does cannot be told by its name
+    ],
+)
+def test_evaluations_count_where_the_algorithm_sees_them(
+    tiny: Tiny, rows: Rows, around: str
+) -> None:
+    Path("around.py").write_text(
+        "import vecfl\n\n\ndef inside(algorithm):\n"
+        "    return vecfl.server_on_plateau(algorithm, 'eval/loss', 'min', 0.5, 0)\n"
+    )
+    plan = {"rounds": 6, "around": (around,), "checkpoint_every": 2, "keep": 9}
+    whole, part = tiny("whole", **plan), tiny("part", **plan)
+    middle = str(part / "checkpoints" / "round-000002.ckpt")
+    with pytest.raises(InputError) as caught:
+        tiny(None, resume=middle, **plan | {"eval_every": 4})
+    assert str(caught.value) == (
+        f"--resume: {part.resolve()} was begun with other settings: eval_every 1 there, 4 here; "
+        "give the same, or --resume-changed True for another result"
+    )
+    assert same(whole, part, rows)
+    tiny(None, resume=middle, **plan, track="none", patience=None)
+    assert same(whole, part, rows)
+    tiny(None, resume=middle, **plan | {"eval_every": 4}, resume_changed=True)
+    assert not same(whole, part, rows)
+    said = "after round 2: none\nafter round 2: eval_every 1 there, 4 here\n"
+    assert (part / "changes.log").read_text() == said
+
+
+def test_what_only_averages_sees_no_evaluation(tiny: Tiny, rows: Rows) -> None:
+    whole = tiny("whole", rounds=4, around=("ema(0.5)",))
+    part = tiny("part", rounds=2, around=("ema(0.5)",))
+    tiny("part", rounds=4, around=("ema(0.5)",), resume="auto")
+    assert same(whole, part, rows)
 
 
 LINES = ['{"round": 1, "a": 0.1}\n', '{"round": 2, "a": 0.2}\n', '{"round": 3, "a": 0.3}\n']

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 import vecfl
+from tests.persist.test_evaluations import run as two_periods
 from tests.persist.tiny import TinyArgs
 from vecfl.checkpoint import rounds_in
 from vecfl.errors import InputError
 from vecfl.flags import RunArgs, check_run
+from vecfl.simulation import Simulation
 
 Tiny = Callable[..., Path]
 Rows = Callable[[Path], list[dict[str, Any]]]
@@ -78,10 +80,67 @@ def test_patience_ends_the_run_and_survives_going_on(
     assert best in rounds_in(whole / "checkpoints")
 
 
-def test_rounds_without_an_evaluation_stop_nothing(tiny: Tiny, rows: Rows) -> None:
-    """train/loss stands in every row, but the last round of a run is evaluated."""
+def test_a_metric_counts_wherever_it_is_told(tiny: Tiny, rows: Rows) -> None:
+    """train/loss stands in every row; the round that ends a run is evaluated."""
     run_dir = tiny(stop_at="train/loss<=100", eval_every=3)
-    assert [("eval/loss" in row) for row in rows(run_dir)] == [False, False, True]
+    assert [("eval/loss" in row) for row in rows(run_dir)] == [True]
+    (first,) = rows(tiny("one", rounds=1))
+    assert rows(run_dir) == [first]
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, values: dict[str, list[float]]) -> None:
+    """`Simulation.evaluate` gives these values of NAME/loss after round 0, 1, 2, ..."""
+
+    def evaluate(sim: Simulation, state: Any, columns: Any, name: str = "eval") -> Any:
+        return {f"{name}/loss": values[name][state.round]}
+
+    monkeypatch.setattr(Simulation, "evaluate", evaluate)
+
+
+FALLS = [9.0, 8.0, 7.0] + [7.5] * 38  # the best in round 2
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("flags", "ends"),
+    [
+        # No better in rounds 3, 4 and 5; the test is due in none of them.
+        ({"watch": "validation/loss:min", "patience": 3}, 5),
+        ({"watch": "validation/loss:min", "patience": 1}, 3),
+        # Evaluated in rounds 10, 20, 30: the best is that of 10, and 20, 30 are no better.
+        ({"watch": "test/loss:min", "patience": 2}, 30),
+        ({"stop_at": "validation/loss<=7"}, 2),
+        ({"stop_at": "validation/loss<=9"}, 1),  # so is the first model, which is to be trained
+        ({"stop_at": "test/loss<=7.5"}, 10),
+        ({"stop_at": "test/loss<=7"}, 40),
+        ({"watch": "train/loss:max", "stop_at": "validation/loss<=8"}, 1),
+    ],
+)
+def test_evaluations_of_several_periods(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], ends: int, first: bool
+) -> None:
+    test = [9.0] + FALLS[1:] if "watch" not in flags else [9.9] + [7.5] * 40
+    scripted(monkeypatch, {"validation": FALLS, "test": test})
+    if first:
+        flags = flags | {"initial_evaluation": True}
+    found = two_periods("run", {"validation": 1, "test": 10}, rounds=40, **flags)
+    found = [row for row in found if row["round"]]
+    assert len(found) == ends
+    told = [row["round"] for row in found if "test/loss" in row]
+    assert told == sorted({*range(10, ends + 1, 10), ends})  # and after the last round
+    assert all("validation/loss" in row for row in found)
+
+
+def test_patience_over_several_periods_goes_on_from_a_checkpoint(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, {"validation": FALLS, "test": FALLS})
+    flags = {"watch": "validation/loss:min", "patience": 3, "rounds": 40, "checkpoint_every": 1}
+    periods = {"validation": 1, "test": 10}
+    whole = two_periods("run", periods, **flags, keep=9)
+    for round in (2, 3, 4):  # where the count stands at 0, 1, 2
+        file = f"run/checkpoints/round-{round:06}.ckpt"
+        assert two_periods(None, periods, **flags, keep=9, resume=file) == whole
 
 
 def test_what_is_refused(tiny: Tiny) -> None:

@@ -146,8 +146,8 @@ class Algorithm:
     model   server state -> the model [P] that is evaluated and kept
     metrics (server state before the round, Aggregate, Round) -> {name: number}
     observe (server state, the metrics of a round) -> server state; None where nobody looks
-    keeps   (rows {column: [K, ...]}, what is sent [K, M], Layout) -> the rows that clients keep where
-            transforms have changed what they send; None: what `upload` says
+    keeps   (rows {column: [K, ...]}, what is sent [K, M], Layout) -> the rows that clients keep
+            where transforms have changed what they send; None: what `upload` says
     delay   how long messages are on their way (`vecfl.delayed`); None: they arrive in their round
     aggregator  what the server makes of messages (`vecfl.aggregated_by`); None: the weighted mean
     messages  the parts of what a client sends, one behind the other, each as long as a row; the

@@ -11,14 +11,19 @@ from vecfl.algorithms.base import Algorithm, Metrics, Round, Server
 from vecfl.errors import InputError
 from vecfl.layout import Layout
 
+MEAN = "ema/"  # the prefix of a mean of models, which has to see where w ends up
 T = TypeVar("T")
 
 
-def carrying(inner: Algorithm, prefix: str, init: Callable[[Tensor, Layout], Server]) -> Algorithm:
+def carrying(
+    inner: Algorithm, prefix: str, init: Callable[[Tensor, Layout], Server], moves: bool = False
+) -> Algorithm:
     """`inner`, whose functions do not see the tensors of names that begin with `prefix`.
 
-    init  (w [P], Layout) -> these tensors, under their whole names; they stay as they are until
-          another function changes them
+    init   (w [P], Layout) -> these tensors, under their whole names; they stay as they are until
+           another function changes them
+    moves  whether the caller moves w behind `inner`: where that has an EMA it is an InputError,
+           when the run begins, for the mean would be of models that the run never has
     """
 
     def rest(server: Server) -> Server:
@@ -31,6 +36,11 @@ def carrying(inner: Algorithm, prefix: str, init: Callable[[Tensor, Layout], Ser
         server = inner.init(w, layout)
         if own(server):
             raise InputError(f"{inner.name}: {prefix.rstrip('/')} stands around it already")
+        if moves and any(name.startswith(MEAN) for name in server):
+            raise InputError(
+                f"{inner.name}: give ema behind replay and server_on_plateau, in Python around "
+                "them: ema(replay(...)); its mean would be of models that the run never has"
+            )
         return server | init(w, layout)
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:

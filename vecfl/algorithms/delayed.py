@@ -49,9 +49,10 @@ def delayed(
     `stale(p)` alone is the staleness of FLUTE; a discount and a buffer make it FedBuff. Without
     delay and with `buffer` 1 it is `algorithm`. What clients keep they keep when they have trained.
     The server keeps what is on its way, summed up by rounds: with d the most rounds of the delay
-    [d (d + 1) / 2 + 1, M] float64, of which those without a message take no memory. It stands around all transforms; not around an
-    aggregator, which would need the messages one by one. Tells `late/arrived`, `late/age` (mean,
-    of those), `late/waiting` (on their way), `late/buffered` and `late/steps` (of the server).
+    [d (d + 1) / 2 + 1, M] float64, of which those without a message take no memory. It stands
+    around all transforms; not around an aggregator, which would need the messages one by one. Tells
+    `late/arrived`, `late/age` (mean, of those), `late/waiting` (on their way), `late/buffered` and
+    `late/steps` (of the server).
 
     Raises InputError for these, for a second one, and for a discount around SCAFFOLD or FedDyn:
     what their clients keep would no longer add up to what the server keeps.

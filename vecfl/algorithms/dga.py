@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vecfl.algorithms.base import Algorithm, Finished, Server, Upload
-from vecfl.algorithms.fedavg import broadcast, server_init, server_step
+from vecfl.algorithms.fedavg import broadcast, server_init, server_metrics, server_step
 from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
 from vecfl.optim import ClientOptimizer, sgd
@@ -74,9 +74,9 @@ def dga(
         usable = (done.weight > 0).double()
         return Upload(update, usable, log_weight=(-softmax_beta * x).clamp(max=CAP))
 
-    init, step = server_init(server), server_step(server)
+    init, step, metrics = server_init(server), server_step(server), server_metrics(server)
     facts = {"server": server.name, "weighting": weighting, "softmax_beta": float(softmax_beta)}
-    return Algorithm("dga", rule, init, broadcast, upload, step, facts=facts)
+    return Algorithm("dga", rule, init, broadcast, upload, step, metrics=metrics, facts=facts)
 
 
 def loss(done: Finished, update: Tensor) -> Tensor:

@@ -7,19 +7,24 @@ from torch import Tensor
 
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Round, Server
-from vecfl.algorithms.carrying import carrying
+from vecfl.algorithms.carrying import MEAN, carrying
 from vecfl.errors import InputError
 from vecfl.layout import Layout
 
-NAME = "ema/w"
+NAME = f"{MEAN}w"
 
 
 def ema(algorithm: Algorithm, decay: float) -> Algorithm:
     """`algorithm`, of which mean <- decay mean + (1 - decay) w is evaluated and kept.
 
     The mean is float64, over the trainable parameters, and begins at the first model; buffers are
-    those of w. Clients go on from w. A round without a client that counts changes nothing. Polyak
-    and Juditsky, SIAM J. Control Optim. 1992, with weights that decay.
+    those of the model that `algorithm` keeps, which is w. Clients go on from w. A round without a
+    client that counts changes nothing. Polyak and Juditsky, SIAM J. Control Optim. 1992, with
+    weights that decay.
+
+    It stands outside of all that moves w, `replay` and `server_on_plateau`, which refuse to stand
+    around it. Around `delayed` it averages in every round with a client that counts, inside of it
+    in every step of the server.
     """
     if not 0 <= decay < 1:
         raise InputError(f"ema(decay) must be in [0, 1), not {decay}")
@@ -27,7 +32,7 @@ def ema(algorithm: Algorithm, decay: float) -> Algorithm:
     def init(w: Tensor, layout: Layout) -> Server:
         return {NAME: w[: layout.trainable].double()}
 
-    inner = carrying(algorithm, "ema/", init)
+    inner = carrying(algorithm, MEAN, init)
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
         new = inner.server(server, sums, round)

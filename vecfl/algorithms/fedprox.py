@@ -8,7 +8,8 @@ from typing import Unpack
 import torch
 
 from vecfl.aggregate import Aggregate
-from vecfl.algorithms.base import Algorithm, Metrics, Round, Server
+from vecfl.algorithms.base import OBSERVED, Algorithm, Metrics, Round, Server
+from vecfl.algorithms.carrying import carrying
 from vecfl.algorithms.fedavg import averaging
 from vecfl.algorithms.fedopt import Clients
 from vecfl.algorithms.weights import Weights, by_examples
@@ -17,6 +18,9 @@ from vecfl.errors import InputError, is_integer
 from vecfl.optim import ClientOptimizer, sgd
 from vecfl.schedule import Batches
 from vecfl.server_optim import ServerOptimizer
+
+PREFIX = f"{OBSERVED}mu/"
+MU, FALLS, LOSS = (PREFIX + name for name in ("value", "falls", "loss"))
 
 
 def fedprox(
@@ -64,29 +68,25 @@ def fedprox_adaptive(
             "finite, patience an integer of at least 1"
         )
     plain = fedprox(mu=start, server=server, **clients)
-    fresh = following(start, 0, math.nan)
+    inner = carrying(plain, PREFIX, lambda w, layout: following(start, 0, math.nan))
 
-    def server_side(state: Server, sums: Aggregate, round: Round) -> Server:
-        own = {name: state[name] for name in fresh}
-        rest = {name: t for name, t in state.items() if name not in own}
-        return plain.server(rest, sums, round) | own
+    def metrics(state: Server, sums: Aggregate, round: Round) -> Metrics:
+        return {**inner.metrics(state, sums, round), "train/mu": float(state[MU])}
 
     return replace(
-        plain,
+        inner,
         name="fedprox_adaptive",
         facts={**plain.facts, "step": float(step), "patience": patience},
-        init=lambda w, layout: plain.init(w, layout) | fresh,
-        server=server_side,
-        local=lambda state, rule: replace(rule, mu=float(state["mu"])),
-        metrics=lambda state, sums, round: {"train/mu": float(state["mu"])},
-        observe=lambda state, metrics: state | followed(state, metrics, step, patience),
+        local=lambda state, rule: replace(rule, mu=float(state[MU])),
+        metrics=metrics,
+        observe=lambda state, told: state | followed(state, told, step, patience),
     )
 
 
 def followed(state: Server, metrics: Metrics, step: float, patience: int) -> Server:
     """What is kept for mu, after a round with these metrics."""
-    loss, last = float(metrics["train/loss"]), float(state["mu_loss"])
-    mu, falls = float(state["mu"]), int(state["mu_falls"])
+    loss, last = float(metrics["train/loss"]), float(state[LOSS])
+    mu, falls = float(state[MU]), int(state[FALLS])
     if math.isnan(loss):
         return {}
     falls = falls + 1 if loss < last else 0
@@ -100,7 +100,7 @@ def followed(state: Server, metrics: Metrics, step: float, patience: int) -> Ser
 def following(mu: float, falls: int, loss: float) -> Server:
     """What is kept for mu: its value, how often the loss fell in a row, and the last loss."""
     return {
-        "mu": torch.tensor(mu, dtype=torch.float64),
-        "mu_falls": torch.tensor(falls),
-        "mu_loss": torch.tensor(loss, dtype=torch.float64),
+        MU: torch.tensor(mu, dtype=torch.float64),
+        FALLS: torch.tensor(falls),
+        LOSS: torch.tensor(loss, dtype=torch.float64),
     }

@@ -34,8 +34,9 @@ class Came:
 class Store:
     """Tensors of what is on its way: sums by how long it was (d) and how long it will be (j).
 
-    A row "d.j", 1 <= j <= d <= most, and the row "buffer" have each `total` [M], `weight`, `extra/...`
-    and, of weights that are logs, `shift`; the total of an empty row takes the memory of one number.
+    A row "d.j", 1 <= j <= d <= most, and the row "buffer" have each `total` [M], `weight`,
+    `extra/...` and, of weights that are logs, `shift`; the total of an empty row takes the memory
+    of one number.
     `version` counts the server's steps, `started` [most] is the version with which each of the last
     rounds began, the latest first.
     """

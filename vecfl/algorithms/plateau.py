@@ -27,7 +27,8 @@ def server_on_plateau(
 ) -> Algorithm:
     """`algorithm`, whose server moves `factor` times as far after each plateau of `metric`.
 
-    metric     of a round, such as "eval/loss"; rounds that do not have it change nothing
+    metric     of a round, such as "eval/loss"; rounds that do not have it change nothing, nor
+               does NaN in a round to which nobody came
     direction  "min" or "max": which values are better. An equal value is not, and NaN neither
     patience   values in a row that may be no better; after one more the rate falls, and the count
                begins anew
@@ -36,7 +37,7 @@ def server_on_plateau(
     w + share (w_new - w), of the trainable parameters. `share` is told as "server/lr_factor".
     """
     plateau = Plateau(f"{OBSERVED}server/", metric, direction, factor, patience)
-    inner = plateau.around(algorithm)
+    inner = plateau.around(algorithm, moves=True)
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
         new, n, share = inner.server(server, sums, round), round.layout.trainable, plateau(server)
@@ -116,14 +117,14 @@ class Plateau:
         """What the learning rate is multiplied by, float64 []."""
         return server[f"{self.prefix}factor"]
 
-    def around(self, algorithm: Algorithm) -> Algorithm:
+    def around(self, algorithm: Algorithm, moves: bool = False) -> Algorithm:
         """`algorithm`, which carries the tensors and lets them see the metrics."""
 
         def init(w: Tensor, layout: Layout) -> Server:
             like = torch.zeros((), dtype=torch.float64, device=w.device)
             return self._tensors(like, 1.0, -self._sign * math.inf, 0)
 
-        inner = carrying(algorithm, self.prefix, init)
+        inner = carrying(algorithm, self.prefix, init, moves)
 
         def observe(server: Server, told: Metrics) -> Server:
             if inner.observe is not None:
@@ -154,7 +155,7 @@ class Plateau:
         return {self.prefix + name: torch.full_like(like, value) for name, value in named}
 
     def _value(self, told: Mapping[str, float | int | str]) -> float | None:
-        """The metric's value, None where none of its group is told."""
+        """The metric's value, None where none of its group is told, or nobody came to have one."""
         value = told.get(self.metric)
         if isinstance(value, str):
             raise InputError(f"a plateau of {self.metric}: it is text, {value!r}, not a number")
@@ -162,4 +163,11 @@ class Plateau:
         if value is None and any(name.startswith(group) for name in told):
             near = ", ".join(get_close_matches(self.metric, told, 1, cutoff=0))
             raise InputError(f"a plateau of {self.metric}: no such metric; is it {near}?")
-        return None if value is None else float(value)
+        if value is None or (math.isnan(value) and nobody_came(told)):
+            return None
+        return float(value)
+
+
+def nobody_came(told: Metrics) -> bool:
+    """Whether no client sent anything; models that diverged were sent, and dropped."""
+    return told.get("train/clients") == 0 and not told.get("train/dropped_clients")
