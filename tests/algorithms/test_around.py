@@ -126,8 +126,8 @@ def test_replay_draws_leave_those_of_clients_alone() -> None:
 
 
 def test_replay_has_the_same_bits_for_any_number_of_threads() -> None:
-    """Gradients of LayerNorm are sums over examples that threads would share; its biases begin at 0,
-    so that their last bits are seen."""
+    """Gradients of LayerNorm are sums over examples that threads would share; its biases begin at
+    0, so that their last bits are seen."""
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.LayerNorm(600), torch.nn.Linear(600, 9))
     x, y = torch.randn(512, 600), torch.randint(9, (512,))
