@@ -91,7 +91,9 @@ def clip_rows(rows: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
         return rows, norm, over
     largest = rows.abs().amax(1, keepdim=True)
     unit = rows / largest.where(largest != 0, 1)  # what is left of 1e30 or 1e-30 could be 0 or inf
-    scale = (bound / lengths(unit)).to(rows.dtype)[:, None]
+    wide = rows.dtype == torch.float32  # its norm is a number of float64, that of 1e308 is not
+    length = norm / largest[:, 0] if wide else lengths(unit)
+    scale = (bound / length).to(rows.dtype)[:, None]
     scaled = F.hardshrink(unit * scale, torch.finfo(rows.dtype).tiny)
     return scaled.where(over[:, None], rows), norm, over
 
