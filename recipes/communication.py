@@ -80,8 +80,7 @@ def run_one(args: Args, name: str, data: FederatedDataset, test: FederatedDatase
         module, vecfl.cross_entropy, {"accuracy": vecfl.accuracy}, example=data.examples(2)
     )
     fedavg = vecfl.fedavg(lr=args.lr, batches=Batches(args.batch, epochs=args.epochs))
-    rows = Path(f"{args.out}-rows") if join().size > 1 and name in ("top-k", "sign") else None
-    sim = simulation(args, task, data, vecfl.chain(fedavg, *CODECS[name]), rows)
+    sim = simulation(args, task, data, vecfl.chain(fedavg, *CODECS[name]))
 
     def evaluate(state: vecfl.State) -> dict[str, float | int | str]:
         return sim.evaluate(state, test.columns)

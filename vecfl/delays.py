@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vecfl.errors import InputError, is_integer
 from vecfl.random import Kind, stream, words
-from vecfl.work import fits, occurrences, whole_numbers
+from vecfl.work import fits, occurrences, said, whole_numbers
 
 DELAY = 6  # step of streams of kind cohort: see `vecfl.work.WORK`
 
@@ -96,4 +96,4 @@ def delay_trace(rounds: Any) -> Delay:
             )
         return row[clients]
 
-    return Delay(f"delay_trace{list(checked.shape)}", int(checked.max()), draw)
+    return Delay(f"delay_trace({said(checked)})", int(checked.max()), draw)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vecfl.aggregate import Aggregate
+from vecfl.aggregate import Aggregate, everyone
 from vecfl.errors import InputError, is_integer
 from vecfl.gram import cosines, diversity, effective_rank, gram
 from vecfl.mesh import Mesh
@@ -138,7 +138,7 @@ class Geometry:
         """`update/...` of a round, from this rank's parts and from what all ranks added up."""
         if sampled is None:
             return {}
-        places, mean, norm = np.flatnonzero(sampled), aggregate.mean(), norm.cpu()
+        places, mean, norm = np.flatnonzero(sampled), everyone(aggregate).mean(), norm.cpu()
         at = np.concatenate([places[:0], *(part.at for part in parts)])
         rows = [row for part in parts for row in part.rows]
         where = np.searchsorted(places, at)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Round, Server
-from vecfl.algorithms.carrying import carrying
+from vecfl.algorithms.carrying import carrying, refuse_delays
 from vecfl.engine import LocalRule, Slots, make_update
 from vecfl.engine.loop import LoopBackend
 from vecfl.errors import InputError
@@ -43,8 +43,9 @@ def replay(
     The optimizer goes on where it stood the round before: its tensors are part of the server's
     state. A round without a client that counts changes nothing, and has no replay. Several ranks do
     the same, each with one operator thread, so that all have the same bits. The server replay of
-    FLUTE, Hipolito Garcia et al., arXiv:2203.13789.
+    FLUTE, Hipolito Garcia et al., arXiv:2203.13789. It stands inside of `delayed`.
     """
+    refuse_delays(algorithm, "replay")
     training = Training(task, columns, LocalRule(optimizer or sgd(), batches, lr, clip))
     inner = carrying(algorithm, "replay/", training.init, moves=True)
 

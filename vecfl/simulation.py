@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vecfl.aggregate import everyone, exact_grid
+from vecfl.aggregate import exact_grid
 from vecfl.algorithms import Algorithm, Round
 from vecfl.arrange import Wanted, arrange
 from vecfl.cohorts import Cohorts
@@ -153,7 +153,7 @@ class Simulation:
         self.stopped = found.signal
         warn(self.mesh, state.round, cohort, found, self.data.client_ids)
         metrics = self.algorithm.metrics(state.server, found.aggregate, at)
-        sums = found.norm, everyone(found.aggregate), cohort.plan, some, state.round
+        sums = found.norm, found.aggregate, cohort.plan, some, state.round
         updates = self.geometry.metrics(fold.updates, *sums)
         server = self.algorithm.server(state.server, found.aggregate, at)
         settle_(server["w"], self.algorithm, at)

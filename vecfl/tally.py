@@ -126,7 +126,7 @@ def tally(
         norm,
         torch.stack(times),
         trained,
-        bool(counts[0]) and left_grid(everyone(sums), len(cohort.clients)),
+        bool(counts[0]) and left_grid(everyone(sums) if sums.grid else sums, len(cohort.clients)),
         algorithm.local(job.server, algorithm.rule).lr_of(job.round),
     )
 

@@ -287,7 +287,6 @@ def test_ema_stands_outside_of_what_moves_the_model() -> None:
     for right in (
         lambda: vecfl.ema(vecfl.server_on_plateau(HALF, "eval/loss", "min"), 0.5),
         lambda: vecfl.clients_on_plateau(vecfl.ema(HALF, 0.5), "eval/loss", "min"),
-        lambda: vecfl.ema(vecfl.delayed(HALF, **late), 0.5),
         lambda: vecfl.delayed(vecfl.ema(HALF, 0.5), **late),
     ):
         simulate(right()).start()

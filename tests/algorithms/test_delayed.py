@@ -229,3 +229,48 @@ def test_runs_know_delays_by_name() -> None:
     one = vecfl.delayed(fedavg(), vecfl.stale(0.3), buffer=2, discount=vecfl.polynomial(0.5))
     assert one.name == "fedavg, delayed(stale(0.3, 1); buffer 2; polynomial(0.5))"
     assert vecfl.delayed(fedavg(), buffer=3).name == "fedavg, delayed(buffer 3)"
+
+
+def test_what_follows_the_server_s_steps_stands_inside() -> None:
+    late = vecfl.delayed(fedavg(), vecfl.stale(1.0))
+    with pytest.raises(InputError, match="ema first, and let delayed stand around it"):
+        vecfl.ema(late, 0.5)
+    problem = PROBLEMS["mlp"]
+    (data,) = problem.clients((9,))
+    task = Task(problem.build(), problem.loss, example=data)
+    with pytest.raises(InputError, match="replay first, and let delayed stand around it"):
+        vecfl.replay(late, task, data, lr=0.1, batches=Batches(4))
+
+
+def test_metrics_are_of_the_messages_that_are_used() -> None:
+    """FAR's -1/4 of two rounds fills a buffer of two: the pseudo-gradient is -1/4. Before, the
+    server makes no step, of which nothing is told."""
+    sim = line(vecfl.delayed(fedavg(), buffer=2), FAR)
+    state, first = sim.round(sim.start())
+    _, second = sim.round(state)
+    assert torch.tensor(first["server/update_norm"]).isnan()
+    assert second["server/update_norm"] == pytest.approx(0.25)
+
+
+def test_normalised_messages_of_two_ages() -> None:
+    """FedNova, FAR in time with two steps, PLAIN a round late with one; lr 1/4 and a discount of
+    1/2 at age 1. Round 2: tau_eff is of both messages in full, (2 + 1) / 2, whatever their age.
+
+    From w FAR sends d = (w - w2) / 2 with w2 = 2 + (w - 2) (3/4)^2, that is (w - 2) 7/32. Round 1:
+    w = 1 - 2 (-7/32) = 23/16. Round 2: FAR sends -9/16 * 7/32 = -63/512, PLAIN's 1/4 counts half:
+    w = 23/16 - 3/2 (-63/512 + 1/8) / 2 = 23/16 - 3/2048.
+    """
+    nova = vecfl.fednova(lr=0.25, batches=Batches(1, steps=[2, 1]))
+    late = vecfl.delayed(nova, vecfl.delay_trace([0, 1]), discount=vecfl.polynomial(1))
+    found, _ = ws(line(late, FAR, PLAIN), 2)
+    assert found == pytest.approx([23 / 16, 23 / 16 - 3 / 2048], rel=1e-12)
+
+
+def test_clients_that_are_not_lost_keep_their_delays() -> None:
+    """A trace by client; without the lost, the others have theirs."""
+    late = vecfl.delayed(fedavg(), vecfl.delay_trace([0, 1, 2, 1]))
+    sim = line(late, FAR, PLAIN, STEEP, FAR, client_dropout=0.5, seed=5)
+    sim.round(sim.start())
+    plan = sim.cohorts.take(0).plan
+    assert 0 < len(plan.client) < 4 and plan.client.tolist() != [0, 1, 2, 3][: len(plan.client)]
+    assert plan.delay.tolist() == [[0, 1, 2, 1][k] for k in plan.client.tolist()]

@@ -76,3 +76,9 @@ def part(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
 def others(prefix: str, values: Mapping[str, T]) -> dict[str, T]:
     """The values whose names do not have the prefix."""
     return {name: value for name, value in values.items() if not name.startswith(prefix)}
+
+
+def refuse_delays(inner: Algorithm, name: str) -> None:
+    """InputError around `delayed`, outside of which nobody knows when the server steps."""
+    if inner.delay is not None:
+        raise InputError(f"{inner.name}: {name} first, and let delayed stand around it")

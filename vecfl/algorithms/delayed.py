@@ -57,6 +57,22 @@ def delayed(
     Raises InputError for these, for a second one, and for a discount around SCAFFOLD or FedDyn:
     what their clients keep would no longer add up to what the server keeps.
     """
+    check(algorithm, delay, buffer, discount)
+    parts = [delay.name if delay else "", f"buffer {buffer}" if buffer > 1 else ""]
+    parts.append(getattr(discount, "__qualname__", "") if discount is not None else "")
+    late = Late(algorithm, Store(delay.most if delay is not None else 0), buffer, discount)
+    return replace(
+        carrying(algorithm, PREFIX, late.start),
+        name=f"{algorithm.name}, delayed({'; '.join(p for p in parts if p)})",
+        upload=late.upload,
+        server=late.step,
+        metrics=late.metrics,
+        delay=delay or Delay("", 0, lambda clients, round, seed: torch.zeros_like(clients)),
+    )
+
+
+def check(algorithm: Algorithm, delay: object, buffer: int, discount: object) -> None:
+    """Raise InputError for what `delayed` cannot stand around, or be given."""
     if not isinstance(delay, Delay | None) or not (discount is None or callable(discount)):
         raise InputError(
             f"delayed({delay!r}, discount={discount!r}): expected a delay, such as stale(0.3), and "
@@ -72,17 +88,6 @@ def delayed(
         raise InputError(f"{algorithm.name}: {why}; delayed cannot stand around it")
     if not is_integer(buffer) or buffer < 1:
         raise InputError(f"delayed(buffer={buffer!r}): must be an integer of at least 1")
-    parts = [delay.name if delay else "", f"buffer {buffer}" if buffer > 1 else ""]
-    parts.append(getattr(discount, "__qualname__", "") if discount is not None else "")
-    late = Late(algorithm, Store(delay.most if delay is not None else 0), buffer, discount)
-    return replace(
-        carrying(algorithm, PREFIX, late.start),
-        name=f"{algorithm.name}, delayed({'; '.join(p for p in parts if p)})",
-        upload=late.upload,
-        server=late.step,
-        metrics=late.metrics,
-        delay=delay or Delay("", 0, lambda clients, round, seed: torch.zeros_like(clients)),
-    )
 
 
 @dataclass(frozen=True)

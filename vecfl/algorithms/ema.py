@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Round, Server
-from vecfl.algorithms.carrying import MEAN, carrying
+from vecfl.algorithms.carrying import MEAN, carrying, refuse_delays
 from vecfl.errors import InputError
 from vecfl.layout import Layout
 
@@ -23,9 +23,9 @@ def ema(algorithm: Algorithm, decay: float) -> Algorithm:
     weights that decay.
 
     It stands outside of all that moves w, `replay` and `server_on_plateau`, which refuse to stand
-    around it. Around `delayed` it averages in every round with a client that counts, inside of it
-    in every step of the server.
+    around it, and inside of `delayed`.
     """
+    refuse_delays(algorithm, "ema")
     if not 0 <= decay < 1:
         raise InputError(f"ema(decay) must be in [0, 1), not {decay}")
 

@@ -40,6 +40,8 @@ def fednova(
 
     mu  pull towards the model of the round, as in `fedprox`
 
+    With mu the authors' code takes tau_eff as the weighted mean of tau; this is the paper's text.
+
     A client without a step has no direction and counts for nothing; changes of buffers are averaged
     as they are. `train/tau_eff` is told. Other arguments as in `fedavg`. Raises InputError for
     another client optimizer, for momentum with mu, and where lr mu is not below 1, in a round too.

@@ -50,13 +50,7 @@ def scaffold(
     Raises InputError for another client optimizer than plain SGD.
     """
     optimizer, server = optimizer or sgd(), server or server_sgd()
-    if not optimizer.plain:
-        raise InputError(
-            "scaffold: its variates are means of gradients, which only plain SGD adds up; give "
-            f"optimizer=sgd() without weight_decay, not {optimizer.name}"
-        )
-    if option not in (1, 2):
-        raise InputError(f"scaffold(option={option!r}): must be 1 or 2")
+    check(optimizer, option)
     return Algorithm(
         "scaffold",
         LocalRule(optimizer, batches, lr, bias=True),
@@ -72,6 +66,17 @@ def scaffold(
         before=fedsgd(lr=1.0, size=batches.size) if option == 1 else None,
         facts={"server": server.name, "option": option},
     )
+
+
+def check(optimizer: ClientOptimizer, option: object) -> None:
+    """Raise InputError for what the paper does not have."""
+    if not optimizer.plain:
+        raise InputError(
+            "scaffold: its variates are means of gradients, which only plain SGD adds up; give "
+            f"optimizer=sgd() without weight_decay, not {optimizer.name}"
+        )
+    if option not in (1, 2):
+        raise InputError(f"scaffold(option={option!r}): must be 1 or 2")
 
 
 def init(server: ServerOptimizer) -> Callable[[Tensor, Layout], Server]:

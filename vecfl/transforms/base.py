@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
 from vecfl.algorithms.carrying import named, others, part
@@ -98,14 +100,9 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
         own, mine = part(prefix, server), replace(done, table=part(prefix, done.table))
         changed = transform.client(own, mine, replace(sent, table={}, extra={}))
         check_upload(transform.name, changed, sent)
-        rows = sent.table
-        if inner.keeps is not None and transform.client is not sent_as_it_is:
-            rows = rows | inner.keeps(done.table, changed.update, done.round.layout)
-        return replace(
-            changed,
-            table=rows | named(prefix, changed.table),
-            extra=sent.extra | named(prefix, changed.extra),
-        )
+        kept = sent.table | kept_of(inner, transform, done, changed.update)
+        table, extra = named(prefix, changed.table), named(prefix, changed.extra)
+        return replace(changed, table=kept | table, extra=sent.extra | extra)
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
         mine = replace(sums, extra=part(prefix, sums.extra))
@@ -140,6 +137,13 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
         coded=inner.coded or transform.codec is not None,
         places=place + 1,
     )
+
+
+def kept_of(inner: Algorithm, transform: Transform, done: Finished, sent: Tensor) -> Server:
+    """The rows of clients that go by what is sent [K, M], where a transform may have changed it."""
+    if inner.keeps is None or transform.client is sent_as_it_is:
+        return {}
+    return inner.keeps(done.table, sent, done.round.layout)
 
 
 def of_message(transform: Transform, messages: tuple[str, ...]) -> Transform:

@@ -48,6 +48,8 @@ def error_feedback(transform: Transform) -> Transform:
     drawn, are lost, are dropped or have the weight 0 keep theirs. The codec must be contractive,
     |x - C(x)| at most |x|; raises InputError for others, with the reason, and for what is no codec.
     """
+    if not isinstance(transform, Transform):
+        raise InputError(f"error_feedback({transform!r}): expected a codec, such as top_k(0.01)")
     codec = transform.codec
     if codec is None or transform.table(1):
         what = "has residuals already" if codec is not None else "is no codec"

@@ -31,7 +31,7 @@ def flute_quantizer(
 
     bits       1 to 16, or a function of the round (from 0)
     threshold  numbers up to this quantile of the absolute ones become 0, by linear interpolation;
-               None: none does
+               None: none does (FLUTE without a threshold does not quantise at all)
     anneal     the quantile of round r is threshold * anneal^(r + 1), at most 1, as FLUTE has it
     per        levels and quantile of every tensor, or of the message
 

@@ -27,7 +27,7 @@ def check_amount(what: str, k: int | float) -> None:
 
 def amount(k: int | float, n: int) -> int:
     """How many of n numbers k says."""
-    return k if isinstance(k, int) else max(1, round(k * n))
+    return int(k) if is_integer(k) else max(1, round(k * n))
 
 
 def fits(what: str, k: int | float) -> Callable[[Layout], Server]:

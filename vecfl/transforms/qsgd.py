@@ -25,6 +25,7 @@ def qsgd(levels: int = 127, per: Literal["tensor", "message"] = "tensor") -> Tra
     check_per("qsgd", per)
     if not is_integer(levels) or not 1 <= levels < 1 << 15:
         raise InputError(f"qsgd({levels!r}): expected a number of levels, 1 to 32767")
+    levels = int(levels)
 
     def quantise(x: Tensor, words: Tensor | None) -> Code:
         assert words is not None
