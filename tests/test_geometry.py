@@ -11,7 +11,7 @@ from torch import nn
 import vecfl
 from vecfl import Batches, InputError, Simulation, Task, everyone, fedavg
 from vecfl.geometry import measure, sample, summary
-from vecfl.gram import gram
+from vecfl.gram import effective_rank, gram
 from vecfl.mesh import Mesh
 from vecfl.random import Kind, stream, words
 
@@ -271,6 +271,28 @@ def test_equal_updates_and_orthogonal_ones() -> None:
     cosines = [three[f"pairwise_cosine_{k}"] for k in ("min", "p50", "max")]
     assert cosines == [-1, 0, 0]
     assert math.isnan(nothing["effective_rank"]) and math.isnan(nothing["diversity"])
+
+
+def test_updates_without_weight_are_not_compared() -> None:
+    """Of three orthogonal or opposed updates one has no weight: two are left, orthogonal."""
+
+    def weights(done: Any) -> torch.Tensor:
+        return (done.client != 2).double()
+
+    sim = plane((1, 0, -2), (0, 1, -2), (0, 1, 4), statistics=3, backend="loop")
+    algorithm = fedavg(lr=1.0, batches=Batches(1), weights=weights)
+    kind: dict[str, Any] = {"dtype": torch.float64, "backend": "loop", "statistics": 3}
+    sim = Simulation(sim.task, sim.data, algorithm, everyone(), **kind)
+    told = update(sim.round(sim.start())[1])
+    assert (told["diversity"], told["effective_rank"]) == pytest.approx((1, 2))
+    assert told["pairwise_cosine_min"] == told["pairwise_cosine_max"] == 0
+
+
+def test_the_rank_of_equal_updates_is_one() -> None:
+    """Rounding leaves eigenvalues of about 1e-13 that count for nothing."""
+    row = torch.randn(1, 5000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    products = gram(Mesh(), np.arange(20), list(row.expand(20, -1)), 20, 5000)
+    assert effective_rank(products) == pytest.approx(1, abs=1e-12)
 
 
 def test_products_of_long_updates_are_those_of_all_columns() -> None:

@@ -340,6 +340,40 @@ def test_what_the_papers_do_not_cover_is_refused(make: Callable[[], Any], line: 
         make()
 
 
+@pytest.mark.parametrize("name", ["clip", "sign", "random"])
+@pytest.mark.parametrize("kind", ["scaffold", "feddyn"])
+def test_what_the_server_keeps_is_the_mean_of_what_clients_keep(kind: str, name: str) -> None:
+    """Whatever transforms make of the messages, with clients that come now and then."""
+    made = {
+        "scaffold": vecfl.scaffold(lr=0.1, batches=TWO),
+        "feddyn": vecfl.feddyn(lr=0.1, alpha=0.3, batches=TWO),
+    }[kind]
+    transform = {
+        "clip": vecfl.clip_by_norm(0.05),
+        "sign": vecfl.error_feedback(vecfl.scaled_sign()),
+        "random": vecfl.random_k(0.5),
+    }[name]
+    problem = PROBLEMS["mlp"]
+    data = dataset(problem.clients())
+    task = Task(problem.build(), problem.loss, example=data.examples(2))
+    how: dict[str, Any] = {"dtype": torch.float64, "backend": "loop", "seed": 3}
+    sim = Simulation(task, data, vecfl.chain(made, transform), vecfl.uniform(3), **how)
+    state = vecfl.run(sim, 5)
+    assert state.table is not None
+    rows = state.table.gather(torch.arange(data.num_clients))
+    own, server = {"scaffold": ("variate",) * 2, "feddyn": ("gradient", "h")}[kind]
+    mean = rows[own].mean(0)
+    assert mean.abs().max() > 1e-3
+    torch.testing.assert_close(mean, state.server[server], rtol=1e-9, atol=1e-12)
+
+
+def test_the_earlier_pass_is_laid_out_anew_with_its_cohort() -> None:
+    sim = simulation(vecfl.scaffold(option=1, **COMMON), [client(FAR), client(PLAIN)], slots=2)
+    sim.trainer.rearrange(replace(sim.arrangement, slots=1))
+    assert sim.trainer.before is not None
+    assert sim.trainer.before.workers[0].slots.number == 1
+
+
 def test_variates_travel_both_ways() -> None:
     """Two clients, rows of one number of 8 bytes: SCAFFOLD sends and receives two, FedDyn one."""
     told = {}

@@ -127,6 +127,31 @@ def test_bytes_by_hand() -> None:
     assert right.keys() == CODECS.keys()
 
 
+@pytest.mark.parametrize("levels", [1, 3, 7, 127, 32767])
+def test_no_level_is_above_the_last(levels: int) -> None:
+    """|x| / |x| * levels may round to more than levels; a draw of 0 would take it up."""
+    codec = vecfl.qsgd(levels).codec
+    assert codec is not None
+    rows = torch.rand(4000, 1, generator=torch.Generator().manual_seed(2)) - 0.5
+    symbols = codec(0).quantise(rows, torch.zeros(4000, 1, dtype=torch.int64)).symbols
+    assert symbols.min() >= 0 and symbols.max() <= 2 * levels
+
+
+def test_numbers_that_a_factor_takes_out_of_range() -> None:
+    """1e38 times 4 is no float32: the row is not finite, so that its client is dropped."""
+    assert sent("scaled", torch.full((1, 4), 1e38)).abs().max() == math.inf
+
+
+@pytest.mark.parametrize("make", [vecfl.top_k, vecfl.random_k, vecfl.qsgd])
+def test_integers_of_numpy(make: Any) -> None:
+    found = []
+    for number in (3, np.int64(3)):
+        codec = make(number).codec
+        assert codec is not None
+        found.append(encode(codec(0), torch.arange(9.0)[None], senders([9])))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
 def test_bits_by_hand() -> None:
     """Signs of (2, -1, 0, 3, -4): the scale 2 is 0x40000000, then 1 0 1 1 0 and three zeros. The
     largest of five is at 4, in three bits, and -4 is 0xC0800000: 100 1100 0000 1000..."""

@@ -197,6 +197,47 @@ def test_a_client_that_does_not_count_keeps_its_residual() -> None:
         assert torch.equal(*found) is same and found[0].any()
 
 
+def test_an_update_that_does_not_count_is_not_kept_either() -> None:
+    """Client 3 trains in the second round, with the weight 0: its residual has nothing of it."""
+
+    def weights(done: Finished) -> Tensor:
+        none = (done.client == 3) & (done.round.number == 1)
+        return done.examples.double().where(~none, 0)
+
+    plain = vecfl.fedavg(lr=0.1, batches=vecfl.Batches(4), weights=weights)
+    sim = simulation(vecfl.chain(plain, vecfl.error_feedback(vecfl.top_k(2))))
+    state, found = sim.start(), []
+    for _ in range(3):
+        state, _ = sim.round(state)
+        assert state.table is not None
+        found += state.table.gather(torch.tensor([3])).values()
+    assert torch.equal(found[0], found[1]) and found[0].any()
+    assert not torch.equal(found[1], found[2])
+
+
+def test_one_codec_and_behind_it_what_changes_nothing() -> None:
+    """A server side behind a codec is fine, and does not hide the codec from a second one."""
+    looks = vecfl.Transform("looks", server=lambda own, sums, round: (sums, own))
+    once = vecfl.chain(vecfl.fedavg(lr=0.1, batches=B), vecfl.top_k(2), looks)
+    assert simulation(once).round(simulation(once).start())[1]["comm/up_bytes"] > 0
+    with pytest.raises(vecfl.InputError, match="top_k 2 stands behind a codec"):
+        vecfl.chain(once, vecfl.top_k(2))
+
+
+def test_what_flute_tells_anneals_by_round() -> None:
+    """0.8 * 0.5^(r + 1), and bits 4 + r; a threshold that grows ends at 1."""
+    codec = vecfl.flute_quantizer(lambda r: 4 + r, 0.8, 0.5)
+    sim, told = simulation(vecfl.chain(vecfl.fedavg(lr=0.1, batches=B), codec)), []
+    state = sim.start()
+    for _ in range(2):
+        state, metrics = sim.round(state)
+        told.append((metrics["comm/bits"], metrics["comm/threshold"]))
+    assert told == [(4, 0.4), (5, 0.2)]
+    grows = vecfl.chain(vecfl.fedavg(lr=0.1, batches=B), vecfl.flute_quantizer(4, 0.9, 1.5))
+    sim = simulation(grows)
+    assert sim.round(sim.start())[1]["comm/threshold"] == 1
+
+
 CHAINS = {
     "feedback": lambda: vecfl.error_feedback(vecfl.scaled_sign()),
     "drawn": lambda: vecfl.stochastic_quantizer(2),
