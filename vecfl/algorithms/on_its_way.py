@@ -63,8 +63,9 @@ class Store:
         """What is there at the end of a round whose clients sent `sums`."""
         version, started = server[PREFIX + "version"], server[PREFIX + "started"]
         ages = [0, *(version - started).tolist()]
-        parts = [sent(server, sums), *(at(server, f"{d}.1") for d in range(1, self.most + 1))]
-        buffer = copied(at(server, BUFFER))
+        rows = rows_of(server)
+        parts = [sent(server, sums), *(rows[f"{d}.1"] for d in range(1, self.most + 1))]
+        buffer = copied(rows[BUFFER])
         counts = torch.stack([some.extra[COUNT] for some in (*parts, buffer)]).long().tolist()
         before = counts.pop()
         for age, some in zip(ages, parts, strict=True):
@@ -79,7 +80,8 @@ class Store:
 
     def waiting(self, server: Server, sums: Aggregate) -> int:
         """How many messages that count do not arrive in this round."""
-        there = [at(server, row) for row in self.rows() if not row.endswith(".1")]
+        rows = rows_of(server)
+        there = [rows[row] for row in self.rows() if not row.endswith(".1")]
         counts = [some.extra[COUNT] for some in (*there, *sums.late.values())]
         return int(sum(counts)) if counts else 0
 
@@ -87,10 +89,10 @@ class Store:
         """The tensors after the round, the buffer not used."""
         version, started = server[PREFIX + "version"], server[PREFIX + "started"]
         began = torch.cat((version[None], started))[: self.most]
-        own = {PREFIX + "started": began, PREFIX + "version": version}
+        own, rows = {PREFIX + "started": began, PREFIX + "version": version}, rows_of(server)
         for d in range(1, self.most + 1):
             for j in range(1, d):
-                own |= packed(f"{d}.{j}", at(server, f"{d}.{j + 1}"))
+                own |= packed(f"{d}.{j}", rows[f"{d}.{j + 1}"])
             late = sums.late[d] if d in sums.late else none_like(sums)
             own |= packed(f"{d}.{d}", sent(server, late))
         return own | packed(BUFFER, came.buffer)
@@ -98,7 +100,7 @@ class Store:
     def emptied(self, own: Server) -> Server:
         """The tensors of `own` that a step by all that was in the buffer changes."""
         version = {PREFIX + "version": own[PREFIX + "version"] + 1}
-        return packed(BUFFER, none_like(at(own, BUFFER))) | version
+        return packed(BUFFER, none_like(rows_of(own)[BUFFER])) | version
 
 
 def packed(row: str, sums: Aggregate) -> Server:
@@ -109,11 +111,18 @@ def packed(row: str, sums: Aggregate) -> Server:
     return {f"{PREFIX}{row}/{name}": value for name, value in values.items()}
 
 
-def at(server: Server, row: str) -> Aggregate:
-    """The sums of a row, not copied."""
-    kept = part(f"{PREFIX}{row}/", server)
-    total, weight, shift = kept["total"], kept["weight"], kept.get("shift")
-    return Aggregate(total, weight, None, weight.new_zeros(()), part("extra/", kept), shift)
+def rows_of(server: Server) -> dict[str, Aggregate]:
+    """The sums of all rows by their names, not copied."""
+    kept: dict[str, Server] = {}
+    for name, tensor in part(PREFIX, server).items():
+        row, slash, what = name.partition("/")
+        if slash:
+            kept.setdefault(row, {})[what] = tensor
+    zero = server[PREFIX + BUFFER + "/weight"].new_zeros(())
+    return {
+        row: Aggregate(t["total"], t["weight"], None, zero, part("extra/", t), t.get("shift"))
+        for row, t in kept.items()
+    }
 
 
 def none_like(sums: Aggregate) -> Aggregate:
