@@ -48,6 +48,14 @@ def test_memory(tmp_path: Path) -> None:
     assert all(50 < row["peak_mib"] < 4000 and row["growth_mib"] >= 0 for row in rows)
 
 
+def test_parts(tmp_path: Path) -> None:
+    small = ("--clients", "2", "--width", "3", "--rounds", "2")
+    rows = rows_of("parts", tmp_path / "rows.jsonl", *small)
+    assert len({row["part"] for row in rows}) == len(rows) == 14
+    assert rows[0]["rounds_of_fedavg"] == 1 and rows[-1]["state_mb"] > rows[0]["state_mb"] > 0
+    assert all(row["p50_ms"] > 0 for row in rows)
+
+
 def test_codecs(tmp_path: Path) -> None:
     rows = rows_of("codecs", tmp_path / "rows.jsonl", "--numbers", "500", "--passes", "2")
     assert [row["codec"] for row in rows[:2]] == ["fold", "flute"] and len(rows) == 8
