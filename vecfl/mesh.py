@@ -220,7 +220,9 @@ def fingerprint(*values: object) -> int:
         if not isinstance(value, Tensor):
             digest.update(repr(value).encode())
         elif value.numel():
-            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().data)
+            digest.update(
+                value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data
+            )
     return int.from_bytes(digest.digest(), "big")
 
 
