@@ -106,12 +106,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an evaluation with the name of other metrics": (
         lambda: (s := simulate()).evaluate(s.start(), s.data.columns, "train"),
-        "name: expected a name for these metrics without '/', and not train or system or update, "
+        "name: expected a name for these metrics without '/', and not train, server, comm, late, "
+        "system, update, "
         "got 'train'",
     ),
     "an evaluation of clients with a path for a name": (
         lambda: (s := simulate()).evaluate_clients(s.start(), name="a/b"),
-        "name: expected a name for these metrics without '/', and not train or system or update, "
+        "name: expected a name for these metrics without '/', and not train, server, comm, late, "
+        "system, update, "
         "got 'a/b'",
     ),
     "a column is missing": (

@@ -25,13 +25,13 @@ NAN = math.nan
 )
 def test_a_target_ends_the_run(rule: str, values: list[float], ends: int | None) -> None:
     stop = Stop(rule, None, None)
-    whys = [stop.why(t, {"eval/accuracy": v}, None) for t, v in enumerate(values, start=1)]
+    whys = [stop.why(t, {"eval/accuracy": v}, True, None) for t, v in enumerate(values, start=1)]
     found = [t for t, why in enumerate(whys, start=1) if why is not None]
     assert found == ([] if ends is None else [ends])
 
 
 def test_it_says_which_value_was_enough() -> None:
-    found = Stop("eval/loss<=0.25", None, None).why(4, {"eval/loss": 0.125}, None)
+    found = Stop("eval/loss<=0.25", None, None).why(4, {"eval/loss": 0.125}, True, None)
     assert found == "after round 4: eval/loss 0.125 <= 0.25"
 
 
@@ -41,7 +41,7 @@ def patient(patience: int, values: list[float | None], fall_back: bool = False) 
     for round, value in enumerate(values, start=1):
         metrics: dict[str, Any] = {} if value is None else {"eval/loss": value}
         watch.look(State(round, {"w": torch.zeros(1)}), metrics, value is not None)
-        if value is not None and (why := stop.why(round, metrics, watch)) is not None:
+        if value is not None and (why := stop.why(round, metrics, True, watch)) is not None:
             return why
     return None
 
@@ -68,7 +68,7 @@ def test_patience_goes_on_where_it_was_saved() -> None:
         first.look(State(round, {}), {"eval/loss": value}, True)
     second.load(first.save(), {})
     assert (first.waited, second.waited) == (2, 2)
-    second.look(State(4, {}), {"eval/loss": 3.0}, False)  # the loss of a round without evaluation
+    second.look(State(4, {}), {"train/loss": 3.0}, False)  # a round without its evaluation
     assert second.waited == 2
     second.look(State(5, {}), {"eval/loss": 0.5}, True)
     assert second.waited == 0
@@ -104,6 +104,6 @@ def test_a_rule_needs_a_metric_a_direction_and_a_value(rule: str) -> None:
 def test_a_target_that_no_evaluation_has() -> None:
     stop = Stop("eval/acuracy>=0.5", None, None)
     with pytest.raises(InputError, match="^--stop-at: no metric eval/acuracy .* is it eval/accura"):
-        stop.why(1, {"eval/loss": 1.0, "eval/accuracy": 0.5}, None)
+        stop.why(1, {"eval/loss": 1.0, "eval/accuracy": 0.5}, True, None)
     with pytest.raises(InputError, match="^--stop-at: a is text, 'x'; expected a number$"):
-        Stop("a>=1", None, None).why(1, {"a": "x"}, None)
+        Stop("a>=1", None, None).why(1, {"a": "x"}, True, None)

@@ -16,7 +16,14 @@ from vecfl.task import TAKEN, Task
 
 BATCH = 1024
 ALONE = Mesh()
-OF_ROUNDS = ("train", "comm", "system", "update")  # what rounds call their metrics
+OF_ROUNDS = (
+    "train",
+    "server",
+    "comm",
+    "late",
+    "system",
+    "update",
+)  # what rounds call their metrics
 Columns = dict[str, Any]  # [N]: arrays, and the ids of clients
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
@@ -152,6 +159,6 @@ def check_name(name: str) -> str:
     if not isinstance(name, str) or name in ("", *OF_ROUNDS) or "/" in name:
         raise InputError(
             f"name: expected a name for these metrics without '/', and not "
-            f"{' or '.join(OF_ROUNDS)}, got {name!r}"
+            f"{', '.join(OF_ROUNDS)}, got {name!r}"
         )
     return name

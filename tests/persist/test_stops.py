@@ -163,7 +163,7 @@ def test_what_is_refused(tiny: Tiny) -> None:
         ({"stop_at": "eval/acc>=0.9"}, "--stop-at: no metric eval/acc in this run; is it eval/acc"),
         ({"stop_at": "evl/accuracy>=1"}, "--stop-at: no metric evl/accuracy in this run; is it ev"),
         (
-            {"around": ("ema(0.5)", "server_on_plateau('eval/acc', 'max')")},
+            {"around": ("server_on_plateau('eval/acc', 'max')", "ema(0.5)")},
             "--around: no metric eval/acc in this run; is it eval/accuracy?",
         ),
         (
