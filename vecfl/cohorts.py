@@ -55,6 +55,8 @@ class Cohorts:
         self.sampler, self.dropout = sampler, checked_dropout(dropout)
         (self.seed, self.work_seed), self.delay = seeds, delay
         batches.check(data.offsets)
+        if delay is not None:
+            delay.check(data.num_clients)
         self.offsets, self.population, self.batches = data.offsets, data.num_clients, batches
         self.mesh, self.asked = mesh, dict[int, Cohort]()
 

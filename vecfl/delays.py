@@ -25,11 +25,18 @@ class Delay:
     name  with what the result depends on
     most  rounds; messages of that many rounds wait at a time
     draw  (clients [C], round, seed) -> int64 [C], 0 to `most`: a function of these alone
+    clients  N, where it knows so many by name; None: any number
     """
 
     name: str
     most: int
     draw: Callable[[Tensor, int, int], Tensor] = field(repr=False)
+    clients: int | None = None
+
+    def check(self, clients: int) -> None:
+        """InputError for another population than that of a trace."""
+        if self.clients not in (None, clients):
+            raise InputError(f"delay_trace: {self.clients} clients, but there are {clients}")
 
     def of(self, clients: Tensor, round: int, seed: int) -> np.ndarray:
         """The delays int64 [C] of a cohort; InputError where they are none."""
@@ -65,7 +72,7 @@ def drawn_delay(probabilities: Sequence[float]) -> Delay:
         or not abs(shares.sum() - 1) <= 1e-9
     ):
         raise InputError(
-            f"drawn_delay({list(probabilities)}): expected a probability for each number of "
+            f"drawn_delay({probabilities!r}): expected a probability for each number of "
             "rounds from 0 on, 1 in all"
         )
     steps = torch.from_numpy(np.floor(shares.cumsum()[:-1] * 2.0**32)).long()
@@ -89,11 +96,6 @@ def delay_trace(rounds: Any) -> Delay:
     checked = whole_numbers("delay_trace", table.flatten(), "client").view(table.shape).long()
 
     def draw(clients: Tensor, round: int, seed: int) -> Tensor:
-        row = checked[round % len(checked)]
-        if len(clients) and int(clients.max()) >= len(row):
-            raise InputError(
-                f"delay_trace: {len(row)} clients, but client {int(clients.max())} takes part"
-            )
-        return row[clients]
+        return checked[round % len(checked)][clients]
 
-    return Delay(f"delay_trace({said(checked)})", int(checked.max()), draw)
+    return Delay(f"delay_trace({said(checked)})", int(checked.max()), draw, checked.shape[1])

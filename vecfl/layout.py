@@ -38,12 +38,13 @@ class Layout:
     """A row of P numbers: the trainable parameters, then the buffers that training changes.
 
     Tied parameters appear once, under their first name; frozen parameters and constant buffers do
-    not appear: they are `constants`, by name.
+    not appear: they are `constants`, by name. Of a message it has `parts` such rows.
     """
 
     params: tuple[Entry, ...]
     buffers: tuple[Entry, ...] = ()
     constants: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    parts: int = 1
 
     @classmethod
     def of(cls, module: nn.Module, changing: Iterable[str] = ()) -> "Layout":
@@ -96,7 +97,12 @@ class Layout:
             for e in self.params + self.buffers
             if i
         )
-        return replace(self, buffers=self.buffers + more) if more else self
+        return replace(self, buffers=self.buffers + more, parts=len(messages)) if more else self
+
+    def rows(self, length: int) -> list[slice]:
+        """The rows of P, one or several, in a message of `length` numbers."""
+        width = self.size // self.parts
+        return [slice(at, at + width) for at in range(0, length, width)]
 
     def spans(self, length: int) -> list[slice]:
         """Where each tensor lies in a message of `length` numbers: one row of P, or several.

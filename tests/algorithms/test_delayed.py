@@ -181,6 +181,8 @@ def test_a_round_in_which_all_are_late() -> None:
         (lambda: vecfl.delayed(fedavg(), 3), "expected a delay, such as stale"),
         (lambda: vecfl.delayed(fedavg(), discount=0.5), "a function of the age, such as poly"),
         (lambda: vecfl.drawn_delay([float("nan"), 1.0]), "a probability for each number of rounds"),
+        (lambda: vecfl.delayed(fedavg(), vecfl.stale(0.3, 101)), "up to 101 rounds late; at most"),
+        (lambda: vecfl.drawn_delay(0.5), r"drawn_delay\(0.5\): expected a probability for each"),
         (lambda: vecfl.polynomial(-1.0), r"polynomial\(power=-1.0\): must be at least 0"),
         (lambda: vecfl.stale(1.5), r"stale\(1.5, rounds=1\): a probability is in \[0, 1\]"),
         (lambda: vecfl.drawn_delay([0.5, 0.4]), "a probability for each number of rounds"),
@@ -220,9 +222,12 @@ def test_a_model_of_delays_that_is_wrong() -> None:
     sim = line(late, FAR, PLAIN, slots=1)
     with pytest.raises(InputError, match="mine, round 1: a delay of 5, which has most=3"):
         sim.round(sim.start())
-    short = vecfl.delayed(fedavg(), vecfl.delay_trace([0]))
-    with pytest.raises(InputError, match="delay_trace: 1 clients, but client 1 takes part"):
-        (sim := line(short, FAR, PLAIN, slots=1)).round(sim.start())
+    for trace in ([0], [0, 1, 0]):
+        short = vecfl.delayed(fedavg(), vecfl.delay_trace(trace))
+        with pytest.raises(
+            InputError, match=f"^delay_trace: {len(trace)} clients, but there are 2"
+        ):
+            line(short, FAR, PLAIN)
 
 
 def test_runs_know_delays_by_name() -> None:

@@ -11,24 +11,25 @@ Row = NDArray[np.float64]
 NUMBER = 64  # bits
 
 
-def encode(
-    codec: tuple, row: Row, sizes: list[int], seed: int, t: int, client: int, occurrence: int
-) -> tuple[Row, int]:
-    """What arrives of a row of tensors of `sizes`, and its bytes.
+def encode(codec: tuple, row: Row, sizes: list[int], parts: int, *key: int) -> tuple[Row, int]:
+    """What arrives of a row of tensors of `sizes`, `parts` equal ones behind each other; its bytes.
+    key: seed, round, client, occurrence.
 
     codec: ("top_k", k) | ("random_k", k, scaled) | ("sign", per) | ("qsgd", levels, per) |
     ("stochastic", bits, per) | ("flute", bits, threshold, anneal, per)
     """
     name, *how = codec
+    seed, t, client, occurrence = key
     drawn = philox.words(seed, philox.CODEC, len(row), client=client, occurrence=occurrence, t=t)
-    cuts = np.cumsum(sizes)[:-1] if how[-1] == "tensor" else []
+    whole = [len(row) // parts] * parts
+    cuts = np.cumsum(sizes if how[-1] == "tensor" else whole)[:-1]
     if name == "flute":
         bits, threshold, anneal, _ = how
         share = None if threshold is None else min(1.0, threshold * anneal ** (t + 1))
         how = [bits, share]
     pairs = zip(np.split(row, cuts), np.split(drawn, cuts), strict=True)
-    parts = [PARTS[name](x, words, *how) for x, words in pairs if len(x)]
-    return np.concatenate([x for x, _ in parts]), math.ceil(sum(bits for _, bits in parts) / 8)
+    found = [PARTS[name](x, words, *how) for x, words in pairs if len(x)]
+    return np.concatenate([x for x, _ in found]), math.ceil(sum(bits for _, bits in found) / 8)
 
 
 def count(k: float, n: int) -> int:

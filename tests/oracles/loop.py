@@ -374,7 +374,8 @@ def coded(s: Setting, update: Tensor, sizes: list[int], at: Place) -> tuple[Tens
     if not s.codec:
         return update, 8 * len(update)
     key = (s.seed, at.t, at.client, at.occurrence)
-    arrived, size = codecs.encode(s.codec, update.numpy(), sizes, *key)
+    parts = 2 if s.algorithm == "scaffold" else 1
+    arrived, size = codecs.encode(s.codec, update.numpy(), sizes, parts, *key)
     return torch.from_numpy(arrived), size
 
 

@@ -126,7 +126,7 @@ LAYOUT = Layout(
 
 def between(row: torch.Tensor, codec: tuple) -> bool:
     """Whether a number lies in the middle of two levels, but for its last bits."""
-    sizes = SIZES * 2 if codec[-1] == "tensor" else [len(row)]
+    sizes = SIZES * 2 if codec[-1] == "tensor" else [sum(SIZES)] * 2
     for part in row.split(sizes):
         step = (part.max() - part.min()) / (2 ** codec[1] - 1)
         if step > 0 and (((part - part.min()) / step % 1 - 0.5).abs() < 1e-9).any():
@@ -150,7 +150,7 @@ def test_codecs_on_the_same_rows(name: str) -> None:
         one = torch.tensor([1]), torch.tensor([2])
         assert transform.codec is not None
         arrived, size = ours(transform.codec(t), row[None], Senders(seed, t, *one, LAYOUT))
-        right, bytes = encode(of.codec, row.numpy(), SIZES * 2, seed, t, 1, 2)
+        right, bytes = encode(of.codec, row.numpy(), SIZES * 2, 2, seed, t, 1, 2)
         np.testing.assert_allclose(arrived[0].numpy(), right, rtol=1e-9, atol=1e-9)
         assert size.tolist() == [bytes]
 

@@ -17,6 +17,8 @@ from vecfl.delays import Delay
 from vecfl.errors import InputError, is_integer
 from vecfl.layout import Layout
 
+MOST = 100  # rounds, which make 5,050 sums
+
 
 def polynomial(power: float) -> Discount:
     """(1 + age)^-power, 1/2 in the experiments of the paper (section 5)."""
@@ -86,6 +88,11 @@ def check(algorithm: Algorithm, delay: object, buffer: int, discount: object) ->
     if algorithm.aggregator is not None or algorithm.delay is not None:
         why = "needs all messages at once" if algorithm.aggregator is not None else "is delayed"
         raise InputError(f"{algorithm.name}: {why}; delayed cannot stand around it")
+    if delay is not None and delay.most > MOST:
+        raise InputError(
+            f"{delay.name}: up to {delay.most} rounds late; at most {MOST} can be, for the server "
+            "keeps sums of what is on its way by both its delay and the rounds still to go"
+        )
     if not is_integer(buffer) or buffer < 1:
         raise InputError(f"delayed(buffer={buffer!r}): must be an integer of at least 1")
 

@@ -38,9 +38,9 @@ def scaffold(
         server     x moves by the mean of x - y_k, as `server` says (server_sgd(lr): the paper's
                    global step size); c <- c + |S|/N mean of c_k+ - c_k
 
-    Where transforms change what is sent, c_k moves by the change that arrives. They see a message
-    as one row, whose second half is about 1 / (K lr) times as large as the first: `top_k` of it
-    keeps hardly a number of the update; codecs that work tensor by tensor treat both alike.
+    Where transforms change what is sent, c_k moves by the change that arrives. A clip sees a
+    message as one row, whose second half is about 1 / (K lr) times as large as the first; codecs
+    treat both halves by themselves.
 
     S are the clients whose message came in finite, all with weight 1, and N is the population, so c
     stays the mean of all c_k. A client that makes no step, or steps of size 0, keeps its c_k and

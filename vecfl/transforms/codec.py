@@ -41,7 +41,7 @@ class Codec:
 
     quantise  (x [K, n], finite, words [K, n] or None) -> Code
     restore   (Code, dtype) -> [K, n]
-    per       the parts: every "tensor", or the whole "message"
+    per       the parts: every "tensor", or each whole "message" of a row of P
     scales    how many stand before the symbols
     width     bits of a symbol; None: those of a number
     kept      (n, words [k, n] or None) -> which numbers have a symbol: None for all, their number,
@@ -134,7 +134,7 @@ def unpack(codec: Codec, data: bytes, length: int, dtype: torch.dtype, sender: S
 
 def spans(codec: Codec, layout: Layout, length: int) -> list[slice]:
     """The parts of a message of `length` numbers."""
-    return layout.spans(length) if codec.per == "tensor" else [slice(0, length)]
+    return layout.spans(length) if codec.per == "tensor" else layout.rows(length)
 
 
 def width(codec: Codec, dtype: torch.dtype) -> int:

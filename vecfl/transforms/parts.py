@@ -34,8 +34,9 @@ def fits(what: str, k: int | float) -> Callable[[Layout], Server]:
     """The `init` of a codec that keeps k numbers of a message: there must be so many."""
 
     def init(layout: Layout) -> Server:
-        if k > layout.size:
-            raise InputError(f"{what}({k}): a message has {layout.size} numbers")
+        size = layout.size // layout.parts
+        if k > size:
+            raise InputError(f"{what}({k}): a message has {size} numbers")
         return {}
 
     return init

@@ -14,7 +14,7 @@ from vecfl.transforms.top_k import as_integers, as_they_are
 
 
 def random_k(k: int | float, scaled: bool = True) -> Transform:
-    """k numbers of a message, drawn for each client and round, 0 elsewhere.
+    """k numbers of a message, or of each of several, drawn for each client and round, else 0.
 
     k       a number of them, or as a float a share in (0, 1], of which there is one at least
     scaled  times M / k, so that the mean is the message; else contractive in the mean,
