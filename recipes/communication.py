@@ -54,6 +54,7 @@ class Args(CompareArgs):
 def run(args: Args) -> None:
     check(args, ("epochs",), lambda n: n >= 1, "at least 1")
     check(args, ("lr",), lambda lr: lr > 0, "a positive number")
+    check(args, ("transforms",), lambda some: not some, "none: a codec of --codecs stands last")
     check_compared(args, "codecs", CODECS)
     train, test = mnist_writers(args.data or default_folder())
     now = time.strftime("%Y%m%d-%H%M%S")

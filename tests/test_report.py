@@ -205,3 +205,13 @@ def test_an_evaluation_of_all_test_data_is_one_line(tmp_path: Path) -> None:
         draw(axes, read_metrics(tmp_path))
         labels = [line.get_label() for line in axes.lines]
         assert "test data, unseen" in labels and "other" in labels and "unseen" not in labels
+
+
+def test_a_server_that_waits_for_messages(tmp_path: Path) -> None:
+    row = {"round": 4, "train/loss": 1.0, "train/dropped_clients": 0, "late/steps": 0}
+    row |= {"late/buffered": 15, "late/waiting": 3, "system/round_s": 1.0}
+    row |= {"system/clients_per_s": 1.0, "system/slot_efficiency": 1.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert "server          0 steps in 4 rounds; 15 messages are in the buffer, 3 on their way" in (
+        summary(tmp_path).splitlines()
+    )

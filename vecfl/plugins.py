@@ -216,6 +216,9 @@ def _value(flag: str, node: ast.expr, known: Known) -> Any:
     """A literal, or a known part that is called."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return _called(flag, _known(flag, node.func.id, known), node.func.id, node, known)
+    if isinstance(node, ast.Name) and node.id in known:
+        form = _form(node.id, known[node.id])
+        raise InputError(f"{flag}: {node.id} takes arguments, or (): {form}")
     try:
         return ast.literal_eval(node)
     except ValueError:

@@ -71,6 +71,7 @@ def summary(run_dir: Path | str) -> str:
         "other accuracy": _list(latest, "{:.1%}", {n: f"{n}/accuracy" for n in _named(rows)}),
         "loss": _list(latest, "{:#.3g}", {"test": "eval/loss", "train": "train/loss"}) + ago,
         "client accuracy": _list(latest, "{:.1%}", SPREAD),
+        "server": _late(latest),
         "dropped clients": sum(row["train/dropped_clients"] for row in trained),
         "training": _speed(trained) if trained else "",
         "files": f"{run_dir}: {', '.join(_files(run_dir))}",
@@ -133,6 +134,15 @@ def _list(latest: dict[str, Any], form: str, keys: dict[str, str]) -> str:
     return ", ".join(
         f"{name} {form.format(latest[key])}" for name, key in keys.items() if key in latest
     )
+
+
+def _late(latest: dict[str, Any]) -> str:
+    """How far a server that waits for messages has come."""
+    if "late/steps" not in latest:
+        return ""
+    steps, buffered, waiting = (latest[f"late/{n}"] for n in ("steps", "buffered", "waiting"))
+    rounds = f"{steps} steps in {latest['round']} rounds"
+    return f"{rounds}; {buffered} messages are in the buffer, {waiting} on their way"
 
 
 def _speed(rows: Rows) -> str:

@@ -16,9 +16,10 @@ def top_k(k: int | float) -> Transform:
 
     k  a number of them, or as a float a share in (0, 1], of which there is one at least
 
-    Of each of several messages (SCAFFOLD), whose numbers differ in size. Their positions are sent, or a bit for every number where that is shorter; then the numbers.
-    Contractive: |x - C(x)|^2 is at most (1 - k / M) |x|^2. Raises InputError for another k, and for
-    more numbers than a message has, when a run starts.
+    Of each of several messages (SCAFFOLD), whose numbers differ in size. Their positions are sent,
+    or a bit for every number where that is shorter; then the numbers. Contractive: |x - C(x)|^2 is
+    at most (1 - k / M) |x|^2. Raises InputError for another k, and for more numbers than a message
+    has, when a run starts.
     """
     check_amount("top_k", k)
 
