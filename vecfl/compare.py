@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from vecfl.cli import check
+from vecfl.errors import InputError
 from vecfl.files import atomic_file
 from vecfl.flags import RunArgs, check_run
 from vecfl.load import load_run
@@ -52,7 +53,8 @@ def check_compared(args: CompareArgs, flag: str, known: Collection[str]) -> None
         check(args, ("out",), lambda _: not any(there), right)
     check(args, ("sample_seed",), lambda _: False, "none: cohorts are drawn by the seed of a run")
     check(args, ("stop_at", "patience"), lambda _: False, "none: all runs have the same rounds")
-    check(args, ("table",), lambda _: False, "none: many rows lie in the directory of their run")
+    if args.table is not None:
+        raise InputError("leave --table away: many rows lie in the directory of their run")
     check_run(args)
 
 

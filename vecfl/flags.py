@@ -75,8 +75,8 @@ class RunArgs(EvaluationArgs):
     exact_sums: bool = False
     """add up clients on a grid: the same bits for any slots, workers and ranks"""
     table: str | None = None
-    """folder of the rows that clients of scaffold or feddyn keep; if not given in memory, or in the
-    directory of the run where they may take more than 1 GiB, and with several ranks"""
+    """folder of the rows that clients keep (scaffold, feddyn, error feedback), one for each run; if
+    not given in memory, or in the directory of the run: over 1 GiB, and with several ranks"""
     sampler: str | None = None
     """who takes part: poisson(0.1), cyclic(20), file.py:name; --cohort at random if not given"""
     client_dropout: float = 0.0

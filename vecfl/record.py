@@ -96,6 +96,8 @@ def begin(
     sim: Simulation, args: RunArgs, config: dict[str, Any], recipe: str
 ) -> tuple[Keeper, State]:
     """A new run: its directory, the first state, and that on the disk."""
+    if sim.tables.folder is not None and Path(sim.tables.folder).exists():
+        sim.mesh.from_first(partial(sim.tables.check, 0, None))  # before a directory is made
     run_dir = sim.mesh.from_first(partial(create_run_dir, args.out, recipe, config))
     place_rows(sim, run_dir)
     state = sim.start()

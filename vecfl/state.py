@@ -83,6 +83,7 @@ def open_table(
             f"clients keep rows, which ranks share through the memory of one machine; these are on "
             f"{mesh.machines}"
         )
+    mesh.from_first(lambda: tables.check(round, content))  # what it refuses is refused to all
     for rank in range(mesh.size):
         if rank == mesh.rank:
             table = tables.at(round, content)

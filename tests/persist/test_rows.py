@@ -74,7 +74,7 @@ def test_a_table_of_another_run_is_refused(tiny: Tiny) -> None:
     tiny("other", rows="disk", rounds=2)
     Path("one-rows").rename("mine")
     Path("other-rows").rename("one-rows")
-    with pytest.raises(InputError, match="one-rows: not the table that this checkpoint belongs to"):
+    with pytest.raises(InputError, match="one-rows is not the table that this checkpoint"):
         tiny("one", rows="disk", resume="auto", rounds=3)
 
 

@@ -1,6 +1,7 @@
 """Where recorded runs keep the rows of clients: in memory, in --table, or beside the rest."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,49 @@ def test_rows_elsewhere_are_missed(tiny: Tiny) -> None:
     line = "belongs to rows of clients on disk: give their folder, --table or Simulation"
     with pytest.raises(InputError, match=line):
         tiny("run", resume="auto", rounds=4, **PLAN)
-    with pytest.raises(InputError, match="other: not the table that this checkpoint belongs to"):
-        tiny("run", resume="auto", rounds=4, table="other", **PLAN)
-    with pytest.raises(InputError, match="table='kept': clients of this algorithm keep nothing"):
+    for _ in range(2):
+        with pytest.raises(InputError, match="other is missing; if it was moved, give --table NEW"):
+            tiny("run", resume="auto", rounds=4, table="other", **PLAN)
+    assert not Path("other").exists()
+    with pytest.raises(InputError, match="--table kept: clients of this algorithm keep nothing; "):
         tiny("plain", rounds=1, table="kept")
+
+
+def test_another_run_does_not_take_the_rows(
+    tiny: Tiny, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first run can still go back to round 0, and when it is over."""
+    whole = tiny("whole", **PLAN)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stopped_after(patch, 2)  # before the checkpoint of round 3
+        tiny("part", table="kept", **PLAN)
+    line = "kept holds the rows of another run; give --table a new folder$"
+    with pytest.raises(InputError, match=line):
+        tiny("other", seed=7, table="kept", **PLAN)
+    assert not Path("other").exists()
+    tiny("part", resume="auto", table="kept", rounds=5, **PLAN)
+    with pytest.raises(InputError, match=line):
+        tiny("other", resume="auto", seed=7, table="kept", **PLAN)
+    tiny("other", resume="auto", seed=7, table="new", **PLAN)
+    with pytest.raises(InputError, match="new is not the table that this checkpoint belongs to"):
+        tiny("part", resume="auto", table="new", **PLAN)
+    tiny("part", resume="auto", table="kept", **PLAN)
+    same(whole, Path("part"), rows)
+
+
+def test_a_start_that_was_killed_does_not_keep_its_table(
+    tiny: Tiny, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its first checkpoint, or its directory: the run begins in the same folder."""
+    whole = tiny("whole", **PLAN)
+    for step in (vecfl.record.Keeper, "save"), (vecfl.record, "place_rows"):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(*step, lambda *_: 1 // 0)
+            tiny("part", table="kept", **PLAN)
+        with vecfl.record.letting_go(Path("part")):  # as the end of its process does
+            shutil.rmtree("part")
+    tiny("part", table="kept", **PLAN)
+    same(whole, Path("part"), rows)
 
 
 def test_a_start_that_was_killed_leaves_no_rows(

@@ -183,7 +183,7 @@ def test_writers_are_held_out_for_validation(command: Command) -> None:
         ("--resume auto", "--resume auto: needs --out"),
         ("--sample-seed 1", "--sample-seed: expected none: cohorts are drawn by the seed of a run"),
         ("--stop-at eval/loss<=1", "--stop-at: expected none: all runs have the same rounds"),
-        ("--table rows", "--table: expected none: many rows lie in the directory of their run"),
+        ("--table none", "leave --table away: many rows lie in the directory of their run"),
         ("--data none", "no train-images-idx3-ubyte in the folder none; it should hold"),
     ],
 )

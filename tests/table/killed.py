@@ -150,10 +150,12 @@ def checkpoint(folder: Path, round: int, server: object, table: Table) -> None:
 
 def rows(folder: Path) -> tuple[list[int], object]:
     """Rounds on a bare table: the rounds that were played, and all numbers at the end."""
-    start = load(folder) or {"round": 0, "server": 1, "table": {}}
+    start = load(folder) or {"round": 0, "server": 1}
     tables = Tables({"a": (3,), "b": ()}, CLIENTS, torch.float32, folder / "table")
-    table, server, played = tables.at(start["round"], start["table"]), start["server"], []
+    table, server, played = tables.at(start["round"], start.get("table")), start["server"], []
     assert table is not None
+    if "table" not in start:
+        checkpoint(folder, 0, server, table)  # a table with rounds is no other start's
     for t in range(start["round"], ROUNDS):
         clients = torch.tensor([t % CLIENTS, (3 * t + 1) % CLIENTS, (2 * t + 4) % CLIENTS]).unique()
         table.begin(t, clients)
@@ -203,6 +205,7 @@ def simulated(folder: Path, algorithm: vecfl.Algorithm) -> tuple[list[int], obje
     start, played = load(folder), []
     if start is None:
         state = sim.start()
+        checkpoint(folder, 0, numbers(state.server), state.table)
     else:
         table = sim.tables.at(start["round"], start["table"])
         layout = sim.task.layout

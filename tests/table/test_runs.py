@@ -193,7 +193,7 @@ def test_what_is_measured_leaves_no_rows(tmp_path: Path) -> None:
 
 
 def test_a_table_for_an_algorithm_that_keeps_nothing_is_refused(tmp_path: Path) -> None:
-    with refused(f"table='{tmp_path}/t': clients of this algorithm keep nothing"):
+    with refused(f"--table {tmp_path}/t: clients of this algorithm keep nothing; leave it away"):
         tiny([client(FAR)], vecfl.fedavg(lr=0.5, batches=Batches(1)), table=tmp_path / "t")
     assert list(tmp_path.iterdir()) == []
 

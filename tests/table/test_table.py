@@ -172,7 +172,7 @@ def test_a_start_in_memory_is_a_table_of_its_own() -> None:
 
 def test_no_columns_are_no_table(tmp_path: Path) -> None:
     assert tables(None, shapes={}).at(0) is None
-    with refused(f"table='{tmp_path}/t': clients of this algorithm keep nothing"):
+    with refused(f"--table {tmp_path}/t: clients of this algorithm keep nothing; leave it away"):
         tables(tmp_path / "t", shapes={})
 
 
@@ -269,6 +269,7 @@ def test_going_back_over_checkpoints_may_be_killed(
     real = os.pwrite
     for stop in range(2 * N + 1):
         table, left = new(tmp_path / f"{stop}"), stop
+        first = table.content(0)
         for round in range(4):
             play(table, k4=10 + round, **{f"k{round}": 1 + round})
             table.content(round + 1)
@@ -291,7 +292,7 @@ def test_going_back_over_checkpoints_may_be_killed(
         del table
         with pytest.raises(InputError, match="only after round 0: resume"):
             new(tmp_path / f"{stop}", 2)
-        assert values(new(tmp_path / f"{stop}", 0)) == [0] * N
+        assert values(new(tmp_path / f"{stop}", 0, first)) == [0] * N
 
 
 def test_a_torn_end_is_cut_off_and_what_is_before_it_counts(tmp_path: Path) -> None:
@@ -370,31 +371,113 @@ def test_a_start_goes_back_to_zero_where_a_journal_leads_there(tmp_path: Path) -
 
 def test_the_table_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
     other = new(tmp_path / "other").content(0)
-    with refused(f"{tmp_path}/t: not the table that this checkpoint belongs to"):
-        new(tmp_path / "t", 0, other)
-    with refused(f"{tmp_path}/t: not the table that this checkpoint belongs to"):
+    play(new(tmp_path / "t"), k0=1)
+    wrong = (
+        f"table {tmp_path}/t is not the table that this checkpoint belongs to; if it was moved, "
+        "give --table NEWPLACE"
+    )
+    both = tables(tmp_path / "t")
+    for _ in range(2):
+        with refused(wrong):
+            both.at(0, other)
+    with refused(f"table {tmp_path}/t holds the rows of another run; give --table a new folder"):
+        both.at(0)  # a refusal does not make it this run's
+    with refused(
+        f"table {tmp_path}/t: the checkpoint after round 0 holds its rows itself; leave --table "
+        "away"
+    ):
         new(tmp_path / "t", 0, new(None).content(0))
 
 
+def test_another_run_does_not_take_a_table_over(tmp_path: Path) -> None:
+    """While a way leads back to round 0, and behind it; the first run may start again."""
+    both = tables(tmp_path / "t")
+    play(both.at(0), k0=1)
+    play(table := both.at(0), k0=2)
+    line = f"table {tmp_path}/t holds the rows of another run; give --table a new folder"
+    saved, name = table.content(1), (tmp_path / "t" / "meta.json").read_bytes()
+    del both, table
+    with refused(line):
+        new(tmp_path / "t")
+    table = new(tmp_path / "t", 1, saved)
+    table.checkpointed(1)
+    del table
+    with refused(line):
+        new(tmp_path / "t")
+    assert (tmp_path / "t" / "meta.json").read_bytes() == name
+    assert values(new(tmp_path / "t", 1, saved)) == [2, 0, 0, 0, 0]
+
+
+def test_a_start_that_came_to_no_round_gives_its_table_away(tmp_path: Path) -> None:
+    """Its checkpoint, if it has one, does not go on with the rows of the other."""
+    first = tables(tmp_path / "t").at(0).content(0)
+    both = tables(tmp_path / "t")
+    assert both.at(0) is both.at(0)
+    other = tables(tmp_path / "t", writer=1).at(0)  # of the same run: it asks not again
+    assert other.content(0) == (second := both.at(0).content(0)) != first
+    play(both.at(0), k0=1)
+    del both, other
+    with pytest.raises(InputError, match="t is not the table that this checkpoint belongs to"):
+        new(tmp_path / "t", 0, first)
+    assert values(new(tmp_path / "t", 0, second)) == [0] * N
+
+
+@pytest.mark.parametrize("round", [0, 1])
+def test_a_missing_table_is_not_made_again(tmp_path: Path, round: int) -> None:
+    saved = new(tmp_path / "t").content(0)
+    (tmp_path / "t").rename(tmp_path / "moved")
+    with refused(f"table {tmp_path}/t is missing; if it was moved, give --table NEWPLACE"):
+        new(tmp_path / "t", round, saved)
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+    assert values(new(tmp_path / "moved", 0, saved)) == [0] * N
+
+
+def test_a_table_that_cannot_be_made_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    remedy = "give --table a folder in a place with room to write"
+    with refused(f"table {tmp_path}/file/t cannot be made: Not a directory; {remedy}"):
+        new(tmp_path / "file" / "t")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with refused(f"table {tmp_path}/t cannot be made: No space left on device; {remedy}"):
+        new(tmp_path / "t")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_folder_that_is_no_table_or_another_is_refused(tmp_path: Path) -> None:
-    new(tmp_path / "t")
-    held = "{'dtype': 'float32', 'columns': {'a': [5, 2], 'b': [5]}}"
+    saved = new(tmp_path / "t").content(0)
+    held = "columns a [5, 2], b [5] of float32"
     for changed, needed in (
-        ({"clients": 6}, "{'dtype': 'float32', 'columns': {'a': [6, 2], 'b': [6]}}"),
-        ({"dtype": torch.float64}, "{'dtype': 'float64', 'columns': {'a': [5, 2], 'b': [5]}}"),
-        ({"shapes": {"a": (2,)}}, "{'dtype': 'float32', 'columns': {'a': [5, 2]}}"),
+        ({"clients": 6}, "columns a [6, 2], b [6] of float32"),
+        ({"dtype": torch.float64}, "columns a [5, 2], b [5] of float64"),
+        ({"shapes": {"a": (2,)}}, "columns a [5, 2] of float32"),
     ):
-        with refused(f"{tmp_path}/t: a table of {held}, but this run needs {needed}"):
+        line = f"table {tmp_path}/t has {held}, this run needs {needed}; "
+        with refused(line + "give --table a new folder"):
             new(tmp_path / "t", **changed)
+        with refused(line + "if it was moved, give --table NEWPLACE"):
+            new(tmp_path / "t", 0, saved, **changed)
     meta = tmp_path / "t" / "meta.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"vecfl_table": 2}))
     with refused(f"{tmp_path}/t: a table of version 2, this vecfl has 1"):
         new(tmp_path / "t")
-    for text in ("{}", "[1]", "{"):
+    wrong = {"vecfl_table": 1, "name": "", "dtype": "float32", "columns": 7}
+    for text in ("{}", "[1]", "{", json.dumps(wrong)):
         meta.write_text(text)
-        with pytest.raises(InputError, match=r"/t: no table of clients' rows \(.*\); give a new"):
+        with refused(
+            f"{tmp_path}/t is no table of clients' rows (meta.json is damaged); give --table a new "
+            "folder"
+        ):
             new(tmp_path / "t")
-    with pytest.raises(InputError, match="no table of clients' rows"):
+    with refused(
+        f"{tmp_path} is no table of clients' rows (meta.json: No such file or directory); give "
+        "--table a new folder"
+    ):
         new(tmp_path)
 
 

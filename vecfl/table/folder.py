@@ -1,6 +1,6 @@
 """Rows on disk: a folder of .npy files, with journals that lead back to checkpoints.
 
-meta.json      version, a random name, and what rows it holds
+meta.json      version, a random name of the run whose rows it holds, and what rows these are
 column_0.npy   an array [N, ...] for each column, sparse: rows take room when they are written
 undo-...       see `vecfl.table.journal`
 lock-WRITER    held by the process that writes as WRITER
@@ -8,38 +8,49 @@ lock-WRITER    held by the process that writes as WRITER
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import weakref
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vecfl.errors import InputError
-from vecfl.files import Lock, naming, sync_folder
-from vecfl.table.journal import UNDO, Journal, Records, opened, write_all
+from vecfl.files import Lock, naming
+from vecfl.table.journal import Journal, Records, write_all
+from vecfl.table.meta import Shapes, create, name_of, renamed
 
-VERSION, META = 1, "meta.json"
-Shapes = Mapping[str, tuple[int, ...]]
+NEW, MOVED = "give --table a new folder", "if it was moved, give --table NEWPLACE"
 
 
 class Folder:
-    """Columns [N, ...] as files. Processes may share them, if no two write the same row."""
+    """Columns [N, ...] as files. Processes may share them, if no two write the same row.
+
+    start  of a run: the folder is made, or holds a table that no run has written to yet; else it
+           is there. The first process, writer 0, looks for all.
+    """
 
     def __init__(
-        self, path: Path, shapes: Shapes, clients: int, dtype: torch.dtype, writer: int
+        self,
+        path: Path,
+        shapes: Shapes,
+        clients: int,
+        dtype: torch.dtype,
+        writer: int,
+        start: bool,
     ) -> None:
         if os.name != "posix":
             raise InputError(f"{path}: a table on disk needs Linux or macOS; leave it in memory")
         self.path, number = path.absolute(), torch.empty(0, dtype=dtype).numpy().dtype
         whole = {name: (clients, *shape) for name, shape in shapes.items()}
-        self.name = name_of(self.path, whole, number)
+        facts = {"dtype": str(number), "columns": {name: [*s] for name, s in whole.items()}}
+        new = start and not self.path.exists()
+        if new:
+            create(self.path, whole, number, facts)
+        self.name = name_of(self.path, facts, NEW if start else MOVED)
         taken = f"{self.path}: in use by another run; give each run a folder of its own"
         self.lock = Lock(self.path / f"lock-{writer}", taken, os.O_RDWR | os.O_CREAT)
         self.columns = {
@@ -48,6 +59,14 @@ class Folder:
         }
         row = np.dtype([(name, number, shape) for name, shape in shapes.items()])
         self.journal = Journal(self.path, row, writer)
+        if start and not new and writer == 0:
+            self._take(facts)
+
+    def _take(self, facts: Mapping[str, object]) -> None:
+        """Let a table be this run's that a start left which did not come to its first round."""
+        if not self.journal.untouched():
+            raise InputError(f"table {self.path} holds the rows of another run; {NEW}")
+        self.name = renamed(self.path, facts)
 
     def read(self, clients: Tensor) -> dict[str, Tensor]:
         return {name: c.rows.index_select(0, clients) for name, c in self.columns.items()}
@@ -80,8 +99,15 @@ class Folder:
 
     def check(self, round: int, content: Mapping[str, object]) -> None:
         """InputError if no journal leads to that round, or it is another table's."""
-        if content and content.get("table") != self.name:
-            raise InputError(f"{self.path}: not the table that this checkpoint belongs to")
+        if content and "table" not in content:
+            raise InputError(
+                f"table {self.path}: the checkpoint after round {round} holds its rows itself; "
+                "leave --table away"
+            )
+        if content and content["table"] != self.name:
+            raise InputError(
+                f"table {self.path} is not the table that this checkpoint belongs to; {MOVED}"
+            )
         bases = self.journal.bases()
         if round not in bases:
             raise InputError(
@@ -159,51 +185,3 @@ class Column:
         if size != self.end:
             found = "missing" if size is None else f"{size} bytes"
             raise InputError(f"{self.path}: {found}, expected {self.end} bytes")
-
-
-def name_of(path: Path, whole: Shapes, number: np.dtype) -> str:
-    """The random name of the table at `path`, which is made where there is none.
-
-    Raises InputError for a folder that holds something else than columns of these shapes.
-    """
-    facts = {"dtype": str(number), "columns": {name: [*shape] for name, shape in whole.items()}}
-    if not path.exists():
-        create(path, whole, number, facts)
-    try:
-        meta = json.loads((path / META).read_text("utf-8"))
-        version, name = meta["vecfl_table"], meta["name"]
-        found = {key: meta[key] for key in facts}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: no table of clients' rows ({error!r}); give a new folder"
-        ) from error
-    if version != VERSION:
-        raise InputError(f"{path}: a table of version {version!r}, this vecfl has {VERSION}")
-    if found != facts:
-        raise InputError(f"{path}: a table of {found}, but this run needs {facts}")
-    return str(name)
-
-
-def create(path: Path, whole: Shapes, number: np.dtype, facts: Mapping[str, object]) -> None:
-    """Make a table of zeros; of several processes that do so at once, one comes first."""
-    part = path.with_name(f"{path.name}.{uuid4().hex}")
-    with naming(path):
-        (part / f"{UNDO}0").mkdir(parents=True)
-        for i, shape in enumerate(whole.values()):
-            with (part / f"column_{i}.npy").open("wb") as file:
-                header = {"descr": number.str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                file.truncate(file.tell() + number.itemsize * prod(shape))
-                os.fsync(file.fileno())
-        meta = json.dumps({"vecfl_table": VERSION, "name": uuid4().hex, **facts}, indent=1)
-        with opened(part / META, os.O_WRONLY | os.O_CREAT) as descriptor:
-            write_all(descriptor, meta.encode())
-            os.fsync(descriptor)
-        sync_folder(part)
-        try:
-            part.rename(path)
-        except OSError:
-            if not path.exists():
-                raise
-            shutil.rmtree(part)
-        sync_folder(path.parent)

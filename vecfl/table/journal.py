@@ -76,14 +76,21 @@ class Journal:
     def since(self, base: int) -> list[np.void]:
         """A record of each client changed after the checkpoint of round `base`: its row there."""
         first: dict[int, np.void] = {}
+        for records in self._since(base):
+            for record in records:
+                known = first.setdefault(int(record["client"]), record)
+                if record["round"] < known["round"]:
+                    first[int(record["client"])] = record
+        return list(first.values())
+
+    def untouched(self) -> bool:
+        """Whether no round has changed a row since the table was made."""
+        return self.bases() == [0] and not any(len(records) for records in self._since(0))
+
+    def _since(self, base: int) -> Iterator[Records]:
         for folder in (self.folder / f"{UNDO}{b}" for b in self.bases() if b >= base):
             for path in (p for p in folder.rglob("*") if p.is_file()):
-                for records in self._whole(path):
-                    for record in records:
-                        known = first.setdefault(int(record["client"]), record)
-                        if record["round"] < known["round"]:
-                            first[int(record["client"])] = record
-        return list(first.values())
+                yield from self._whole(path)
 
     def absorb(self, base: int) -> None:
         """Let the journals of later checkpoints lead back to that of round `base`, too.

@@ -140,7 +140,9 @@ class Tables:
 
     def __post_init__(self) -> None:
         if self.folder is not None and not self.shapes:
-            raise InputError(f"table={str(self.folder)!r}: clients of this algorithm keep nothing")
+            raise InputError(
+                f"--table {self.folder}: clients of this algorithm keep nothing; leave it away"
+            )
 
     @property
     def bytes(self) -> int:
@@ -152,6 +154,8 @@ class Tables:
         """The table after `round` rounds; content: what the checkpoint of that round holds.
 
         Each call makes a table in memory; one on disk is one, and goes back for all who have it.
+        Without content at round 0 a run starts: its folder is made. It may start again, but another
+        one is refused where rounds have been played; one that goes on makes no folder.
         """
         if not self.shapes:
             return None
@@ -159,20 +163,22 @@ class Tables:
             what = "the rows of %d clients may take %.1f GiB of memory, and so does a checkpoint; "
             size = self.bytes / (1 << 30)
             log.warning(what + "a folder keeps them on disk, table=FOLDER", self.clients, size)
-        table = self._open()
+        table = self._open(round, content or {})
         table.restore(round, content or {})
         return table
 
     def check(self, round: int, content: Mapping[str, object] | None) -> None:
         """InputError where `at` could not go back, before anything is changed."""
         if self.shapes:
-            self._open().store.check(round, content or {})
+            self._open(round, content or {}).store.check(round, content or {})
 
-    def _open(self) -> Table:
+    def _open(self, round: int, content: Mapping[str, object]) -> Table:
         columns = (self.shapes, self.clients, self.dtype)
         if self.folder is None:
             return Table(self.shapes, self.clients, Memory(*columns))
         if self.on_disk is None:
-            store = Folder(Path(self.folder), *columns, self.writer)
+            start = not round and not content
+            store = Folder(Path(self.folder), *columns, self.writer, start)
+            store.check(round, content)  # before it is known as this run's
             self.on_disk = Table(self.shapes, self.clients, store)
         return self.on_disk
