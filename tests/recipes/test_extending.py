@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.recipes.test_mnist_writers import command, data, settings  # noqa: F401
+from tests.recipes.test_mnist_writers import command, settings  # noqa: F401
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/extending.md").read_text()
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)

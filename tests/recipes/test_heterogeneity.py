@@ -3,7 +3,6 @@
 import json
 import re
 import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,49 +11,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tests.data.idx_files import write_mnist
 from vecfl.data import FederatedDataset
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "heterogeneity.py"
 ALGORITHMS = ["fedavg", "fedprox", "fedadam", "dga", "scaffold", "feddyn"]
 Command = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 images of 4 writers to train on, 12 images of 3 others to test on."""
-    folder = tmp_path_factory.mktemp("data") / "mnist_writers"
-    folder.mkdir()
-    write_mnist(folder, "train", [i % 10 for i in range(60)], [i % 7 % 4 for i in range(60)], 0)
-    write_mnist(folder, "test", [i % 10 for i in range(12)], [9, 8, 7] * 4, 1)
-    return folder
-
-
-def no_curves(run_dir: Path) -> None:
-    """The file alone: drawing takes most of the time of runs as short as these."""
-    (run_dir / "curves.png").touch()
-
-
-@pytest.fixture
-def command(
-    data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Command:
-    """Runs the recipe, two clients a round on the loop, and gives what it prints."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vecfl.finish.draw_curves", no_curves)
-    fixed = ["--cohort=2", "--backend=loop", "--workers=1", "--threads=1", "--slots=1"]
-    fixed += ["--track=none", f"--data={data}"]
-
-    def command(*flags: str) -> str:
-        monkeypatch.setattr(sys, "argv", [str(RECIPE), *fixed, *flags])
-        runpy.run_path(str(RECIPE), run_name="__main__")
-        return capsys.readouterr().out
-
-    return command
 
 
 def rows(folder: str) -> list[dict[str, float]]:
@@ -68,8 +30,8 @@ def learned(folder: str) -> list[dict[str, float]]:
     ]
 
 
-def test_all_algorithms_by_default(command: Command) -> None:
-    told = command("--rounds=3", "--eval-every=2", "--seeds=2", "--seed=5", "--batch=1", "--out=a")
+def test_all_algorithms_by_default(compare: Command) -> None:
+    told = compare("--rounds=3", "--eval-every=2", "--seeds=2", "--seed=5", "--batch=1", "--out=a")
     folders = sorted(f"{name}-seed{seed}" for name in ALGORITHMS for seed in (5, 6))
     names = sorted(p.name for p in Path("a").iterdir())
     assert names == sorted([*folders, "heterogeneity.png"])
@@ -92,12 +54,12 @@ def test_all_algorithms_by_default(command: Command) -> None:
     assert learned("a/fedavg-seed5") != learned("a/fedavg-seed6")
 
 
-def test_one_seed_has_no_range(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_seed_has_no_range(compare: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Axes] = []
     ticks = [0.5, 0.525, 0.55]
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
     flags = ("--rounds=1", "--seeds=1", "--algorithms", "fedavg", "--out=a")
-    told = command(*flags)
+    told = compare(*flags)
     assert re.search(r"^fedavg +[0-9.]+%$", told, re.MULTILINE)
     (axes,) = drawn
     assert axes.get_title() == "MNIST writers with 2 of 10 digits each: 1 seed"
@@ -105,16 +67,16 @@ def test_one_seed_has_no_range(command: Command, monkeypatch: pytest.MonkeyPatch
     assert [form(tick, 0) for tick in ticks] == ["50%", "52.5%", "55%"]
 
 
-def test_runs_that_are_there(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_are_there(compare: Command, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--rounds=1", "--seeds=1", "--algorithms", "fedavg", "--out=a")
-    command(*flags)
+    compare(*flags)
     with pytest.raises(SystemExit):
-        command(*flags)
+        compare(*flags)
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: --out: expected a folder without runs, or --resume auto beside it to go on with "
         "them, got a"
     )
-    command(*flags, "--resume=auto")
+    compare(*flags, "--resume=auto")
 
 
 def test_clients_keep_few_labels() -> None:
@@ -134,28 +96,28 @@ def test_clients_keep_few_labels() -> None:
 
 
 def test_it_goes_on_after_an_interruption(
-    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    compare: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--rounds=4", "--eval-every=2", "--seeds=2", "--algorithms", "fedavg", "dga")
-    whole = command(*flags, "--out=whole")
+    whole = compare(*flags, "--out=whole")
     drawn: list[Path] = []
 
     def interrupted(run_dir: Path) -> None:
         drawn.append(run_dir)
         if len(drawn) == 3:
             raise KeyboardInterrupt
-        no_curves(run_dir)
+        (run_dir / "curves.png").touch()
 
     monkeypatch.setattr("vecfl.finish.draw_curves", interrupted)
     with pytest.raises(SystemExit) as caught:
-        command(*flags, "--out=cut", "--resume=auto")
+        compare(*flags, "--out=cut", "--resume=auto")
     assert caught.value.code == 130
     said = (
         "fedavg, seed 1, is not finished; to go on: the same command with --resume auto --out cut"
     )
     assert capsys.readouterr().err.splitlines()[-1] == said
     assert not Path("cut/dga-seed1").exists() and not Path("cut/heterogeneity.png").exists()
-    again = command(*flags, "--out=cut", "--resume=auto")
+    again = compare(*flags, "--out=cut", "--resume=auto")
     assert len(drawn) == 5  # the third once more and the fourth; finished ones are left alone
     assert again.splitlines()[-3:-1] == whole.splitlines()[-3:-1]
     for name in ("fedavg-seed0", "dga-seed0", "fedavg-seed1", "dga-seed1"):
@@ -163,8 +125,8 @@ def test_it_goes_on_after_an_interruption(
     assert Path("cut/heterogeneity.png").exists()
 
 
-def test_writers_are_held_out_for_validation(command: Command) -> None:
-    command("--rounds=1", "--seeds=1", "--algorithms", "dga", "--validation=0.25", "--out=a")
+def test_writers_are_held_out_for_validation(compare: Command) -> None:
+    compare("--rounds=1", "--seeds=1", "--algorithms", "dga", "--validation=0.25", "--out=a")
     assert all({"validation/loss", "eval/loss"} <= row.keys() for row in rows("a/dga-seed0"))
 
 
@@ -188,10 +150,10 @@ def test_writers_are_held_out_for_validation(command: Command) -> None:
     ],
 )
 def test_wrong_input_is_one_line(
-    command: Command, capsys: pytest.CaptureFixture[str], flags: str, said: str
+    compare: Command, capsys: pytest.CaptureFixture[str], flags: str, said: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        command(*flags.split())
+        compare(*flags.split())
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if not line.startswith("INFO")]
     assert (caught.value.code, captured.out) == (2, "")

@@ -13,26 +13,16 @@ import yaml
 from torch import nn
 
 import vecfl
-from tests.data.idx_files import write_mnist
 from vecfl.data import hold_out, mnist_writers
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "mnist_writers.py"
 ALGORITHMS = ["fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "dga"]
 ALGORITHMS += ["fedprox_adaptive"]  # which a recorded run lets see its metrics
+ALGORITHMS += ["scaffold", "feddyn", "fednova"]
 
 
 REPLAY = "replay(lr=0.1, batches=Batches(2, steps=3))"
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 images of 4 writers to train on, 12 images of 3 others to test on."""
-    folder = tmp_path_factory.mktemp("data") / "mnist_writers"
-    folder.mkdir()
-    write_mnist(folder, "train", [i % 10 for i in range(60)], [i % 7 % 4 for i in range(60)], 0)
-    write_mnist(folder, "test", [i % 10 for i in range(12)], [9, 8, 7] * 4, 1)
-    return folder
 
 
 @pytest.fixture
