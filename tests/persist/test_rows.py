@@ -88,6 +88,18 @@ def test_falling_back_is_refused_for_the_rows_would_stay(tiny: Tiny) -> None:
     assert not Path("run").exists()
 
 
+def test_falling_back_is_refused_where_messages_are_on_their_way(tiny: Tiny) -> None:
+    late = {"around": ("delayed(stale(0.3))",), "watch": "eval/loss:min"}
+    with pytest.raises(InputError) as caught:
+        tiny("run", fall_back=True, **late)
+    assert str(caught.value) == (
+        "--fall-back: messages that have arrived since would arrive again; give --watch alone"
+    )
+    assert not Path("run").exists()
+    tiny("run", **late)
+    assert Path("run/model.pt").exists()
+
+
 def test_a_disk_without_room_for_a_journal_is_a_warning(
     tiny: Tiny, rows: Rows, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
