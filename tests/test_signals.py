@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from threading import Thread
 
 import pytest
@@ -9,6 +10,15 @@ import pytest
 from vecfl.signals import Signals, Stopped
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """SIGHUP ends a process, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_is_told_and_the_second_interrupts(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]

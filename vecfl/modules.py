@@ -131,18 +131,22 @@ class KeyedDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
+        bits, keep = lanes(self.p)
+        if keep in (0, 1 << bits):
+            self.draws.next_layer()
+            return x if keep else x * 0
+        return x * self.mask(x)
+
+    def mask(self, x: Tensor) -> Tensor:
+        """What x [B, ...] is multiplied by, [B, ...] or [B, channels, 1, ...]."""
         if self.draws.examples is not None and len(x) % self.draws.examples:
             raise InputError(
                 f"a dropout layer gets {list(x.shape)} for a batch of {self.draws.examples}: a "
                 "module that cuts or reorders the batch has no stacked form"
             )
-        bits, keep = lanes(self.p)
-        if keep in (0, 1 << bits):
-            self.draws.next_layer()
-            return x if keep else x * 0
         shape = x.shape[:2] if self.channelwise else x.shape
         mask = self.draws.mask(shape.numel(), self.p, x.dtype)
-        return x * mask.view(*shape, *(1,) * (x.dim() - len(shape)))
+        return mask.view(*shape, *(1,) * (x.dim() - len(shape)))
 
     def extra_repr(self) -> str:
         return f"p={self.p}, channelwise={self.channelwise}"

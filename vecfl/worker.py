@@ -87,7 +87,7 @@ class Worker:
         rows = self._gather(job.table, clients)
         starting = Starting(self._round(job), self._send(clients), rows)
         begin = self.algorithm.begin(job.server, starting)
-        self.slots.start_(self._send(seats), begin.model, begin.bias)
+        self.slots.start_(self._where(seats), begin.model, begin.bias)
 
     def _commit(self, job: Job, seats: Tensor, members: Tensor, fold: Fold) -> None:
         """Fold the messages of the clients, at `members` [K] in the plan, that end in `seats`."""
@@ -130,10 +130,8 @@ class Worker:
         table.scatter(clients, rows)
 
     def _finished(self, job: Job, seats: Tensor, members: Tensor) -> Finished:
-        """The rows of `seats` [K], ascending: views of slots that are neighbours, else copies."""
-        slots, clients = self.slots, job.clients[members]
-        first, end = (int(seats[0]), int(seats[-1]) + 1) if len(seats) else (0, 0)
-        where = slice(first, end) if end - first == len(seats) else self._send(seats)
+        """The rows of `seats` [K]: views of slots that are neighbours, else copies."""
+        slots, clients, where = self.slots, job.clients[members], self._where(seats)
         sums = slots.sums[where]
         return Finished(
             round=self._round(job),
@@ -160,6 +158,11 @@ class Worker:
 
     def _round(self, job: Job) -> Round:
         return Round(job.round, self.seed, self.layout, self.clients)
+
+    def _where(self, seats: Tensor) -> Tensor | slice:
+        """`seats` [k] as an index: a slice, which copies nothing, where they are neighbours."""
+        first, end = (int(seats[0]), int(seats[0]) + len(seats)) if len(seats) else (0, 0)
+        return slice(first, end) if seats.equal(torch.arange(first, end)) else self._send(seats)
 
     def _send(self, column: Tensor) -> Tensor:
         """A column on the device, without waiting for the steps that are queued there."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import vecfl
 from vecfl import Batches, FederatedDataset, InputError, Simulation, Task
-from vecfl.engine.stacked import Stack, StackedBackend
+from vecfl.engine.sequence import Sequence
+from vecfl.engine.stacked import Stack, StackedBackend, stacked
 
 EXAMPLE = {"x": torch.linspace(-1, 1, 20).view(4, 5), "y": torch.tensor([0, 1, 2, 0])}
 
@@ -25,6 +26,20 @@ def task(module: nn.Module) -> Task:
 
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+class Called(nn.Module):
+    """The same layers, called by a forward of its own: no sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+KINDS = [(mlp, Sequence), (Called, Stack)]
 
 
 class Twice(nn.Module):
@@ -114,16 +129,19 @@ def test_what_has_no_stacked_form_is_named(module: Callable[[], nn.Module], said
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_gradients_that_come_out_different_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Stack.step
+@pytest.mark.parametrize("module, kind", KINDS)
+def test_gradients_that_come_out_different_are_refused(
+    module, kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = kind.step
 
-    def wrong(self: Stack, *args: object) -> object:
-        grads, *rest = right(self, *args)  # type: ignore[arg-type]
+    def wrong(self, *args: object) -> object:
+        grads, *rest = right(self, *args)
         return [g * (1 + 1e-7) for g in grads or []], *rest
 
-    monkeypatch.setattr(Stack, "step", wrong)
+    monkeypatch.setattr(kind, "step", wrong)
     with pytest.raises(InputError, match="its gradients come out different"):
-        StackedBackend(task(mlp()), EXAMPLE_OF_THREE)
+        StackedBackend(task(module()), EXAMPLE_OF_THREE)
 
 
 def test_the_task_keeps_its_layers() -> None:
@@ -143,22 +161,23 @@ ALGORITHMS = {
 }
 
 
+@pytest.mark.parametrize("module, kind", KINDS)
 @pytest.mark.parametrize("algorithm, lr", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_layers_step_by_themselves_where_the_rule_is_plain_sgd(
-    algorithm, lr: float | None, monkeypatch: pytest.MonkeyPatch
+    algorithm, lr: float | None, module, kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, right = [], Stack.step
+    given, right = [], kind.step
 
-    def step(self: Stack, *args):
+    def step(self, *args):
         given.append(args[-1])
         return right(self, *args)
 
     data = FederatedDataset(dict(EXAMPLE), torch.tensor([0, 3, 4]))
     sims = [
-        Simulation(task(mlp()), data, algorithm, vecfl.everyone(), dtype=torch.float64, **kind)
-        for kind in ({"backend": "stacked", "slots": 2}, {"backend": "loop"})
+        Simulation(task(module()), data, algorithm, vecfl.everyone(), dtype=torch.float64, **how)
+        for how in ({"backend": "stacked", "slots": 2}, {"backend": "loop"})
     ]
-    monkeypatch.setattr(Stack, "step", step)
+    monkeypatch.setattr(kind, "step", step)
     stacked, loop = (sim.round(sims[0].start())[0].server["w"] for sim in sims)
     assert set(given) == {lr} and len(given) == 2
     torch.testing.assert_close(stacked, loop, rtol=1e-9, atol=1e-12)
@@ -176,18 +195,18 @@ class Long(nn.Module):
         return self.head(torch.tanh(self.inner(x)) if len(x) > 3 * EXAMPLE["x"].shape[0] else x)
 
 
-@pytest.mark.parametrize("module", [mlp, Twice, Long])
+@pytest.mark.parametrize("module", [mlp, Called, Twice, Long])
 def test_a_layer_that_is_called_twice_does_not_step_between_the_calls(
     module: Callable[[], nn.Module],
 ) -> None:
-    stack, n = Stack(task(module())), 24
+    stack, n = stacked(task(module())), 24
     w = [torch.randn(n, *e.shape) for e in stack.task.layout.params]
     before = [t.clone() for t in w]
     batch = {k: c[:1].expand(n, 1, *c.shape[1:]) for k, c in EXAMPLE.items()}
     grads, _, _ = stack.step(w, batch, None, None, True, 0.5)
     right, _, _ = stack.step(before, batch, None, None, True, None)
     assert right is not None and all(g.any() for g in right)
-    if module is mlp:
+    if module in (mlp, Called):
         assert grads is None
         moved = [t - 0.5 * g for t, g in zip(before, right, strict=True)]
         torch.testing.assert_close(w, moved)
@@ -248,16 +267,19 @@ def test_a_model_of_zeros_hides_nothing() -> None:
         StackedBackend(task(Penalised()), EXAMPLE_OF_THREE)
 
 
+@pytest.mark.parametrize("module, kind", KINDS)
 @pytest.mark.parametrize("client", [0, 1, 2])
-def test_every_client_of_the_check_counts(client: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Stack.step
+def test_every_client_of_the_check_counts(
+    client: int, module, kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = kind.step
 
-    def wrong(self: Stack, *args: object) -> object:
-        grads, *rest = right(self, *args)  # type: ignore[arg-type]
+    def wrong(self, *args: object) -> object:
+        grads, *rest = right(self, *args)
         for g in grads or []:
             g[client] *= 1 + 1e-7
         return grads, *rest
 
-    monkeypatch.setattr(Stack, "step", wrong)
+    monkeypatch.setattr(kind, "step", wrong)
     with pytest.raises(InputError, match="its gradients come out different"):
-        StackedBackend(task(mlp()), EXAMPLE_OF_THREE)
+        StackedBackend(task(module()), EXAMPLE_OF_THREE)

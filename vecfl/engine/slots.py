@@ -64,7 +64,7 @@ class Slots:
             gradients=None if self.statistics is None else self.statistics.gradients[which],
         )
 
-    def start_(self, slots: Tensor, model: Tensor, bias: Tensor | None) -> None:
+    def start_(self, slots: Tensor | slice, model: Tensor, bias: Tensor | None) -> None:
         """Seat new clients in `slots` [k]: rows become `model` [P] or [k, P], all else is zero."""
         self.flat[slots] = model
         if self.bias is not None:

@@ -14,8 +14,9 @@ from torch.func import functional_call
 from vecfl.engine.layers import stack_layers
 from vecfl.engine.loop import run_backward
 from vecfl.engine.rule import Update, mean_weight
+from vecfl.engine.sequence import Sequence
 from vecfl.engine.slots import Slots
-from vecfl.engine.together import Step, gathered, train_together_
+from vecfl.engine.together import Step, gathered, train_together_, weighed
 from vecfl.engine.vmap import VmapBackend
 from vecfl.errors import InputError
 from vecfl.losses import Batch
@@ -65,29 +66,29 @@ class Stack:
             lr = None  # a step between the two calls would change the second
             for layer in self.layers:
                 layer.lr = None
-        weight = None if weight is None else weight.detach().view(shape)
-        counted = mask if weight is None else weight if mask is None else weight * mask
-        outer = value.new_ones(shape) if mask is None else mask
-        count = None if counted is None else counted.sum(1)
-        if mean:
-            share = 1 / shape[1] if count is None else mean_weight(count).unsqueeze(1)
-            outer = outer * share
+        outer, total, count = weighed(value, weight, mask, shape, mean)
         grads = run_backward(
             (value,),
-            (outer.flatten(),),
+            (outer,),
             False,
             False,
             tuple(leaves),
             allow_unreachable=True,
             accumulate_grad=False,
         )
-        value = value.detach().view(shape)
-        total = (value if mask is None else value * mask).sum(1)
         moved = None
         if lr is None:
             pairs = zip(grads, leaves, strict=True)
             moved = [torch.zeros_like(leaf) if g is None else g for g, leaf in pairs]
-        return moved, total, None if weight is None else count
+        return moved, total, count
+
+
+def stacked(task: Task) -> Stack | Sequence:
+    """What takes the steps of `task`: by hand where its module is a sequence of simple layers."""
+    try:
+        return Sequence(task)
+    except InputError:
+        return Stack(task)
 
 
 def check(task: Task, example: Batch) -> None:
@@ -98,7 +99,7 @@ def check(task: Task, example: Batch) -> None:
     """
     device = next(task.module.parameters()).device
     task = task.to(device, torch.float64)
-    stack, layout = Stack(task), task.layout
+    stack, layout = stacked(task), task.layout
     away = torch.randn(3, layout.size, generator=torch.Generator().manual_seed(0)).to(device)
     flat = layout.flatten(task.module) + 0.1 * away.double()  # a model of zeros would hide much
     finite = {k: c.to(device).where(c.to(device).isfinite(), 0) for k, c in example.items()}
@@ -141,7 +142,7 @@ class StackedBackend:
     def __init__(self, task: Task, example: Batch) -> None:
         VmapBackend(task, example)  # refuses control flow that depends on data
         check(task, example)
-        self.stack, self.batch = Stack(task), dict[str, Tensor]()
+        self.stack, self.batch = stacked(task), dict[str, Tensor]()
 
     def run_(
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update

@@ -35,28 +35,52 @@ def train_together_(
     draws = None if block.streams is None else block.streams.to(device, non_blocking=True)
     examples = torch.arange(index.shape[-1], device=device)
     mask = None if block.full else (examples < valid[..., None]).to(dtype)
-    for step in range(len(index)):
+    totals, counts = [], []
+    for step, at in enumerate(index.unbind()):
         grads, total, weight = step_(
-            gather(index[step]),
+            gather(at),
             None if mask is None else mask[step],
             None if draws is None else draws[step],
             block.apply is None,
         )
-        count = valid[step] if weight is None else weight
+        totals.append(total)
+        counts.append(valid[step] if weight is None else weight)
         if grads is not None and block.apply is None:
             update(slots.all, grads)
         elif grads is not None and block.apply is not None:
-            accumulate_(slots.all, grads, count)
+            accumulate_(slots.all, grads, counts[-1])
             due = [s for s in block.active if block.apply[step, s]]
             every = len(due) == slots.number
             for rows in [slots.all] if every else [slots.one[s] for s in due]:
                 apply_(rows, update)
-        slots.sums[:, 0] += total
-        slots.sums[:, 1] += count
-        if slots.statistics is not None:
-            slots.statistics.batch_loss.add_(total * mean_weight(count.to(total)))
+    total, count = torch.stack(totals), torch.stack(counts)
+    slots.sums[:, 0].add_(total.sum(0, dtype=torch.float64))
+    slots.sums[:, 1].add_(count.sum(0, dtype=torch.float64))
+    if slots.statistics is not None:
+        slots.statistics.batch_loss.add_((total * mean_weight(count.to(total))).double().sum(0))
     slots.seen += valid.sum(0)
     return slots.number * len(index)
+
+
+def weighed(
+    value: Tensor, weight: Tensor | None, mask: Tensor | None, shape: torch.Size, mean: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What a loss [S * B] says of each client.
+
+    The factor [S * B] of each example in the gradient, which is that of the client's mean, or else
+    of its sum; loss sums [S]; loss weights [S], or None where every example has weight 1.
+    """
+    counted = None if weight is None else weight.detach().view(shape)
+    if mask is not None:
+        counted = mask if counted is None else counted * mask
+    outer = value.new_ones(shape) if mask is None else mask
+    count = None if counted is None else counted.sum(1)
+    if mean:
+        share = 1 / shape[1] if count is None else mean_weight(count).unsqueeze(1)
+        outer = outer * share
+    value = value.detach().view(shape)
+    total = (value if mask is None else value * mask).sum(1)
+    return outer.flatten(), total, None if weight is None else count
 
 
 def gathered(columns: Mapping[str, Tensor], memory: dict[str, Tensor]) -> Gather:

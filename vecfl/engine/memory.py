@@ -1,0 +1,21 @@
+"""Memory that a layer writes into at every step, so that none is asked for twice."""
+
+from torch import Tensor
+
+
+class Memory:
+    """Tensors by name; what a step left in one, the next step overwrites."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """The tensor `name` of a shape, of the kind of `like`; its values are what was left."""
+        kept = self.kept.get(name)
+        if kept is None or kept.shape != shape or kept.dtype != like.dtype:
+            kept = self.kept[name] = like.new_empty(shape)
+        return kept
+
+    def like(self, name: str, x: Tensor) -> Tensor:
+        """The tensor `name` of the shape of x."""
+        return self.empty(name, x.shape, x)
