@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import vecfl
 from vecfl.errors import InputError
 from vecfl.random import (
+    AT_A_TIME,
     Kind,
     blocks,
     check_seed,
@@ -406,3 +407,11 @@ def test_equal_words_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = np.argsort(drawn, kind="stable").tolist()
     assert permutation(0, clients(1)[0], n).tolist() == expected
     assert ragged_permutation(0, clients(2), torch.tensor([n, n])).tolist() == 2 * expected
+
+
+def test_many_words_are_those_of_their_blocks() -> None:
+    """A long stream is drawn in parts; word e is word e mod 4 of block e div 4."""
+    streams, n = stream(Kind.COHORT, client=torch.tensor([3, 4]), round=5), 4 * AT_A_TIME + 7
+    block = torch.arange(-(-n // 4)).expand(2, -1)
+    right = blocks(9, streams[:, None], block).flatten(1)[:, :n]
+    assert torch.equal(words(9, streams, n), right)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vecfl import sampling
 from vecfl.errors import InputError
 from vecfl.sampling import (
     Sampler,
@@ -391,3 +392,18 @@ def test_everyone_is_all_in_their_order() -> None:
     for t in (0, 5):
         cohort = everyone()(all_of(4), SEED + t, t)
         assert cohort.dtype == torch.int64 and cohort.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("high", [False, True])
+def test_the_smallest_words_are_found_in_a_large_population(
+    high: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5,000 clients, of whom the few below a limit are sorted, or all where too few are below."""
+    eligible = torch.arange(5000) % 3 != 0
+    words = sampling.client_words(eligible, 7, 2) >> 20  # with ties
+    if high:
+        words = 2**32 - 1 - words
+    monkeypatch.setattr(sampling, "client_words", lambda *_: words)
+    keys = sorted((w, i) for i, w in enumerate(words.tolist()) if eligible[i])
+    found = sampling.distinct(eligible, 7, 2, 40)
+    assert found.tolist() == [i for _, i in keys[:40]]

@@ -14,6 +14,7 @@ from torch import Tensor
 from vecfl.errors import InputError, is_integer
 
 MASK = 0xFFFFFFFF
+AT_A_TIME = 1 << 14  # blocks of four words
 LIMITS = {"client": 32, "round": 22, "occurrence": 10, "kind": 4, "layer": 8, "step": 20}
 Int = int | Tensor
 
@@ -111,8 +112,10 @@ def blocks(seed: int, streams: Tensor, block: Tensor) -> Tensor:
 
 def words(seed: int, streams: Tensor, n: int) -> Tensor:
     """Words 0..n-1 of each stream: streams [..., 3] to int64 [..., n] in [0, 2^32)."""
-    block = torch.arange(-(-n // 4), device=streams.device)
-    return blocks(seed, streams.unsqueeze(-2), block).flatten(-2)[..., :n]
+    block, streams = torch.arange(-(-n // 4), device=streams.device), streams.unsqueeze(-2)
+    some = max(1, AT_A_TIME // max(1, streams[..., 0].numel()))  # a CPU caches them
+    parts = [blocks(seed, streams, part).flatten(-2) for part in block.split(some)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, -1))[..., :n]
 
 
 def ragged_words(seed: int, streams: Tensor, sizes: Tensor) -> Tensor:

@@ -162,10 +162,15 @@ def fits_population(size: int, population: int) -> None:
 def distinct(eligible: Tensor, seed: int, round: int, size: int) -> Tensor:
     """`size` of the eligible clients, all of them where they are fewer: those of smallest word."""
     fits_population(size, len(eligible))
-    if int(eligible.sum()) < size:
+    if (count := int(eligible.count_nonzero())) < size:
         say_short(size, len(eligible))
-    key = (client_words(eligible, seed, round) << 31) | torch.arange(len(eligible))
-    return first(key.where(eligible, torch.iinfo(torch.int64).max), eligible, size)
+    word = client_words(eligible, seed, round)
+    few = size + 8 * math.sqrt(size) + 16  # more than this many are below the limit, but for luck
+    limit = int(min(1.0, few / max(1, count)) * 2**32)
+    at = (eligible & (word < limit)).nonzero().flatten()
+    if len(at) < size:
+        at = eligible.nonzero().flatten()
+    return at[((word[at] << 31) | at).argsort()[:size]]
 
 
 @lru_cache(maxsize=64)
