@@ -44,6 +44,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "vecfl.job",
+            "vecfl.one_batch",
             "vecfl.worker",
             "vecfl.trainer",
             "vecfl.choices",
@@ -90,6 +91,8 @@ SAME_FLOOR = {
     ("vecfl.aggregator", "vecfl.aggregate"),
     ("vecfl.robust", "vecfl.algorithms"),
     ("vecfl.aggregator", "vecfl.algorithms"),
+    ("vecfl.one_batch", "vecfl.job"),
+    ("vecfl.worker", "vecfl.one_batch"),
     ("vecfl.worker", "vecfl.job"),
     ("vecfl.trainer", "vecfl.job"),
     ("vecfl.trainer", "vecfl.worker"),

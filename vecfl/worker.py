@@ -16,6 +16,7 @@ from vecfl.engine import Slots, make_backend, make_update
 from vecfl.geometry import measure
 from vecfl.job import Fold, Job
 from vecfl.losses import Batch
+from vecfl.one_batch import one_batch
 from vecfl.schedule import Plan
 from vecfl.table import Table
 from vecfl.tape import Tape
@@ -52,6 +53,8 @@ class Worker:
         self.backend = make_backend(backend, task, example)
         row = self.layout.size * weight.element_size()
         self.rows = max(1, COMMIT.get(self.device.type, 1 << 28) // row)
+        one = task, example, algorithm, slots, seed, clients
+        self.one = one_batch(*one) if backend == "stacked" else None
         self.kept = algorithm.table(task.layout)
         self.message = task.layout.of_message(algorithm.messages).size
 
@@ -61,9 +64,11 @@ class Worker:
         began = time.perf_counter()
         rule, slots = self.algorithm.local(job.server, self.algorithm.rule), self.slots
         self.lr, seed, draws = rule.lr_of(job.round), self.seed, self.draws
+        fold = Fold(empty(self.message, self.device, job.grid), began=began)
+        if self.one is not None:
+            job = job.of(self.one.train(job, self.lr, fold, stop))
         tape = Tape(job.plan, rule.batches, slots.number, seed=seed, round=job.round, draws=draws)
         update = make_update(rule, self.layout.param_views(job.server["w"]), job.round)
-        fold = Fold(empty(self.message, self.device, job.grid), began=began)
         for idle in torch.from_numpy(tape.idle).split(slots.number):
             seats = torch.arange(len(idle))
             self._seat(job, seats, idle)

@@ -1,6 +1,6 @@
 """Federated algorithms: one paper, one file, each a builder of an `Algorithm` value."""
 
-from vecfl.algorithms.base import Algorithm, Begin, Finished, Round, Starting, Upload
+from vecfl.algorithms.base import Algorithm, Begin, Finished, Gradient, Round, Starting, Upload
 from vecfl.algorithms.carrying import carrying
 from vecfl.algorithms.delayed import delayed, polynomial
 from vecfl.algorithms.dga import dga
@@ -19,6 +19,7 @@ __all__ = [
     "Algorithm",
     "Begin",
     "Finished",
+    "Gradient",
     "Round",
     "Starting",
     "Upload",

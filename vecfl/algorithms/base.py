@@ -131,6 +131,20 @@ def no_metrics(server: Server, sums: Aggregate, round: Round) -> Metrics:
 
 
 @dataclass(frozen=True)
+class Gradient:
+    """What a client sends where it takes one plain step from the model of the round: its gradient.
+
+    weights  Finished -> [K], how much it counts
+    scale    what the gradient is multiplied by; None: the learning rate of the round
+    clips    bounds of the norm of the message, in turn, each with the prefix of its extra sums
+    """
+
+    weights: Callable[[Finished], Tensor] = field(repr=False)
+    scale: float | None = None
+    clips: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Algorithm:
     """A federated algorithm as a value.
 
@@ -156,6 +170,7 @@ class Algorithm:
             its `upload` gives as update [K, P] is not added up, it comes as `Finished.before`. A
             rank holds it for the clients that it trains
     downlink  how many rows of P numbers each client of a cohort receives
+    gradient  what a client that takes one plain step sends; None: something else
     coded   whether what clients send has been through a codec, behind which nothing may change it
     facts   plain values that results depend on, besides name and rule: they tell runs apart
     places  how many transforms are chained around it: names of each begin with its place
@@ -178,6 +193,7 @@ class Algorithm:
     messages: tuple[str, ...] = ("model",)
     before: "Algorithm | None" = field(default=None, repr=False)
     downlink: int = 1
+    gradient: Gradient | None = field(default=None, repr=False)
     coded: bool = False
     facts: Mapping[str, object] = field(default_factory=dict, repr=False)
     places: int = 0

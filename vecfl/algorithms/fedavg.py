@@ -10,6 +10,7 @@ from vecfl.algorithms.base import (
     Algorithm,
     Begin,
     Finished,
+    Gradient,
     Metrics,
     Round,
     Server,
@@ -54,8 +55,17 @@ def averaging(
         return Upload(state["w"] - done.model, weights(done))
 
     init, step, metrics = server_init(server), server_step(server), server_metrics(server)
-    facts = known(server, weights)
-    return Algorithm(name, rule, init, broadcast, upload, step, metrics=metrics, facts=facts)
+    return Algorithm(
+        name,
+        rule,
+        init,
+        broadcast,
+        upload,
+        step,
+        metrics=metrics,
+        gradient=Gradient(weights) if rule.one_gradient else None,
+        facts=known(server, weights),
+    )
 
 
 def known(server: ServerOptimizer, weights: Weights) -> dict[str, object]:

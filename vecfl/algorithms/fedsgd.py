@@ -1,6 +1,6 @@
 """FedSGD: McMahan et al., AISTATS 2017, arXiv:1602.05629, section 2 (the case E = 1, B = inf)."""
 
-from vecfl.algorithms.base import Algorithm, Finished, Server, Upload
+from vecfl.algorithms.base import Algorithm, Finished, Gradient, Server, Upload
 from vecfl.algorithms.fedavg import broadcast, known, server_init, server_metrics, server_step
 from vecfl.algorithms.weights import Weights, by_examples
 from vecfl.engine.rule import LocalRule
@@ -39,5 +39,14 @@ def fedsgd(
         return Upload(update, weights(done))
 
     init, step, metrics = server_init(server), server_step(server), server_metrics(server)
-    facts = known(server, weights)
-    return Algorithm("fedsgd", rule, init, broadcast, upload, step, metrics=metrics, facts=facts)
+    return Algorithm(
+        "fedsgd",
+        rule,
+        init,
+        broadcast,
+        upload,
+        step,
+        metrics=metrics,
+        gradient=Gradient(weights, scale=1.0),
+        facts=known(server, weights),
+    )

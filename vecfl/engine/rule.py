@@ -70,6 +70,11 @@ class LocalRule:
         if not callable(self.lr) and not 0 <= self.lr < math.inf:
             raise InputError(f"lr must be at least 0 and finite, not {self.lr}")
 
+    @property
+    def one_gradient(self) -> bool:
+        """Whether a single step from the anchor moves a row by lr times its raw gradient."""
+        return self.optimizer.plain and not (self.clip is not None or self.bias or self.statistics)
+
     def lr_of(self, round: int) -> float:
         """The learning rate of a round; InputError if a schedule gives none."""
         lr = float(self.lr(round)) if callable(self.lr) else self.lr

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from vecfl.aggregate import Aggregate
-from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
+from vecfl.algorithms.base import Algorithm, Finished, Gradient, Metrics, Round, Server, Upload
 from vecfl.algorithms.carrying import named, others, part
 from vecfl.errors import InputError
 from vecfl.layout import Layout
@@ -53,6 +53,7 @@ class Transform:
     metrics (own state before the round, Aggregate, Round) -> {name: number}
     codec   round -> Codec, where the client side encodes: what it gives cannot be changed any more
     unfit   why error feedback cannot stand around the codec; "" where it can
+    bound   where all that it does is `clip_by_norm`: the norm
     """
 
     name: str
@@ -65,6 +66,7 @@ class Transform:
     metrics: Callable[[Server, Aggregate, Round], Metrics] = field(default=nothing_told, repr=False)
     codec: Callable[[int], Codec] | None = field(default=None, repr=False)
     unfit: str = ""
+    bound: float | None = None
 
 
 def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
@@ -134,9 +136,19 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
         model=lambda server: inner.model(others(prefix, server)),
         metrics=metrics,
         observe=observe if inner.observe else None,
+        gradient=gradient_of(inner, transform, prefix),
         coded=inner.coded or transform.codec is not None,
         places=place + 1,
     )
+
+
+def gradient_of(inner: Algorithm, transform: Transform, prefix: str) -> Gradient | None:
+    """`Algorithm.gradient` behind a transform: what is clipped, or stays as it is, still is one."""
+    if inner.gradient is None or transform.client is sent_as_it_is:
+        return inner.gradient
+    if transform.bound is None:
+        return None
+    return replace(inner.gradient, clips=(*inner.gradient.clips, (prefix, transform.bound)))
 
 
 def kept_of(inner: Algorithm, transform: Transform, done: Finished, sent: Tensor) -> Server:

@@ -37,7 +37,7 @@ def clip_by_norm(norm: float) -> Transform:
         update, length, over = clip_rows(upload.update, norm)
         return counted(upload, update, length, over)
 
-    return Transform(f"clip_by_norm {float(norm)}", client, metrics=told)
+    return Transform(f"clip_by_norm {float(norm)}", client, metrics=told, bound=norm)
 
 
 def clip_by_layer(norm: float | Mapping[str, float]) -> Transform:
