@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vecfl.aggregate import Aggregate
@@ -18,6 +17,7 @@ from vecfl.errors import InputError, positive
 from vecfl.layout import Layout
 from vecfl.rows import lengths
 from vecfl.transforms.base import Transform
+from vecfl_kernels import scaled_rows
 
 # What is left of a bound when entries, scale and norm have been rounded, in any order of their sum.
 LEFT = {torch.float32: 1 - 2.0**-22, torch.float64: 1 - 2.0**-36}
@@ -89,13 +89,13 @@ def clip_rows(rows: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
     over = ~(norm <= bound)  # of a NaN, too
     if rows.is_cpu and not over.any():  # asking a GPU would wait for it
         return rows, norm, over
-    largest = rows.abs().amax(1, keepdim=True)
-    unit = rows / largest.where(largest != 0, 1)  # what is left of 1e30 or 1e-30 could be 0 or inf
+    low, high = torch.aminmax(rows, dim=1)
+    largest = torch.maximum(high, -low)
+    unit = largest.where(largest != 0, 1)  # what is left of 1e30 or 1e-30 could be 0 or inf
     wide = rows.dtype == torch.float32  # its norm is a number of float64, that of 1e308 is not
-    length = norm / largest[:, 0] if wide else lengths(unit)
-    scale = (bound / length).to(rows.dtype)[:, None]
-    scaled = F.hardshrink(unit * scale, torch.finfo(rows.dtype).tiny)
-    return scaled.where(over[:, None], rows), norm, over
+    length = norm / unit if wide else lengths(rows / unit[:, None])
+    scale = (bound / length).to(rows.dtype)
+    return scaled_rows(rows, unit, scale, over), norm, over
 
 
 def counted(upload: Upload, update: Tensor, norm: Tensor, over: Tensor) -> Upload:

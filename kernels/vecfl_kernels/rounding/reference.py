@@ -1,0 +1,48 @@
+"""Plain torch: words, then the level next to each number, then the level's number."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vecfl_kernels.philox import philox
+from vecfl_kernels.rounding.levels import Levels, Multiples
+
+CHUNK = 1 << 16  # words at a time, which stay in a CPU's cache
+
+
+def round_to_levels(rows: Tensor, levels: Levels, seed: int, streams: Tensor, first: int) -> Tensor:
+    return in_parts(rows, lambda x, w: levels.values(levels.rounded(x, w)), seed, streams, first)
+
+
+def round_to_multiples(
+    rows: Tensor, multiples: Multiples, seed: int, streams: Tensor, first: int
+) -> Tensor:
+    def of(x: Tensor, words: Tensor) -> Tensor:
+        return multiples.values(multiples.rounded(x, words) + 0.0)  # no -0
+
+    return in_parts(rows, of, seed, streams, first)
+
+
+def in_parts(
+    rows: Tensor, of: Callable[[Tensor, Tensor], Tensor], seed: int, streams: Tensor, first: int
+) -> Tensor:
+    words = words_of(seed, streams, first, rows.shape[1])
+    return of(rows, words)
+
+
+def words_of(seed: int, streams: Tensor, first: int, n: int) -> Tensor:
+    """Words first to first + n - 1 of each of the streams [K, 3]: int64 [K, n]."""
+    start, found = first // 4, []
+    block = torch.arange(start, -(-(first + n) // 4), device=streams.device)
+    for some in streams.split(max(1, CHUNK // max(1, n))):
+        pieces = [philox(counters(some, b), seed).flatten(1) for b in block.split(CHUNK // 4)]
+        found.append(torch.cat(pieces, 1)[:, first - 4 * start :][:, :n])
+    return torch.cat(found)
+
+
+def counters(streams: Tensor, block: Tensor) -> Tensor:
+    """The counter of each block [b] of each stream [K, 3]: [K, b, 4]."""
+    each = len(streams), len(block)
+    parts = block.expand(each)[..., None], streams[:, None].expand(*each, 3)
+    return torch.cat(parts, -1)
