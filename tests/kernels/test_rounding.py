@@ -8,7 +8,6 @@ from torch import Tensor
 
 import vecfl
 from vecfl.layout import Entry, Layout
-from vecfl.rows import lengths
 from vecfl.transforms.codec import Senders, encode
 from vecfl_kernels import Levels, Multiples, round_to_levels, round_to_multiples, words_of
 
@@ -26,7 +25,8 @@ def streams(k: int) -> Tensor:
 def rounded(rows: Tensor, bits: int, first: int, at: torch.device) -> tuple[Tensor, Tensor]:
     """By both operations."""
     here, keys = rows.to(at), streams(len(rows)).to(at)
-    norm = lengths(rows)[:, None].to(rows.dtype)
+    half = rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    norm = (rows / half).norm(dim=1, keepdim=True) * half  # the same for both
     on_levels = round_to_levels(here, Levels.of(here, bits), SEED, keys, first)
     multiples = Multiples(norm.to(at), 2**bits - 1)
     return on_levels.cpu(), round_to_multiples(here, multiples, SEED, keys, first).cpu()
