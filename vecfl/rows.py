@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vecfl_kernels import in_blocks, row_squares
+from vecfl_kernels import in_blocks, row_largest, row_squares
 
 
 def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,7 +20,6 @@ def lengths(rows: Tensor) -> Tensor:
     """The norm of each row, [K]; squares that float64 cannot hold are no matter."""
     if rows.dtype == torch.float32:
         return row_squares(rows).sqrt()
-    low, high = torch.aminmax(rows, dim=1, keepdim=True)
-    unit = torch.maximum(high, -low)
-    unit = unit.where(unit != 0, 1)
-    return unit[:, 0] * row_squares(rows / unit).sqrt()
+    largest = row_largest(rows)
+    unit = largest.where(largest != 0, 1)
+    return unit * row_squares(rows / unit[:, None]).sqrt()

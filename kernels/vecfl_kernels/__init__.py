@@ -15,6 +15,8 @@ from vecfl_kernels.rounding import (
 from vecfl_kernels.rows import (
     exact_weighted_sum_,
     in_blocks,
+    row_ends,
+    row_largest,
     row_squares,
     scaled_rows,
     scaled_weighted_sum_,
@@ -34,6 +36,8 @@ __all__ = [
     "philox",
     "round_to_levels",
     "round_to_multiples",
+    "row_ends",
+    "row_largest",
     "row_squares",
     "scaled_rows",
     "scaled_weighted_sum_",

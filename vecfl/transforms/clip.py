@@ -17,7 +17,7 @@ from vecfl.errors import InputError, positive
 from vecfl.layout import Layout
 from vecfl.rows import lengths
 from vecfl.transforms.base import Transform
-from vecfl_kernels import scaled_rows
+from vecfl_kernels import row_largest, scaled_rows
 
 # What is left of a bound when entries, scale and norm have been rounded, in any order of their sum.
 LEFT = {torch.float32: 1 - 2.0**-22, torch.float64: 1 - 2.0**-36}
@@ -89,8 +89,7 @@ def clip_rows(rows: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
     over = ~(norm <= bound)  # of a NaN, too
     if rows.is_cpu and not over.any():  # asking a GPU would wait for it
         return rows, norm, over
-    low, high = torch.aminmax(rows, dim=1)
-    largest = torch.maximum(high, -low)
+    largest = row_largest(rows)
     unit = largest.where(largest != 0, 1)  # what is left of 1e30 or 1e-30 could be 0 or inf
     wide = rows.dtype == torch.float32  # its norm is a number of float64, that of 1e308 is not
     length = norm / unit if wide else lengths(rows / unit[:, None])

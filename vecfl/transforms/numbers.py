@@ -8,20 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vecfl_kernels import unit
+from vecfl_kernels import row_largest, unit
 
 ROWS, WIDTH = 8, 1 << 13
 
 
-def largest(rows: Tensor) -> Tensor:
-    """[K, 1], the largest absolute number of each row."""
-    low, high = torch.aminmax(rows, dim=1, keepdim=True)
-    return torch.maximum(high, -low)
-
-
 def room(rows: Tensor) -> Tensor:
     """What rows [K, n] are divided by so that float64 holds their squares and sums: [K, 1]."""
-    return unit(largest(rows)) if rows.dtype == torch.float64 else rows.new_ones(len(rows), 1)
+    wide = rows.dtype == torch.float64
+    return unit(row_largest(rows))[:, None] if wide else rows.new_ones(len(rows), 1)
 
 
 def total(rows: Tensor, square: bool = False) -> Tensor:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vecfl_kernels.rows import row_ends
+
 # The integers of a float's width, and the bits of its exponent.
 BITS = {
     torch.float32: (torch.int32, 0x7F800000),
@@ -49,8 +51,8 @@ class Levels:
     @classmethod
     def of(cls, x: Tensor, bits: int) -> "Levels":
         """2^bits levels over each row of x [K, n]."""
-        low, high = torch.aminmax(x, dim=1, keepdim=True)
-        return cls(low, high, 2**bits - 1)
+        low, high = row_ends(x)
+        return cls(low[:, None], high[:, None], 2**bits - 1)
 
     def scaled(self) -> tuple[Tensor, Tensor, Tensor]:
         """A power of two to divide by, then low and the whole range: [K, 1] each."""

@@ -3,11 +3,18 @@
 from torch import Tensor
 
 from vecfl_kernels.choice import chosen
-from vecfl_kernels.rows.reference import exact_weighted_sum_, in_blocks
+from vecfl_kernels.rows.reference import (
+    exact_weighted_sum_,
+    in_blocks,
+    row_ends,
+    row_largest,
+)
 
 __all__ = [
     "exact_weighted_sum_",
     "in_blocks",
+    "row_ends",
+    "row_largest",
     "row_squares",
     "scaled_rows",
     "scaled_weighted_sum_",

@@ -18,6 +18,20 @@ def row_squares(rows: Tensor) -> Tensor:
     return found
 
 
+def row_ends(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest number of each row, [K] and [K]; NaN where it has a NaN."""
+    if rows.is_cpu:  # whose aminmax takes many times as long
+        return rows.amin(1), rows.amax(1)
+    low, high = torch.aminmax(rows, dim=1)
+    return low, high
+
+
+def row_largest(rows: Tensor) -> Tensor:
+    """The largest absolute number of each row, [K]."""
+    low, high = row_ends(rows)
+    return torch.maximum(high, -low)
+
+
 def in_blocks(rows: Tensor, of: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """The sums, for each row, of what `of` makes of its parts: float64 [k, m] to tensors [k]."""
     if rows.shape[1] <= WIDTH and rows.numel() <= BLOCK * WIDTH:
@@ -34,8 +48,17 @@ def in_blocks(rows: Tensor, of: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple
 
 
 def scaled_rows(rows: Tensor, unit: Tensor, scale: Tensor, over: Tensor) -> Tensor:
-    scaled = rows.div(unit[:, None]).mul_(scale[:, None])
-    return F.hardshrink(scaled, torch.finfo(rows.dtype).tiny).where(over[:, None], rows)
+    found = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    tiny, cells = torch.finfo(rows.dtype).tiny, CELLS.get(rows.device.type, 1 << 24)
+    together = max(1, cells // max(1, rows.shape[1]))
+    groups = (
+        t.split(together) for t in (found, rows, unit[:, None], scale[:, None], over[:, None])
+    )
+    for out, part, by, times, which in zip(*groups, strict=True):
+        for sink, tile in zip(out.split(cells, 1), part.split(cells, 1), strict=True):
+            scaled = F.hardshrink(tile.div(by).mul_(times), tiny)
+            torch.where(which, scaled, tile, out=sink)
+    return found
 
 
 def weighted_sum_(total: Tensor, rows: Tensor, weight: Tensor) -> None:
