@@ -16,7 +16,7 @@ from torch import Tensor
 from vecfl.layout import Layout
 from vecfl.random import Kind, stream
 from vecfl.transforms.bits import Bits, Reader, float_bits, to_bits
-from vecfl_kernels import by_triton, words_of
+from vecfl_kernels import words_of
 
 COUNT = 32  # bits of how many symbols a part has
 
@@ -48,7 +48,7 @@ class Codec:
               -1 where the message says how many, or a mask [k, n] that both sides draw
     draws     whether it takes words
     fused     (x, seed, streams [K, 3], first word) -> what `restore` makes of all that `quantise`
-              gives, where a kernel does that at once; None: none does
+              gives, at once; None: no operation does that
     """
 
     quantise: Callable[[Tensor, Tensor | None], Code]
@@ -87,14 +87,14 @@ class Senders:
 
 def encode(codec: Codec, rows: Tensor, senders: Senders) -> tuple[Tensor, Tensor]:
     """What the server has of finite rows [K, M], and their bytes [K], int64."""
-    fused = codec.fused if by_triton(rows.device) else None
-    words = senders.words(rows.shape[1]) if codec.draws and fused is None else None
+    words = senders.words(rows.shape[1]) if codec.draws and codec.fused is None else None
+    streams = senders.streams
     bits = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     restored = []
     for span in spans(codec, senders.layout, rows.shape[1]):
         part, drawn = rows[:, span], words[:, span] if words is not None else None
-        if fused is not None:
-            restored.append(fused(part, senders.seed, senders.streams, span.start))
+        if codec.fused is not None:
+            restored.append(codec.fused(part, senders.seed, streams, span.start))
             code = Code(part)
         else:
             code = codec.quantise(part, drawn)

@@ -54,6 +54,10 @@ class Levels:
         low, high = row_ends(x)
         return cls(low[:, None], high[:, None], 2**bits - 1)
 
+    def of_rows(self, some: slice) -> "Levels":
+        """Those of some rows."""
+        return Levels(self.low[some], self.high[some], self.steps)
+
     def scaled(self) -> tuple[Tensor, Tensor, Tensor]:
         """A power of two to divide by, then low and the whole range: [K, 1] each."""
         by = unit(torch.maximum(self.high, -self.low))
@@ -82,6 +86,10 @@ class Multiples:
 
     norm: Tensor
     levels: int
+
+    def of_rows(self, some: slice) -> "Multiples":
+        """Those of some rows."""
+        return Multiples(self.norm[some], self.levels)
 
     def scaled(self) -> tuple[Tensor, Tensor]:
         """A power of two to divide by, then levels for each unit of what is left: [K, 1] each."""

@@ -12,23 +12,39 @@ CHUNK = 1 << 16  # words at a time, which stay in a CPU's cache
 
 
 def round_to_levels(rows: Tensor, levels: Levels, seed: int, streams: Tensor, first: int) -> Tensor:
-    return in_parts(rows, lambda x, w: levels.values(levels.rounded(x, w)), seed, streams, first)
+    def of(some: slice, x: Tensor, words: Tensor) -> Tensor:
+        here = levels.of_rows(some)
+        return here.values(here.rounded(x, words))
+
+    return in_parts(rows, of, seed, streams, first)
 
 
 def round_to_multiples(
     rows: Tensor, multiples: Multiples, seed: int, streams: Tensor, first: int
 ) -> Tensor:
-    def of(x: Tensor, words: Tensor) -> Tensor:
-        return multiples.values(multiples.rounded(x, words) + 0.0)  # no -0
+    def of(some: slice, x: Tensor, words: Tensor) -> Tensor:
+        here = multiples.of_rows(some)
+        return here.values(here.rounded(x, words) + 0.0)  # no -0
 
     return in_parts(rows, of, seed, streams, first)
 
 
 def in_parts(
-    rows: Tensor, of: Callable[[Tensor, Tensor], Tensor], seed: int, streams: Tensor, first: int
+    rows: Tensor,
+    of: Callable[[slice, Tensor, Tensor], Tensor],
+    seed: int,
+    streams: Tensor,
+    first: int,
 ) -> Tensor:
-    words = words_of(seed, streams, first, rows.shape[1])
-    return of(rows, words)
+    """What `of` makes of some rows, a part [k, m] of them and its words [k, m]."""
+    (k, n), found = rows.shape, torch.empty_like(rows, memory_format=torch.contiguous_format)
+    together = max(1, CHUNK // max(1, n))
+    for some in (slice(i, i + together) for i in range(0, k, together)):
+        for start in range(0, n, CHUNK):
+            part = rows[some, start : start + CHUNK]
+            words = words_of(seed, streams[some], first + start, part.shape[1])
+            found[some, start : start + CHUNK] = of(some, part, words)
+    return found
 
 
 def words_of(seed: int, streams: Tensor, first: int, n: int) -> Tensor:
