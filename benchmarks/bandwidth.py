@@ -137,23 +137,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--numbers", type=int, nargs="+", default=[7_850, 1_206_590])
-    parser.add_argument("--cells", type=int, help="numbers of all rows [1e7; on a GPU 2e8]")
+    parser.add_argument("--cells", type=int, help="numbers of all rows [1e7; on a GPU 1e8]")
     parser.add_argument("--passes", type=int, default=11)
     parser.add_argument("--out", type=Path, default=RESULTS / "bandwidth.jsonl")
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(args.device)
-    cells = args.cells or (200_000_000 if device.type == "cuda" else 10_000_000)
+    cells = args.cells or (100_000_000 if device.type == "cuda" else 10_000_000)
     for numbers in args.numbers:
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(max(1, cells // numbers), numbers, generator=generator).to(device)
+        generator = torch.Generator(device).manual_seed(0)
+        shape = max(1, cells // numbers), numbers
+        rows = torch.randn(shape, generator=generator, device=device)
         work = sums(rows) | rounding(rows) | steps(rows)
         took = times_of(work, args.passes, device)
         copied = quantiles_ms(took["reference", "copy"])["p50_ms"] / work["copy"][1]
         for (way, name), seconds in took.items():
             found, moved = quantiles_ms(seconds), work[name][1]
             row: Row = {"operation": name, "kernels": way, "numbers": numbers, "rows": len(rows)}
-            row |= {"bytes": moved, **found, "gb_s": round(moved / found["p50_ms"] / 1e6, 2)}
+            row |= {"bytes": moved, **found, "gb_s": round(moved / found["p50_ms"] / 1e6, 3)}
             row |= {"of_a_copy": round(moved * copied / found["p50_ms"], 3)}
             write(args.out, row | {"device": args.device} | gpu_provenance(args.device))
             said = f"{row['gb_s']} GB/s, {row['of_a_copy']} of a copy"

@@ -7,6 +7,7 @@ import torch
 
 from vecfl.random import Kind, normal, stream
 from vecfl_kernels import add_noise_
+from vecfl_kernels.noise.reference import CHUNK
 
 from ..oracles import philox as oracle
 from .cases import CPU, both
@@ -96,5 +97,5 @@ def test_noise_is_added_with_its_standard_deviation(device: torch.device) -> Non
 
 def test_the_reference_goes_on_behind_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = noise(203, CPU)
-    monkeypatch.setattr("vecfl_kernels.noise.reference.CHUNK", 16)
+    monkeypatch.setitem(CHUNK, "cpu", 16)
     assert torch.equal(noise(203, CPU), whole)

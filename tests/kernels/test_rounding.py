@@ -10,6 +10,7 @@ import vecfl
 from vecfl.layout import Entry, Layout
 from vecfl.transforms.codec import Senders, encode
 from vecfl_kernels import Levels, Multiples, round_to_levels, round_to_multiples, words_of
+from vecfl_kernels.rounding.reference import CHUNK
 
 from .cases import CPU, TYPES, both, hard, normals, same, strided
 
@@ -132,3 +133,13 @@ def test_the_reference_has_the_bits_of_the_codec_alone() -> None:
     right = levels.values(levels.rounded(rows, words))
     same(round_to_levels(rows, levels, SEED, streams(5), 3), right)
     assert rounded(rows, 8, 3, CPU)[0].equal(right)
+
+
+@pytest.mark.parametrize("chunk", [8, 60])  # less than a row, and a row with some of the next
+def test_the_reference_goes_on_behind_a_chunk(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = normals(5, 5, 41).float()
+    right = rounded(rows, 4, 3, CPU)
+    monkeypatch.setitem(CHUNK, "cpu", chunk)
+    found = rounded(rows, 4, 3, CPU)
+    same(right[0], found[0])
+    same(right[1], found[1])

@@ -8,7 +8,7 @@ from torch import Tensor
 from vecfl_kernels.philox import philox
 from vecfl_kernels.rounding.levels import Levels, Multiples
 
-CHUNK = 1 << 16  # words at a time, which stay in a CPU's cache
+CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}  # words at a time: a CPU caches them
 
 
 def round_to_levels(rows: Tensor, levels: Levels, seed: int, streams: Tensor, first: int) -> Tensor:
@@ -38,12 +38,13 @@ def in_parts(
 ) -> Tensor:
     """What `of` makes of some rows, a part [k, m] of them and its words [k, m]."""
     (k, n), found = rows.shape, torch.empty_like(rows, memory_format=torch.contiguous_format)
-    together = max(1, CHUNK // max(1, n))
+    chunk = CHUNK.get(rows.device.type, 1 << 24)
+    together = max(1, chunk // max(1, n))
     for some in (slice(i, i + together) for i in range(0, k, together)):
-        for start in range(0, n, CHUNK):
-            part = rows[some, start : start + CHUNK]
+        for start in range(0, n, chunk):
+            part = rows[some, start : start + chunk]
             words = words_of(seed, streams[some], first + start, part.shape[1])
-            found[some, start : start + CHUNK] = of(some, part, words)
+            found[some, start : start + chunk] = of(some, part, words)
     return found
 
 
@@ -51,8 +52,9 @@ def words_of(seed: int, streams: Tensor, first: int, n: int) -> Tensor:
     """Words first to first + n - 1 of each of the streams [K, 3]: int64 [K, n]."""
     start, found = first // 4, []
     block = torch.arange(start, -(-(first + n) // 4), device=streams.device)
-    for some in streams.split(max(1, CHUNK // max(1, n))):
-        pieces = [philox(counters(some, b), seed).flatten(1) for b in block.split(CHUNK // 4)]
+    chunk = CHUNK.get(streams.device.type, 1 << 24)
+    for some in streams.split(max(1, chunk // max(1, n))):
+        pieces = [philox(counters(some, b), seed).flatten(1) for b in block.split(chunk // 4)]
         found.append(torch.cat(pieces, 1)[:, first - 4 * start :][:, :n])
     return torch.cat(found)
 
