@@ -134,3 +134,13 @@ def test_the_reference_leaves_rows_as_they_are() -> None:
     scaled_rows(rows, *how)
     summed(rows, torch.ones(20).double(), CPU, *how)
     assert torch.equal(rows, before)
+
+
+def test_parts_of_long_rows_are_all_added(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2,100 columns in parts of 16 are 132 parts, more than a program adds at a time."""
+    rows = normals(9, 2, 2100).float()
+    monkeypatch.setattr("vecfl_kernels.rows.triton.WIDTH", 16)
+    right, found = both(lambda at: row_squares(rows.to(at)).cpu(), device)
+    torch.testing.assert_close(found, right, rtol=1e-13, atol=0)
