@@ -144,3 +144,14 @@ def test_parts_of_long_rows_are_all_added(
     monkeypatch.setattr("vecfl_kernels.rows.triton.WIDTH", 16)
     right, found = both(lambda at: row_squares(rows.to(at)).cpu(), device)
     torch.testing.assert_close(found, right, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(20, 7000), (2, 70_001)], ids=str)
+def test_the_reference_goes_on_behind_a_tile(shape: tuple[int, int]) -> None:
+    """A tile has 65,536 numbers: rows of a cohort, or a part of one."""
+    rows, weight = normals(8, *shape).float(), torch.ones(shape[0]).double()
+    unit, scale, over = scaling(rows)
+    right = (rows / unit[:, None] * scale[:, None]).where(over[:, None], rows)
+    assert torch.equal(scaled_rows(rows, unit, scale, over), right)
+    found = summed(rows, weight, CPU, unit, scale, over)
+    near(found, 1 + weight @ right.double(), weight, right)
