@@ -143,3 +143,23 @@ def test_the_reference_goes_on_behind_a_chunk(chunk: int, monkeypatch: pytest.Mo
     found = rounded(rows, 4, 3, CPU)
     same(right[0], found[0])
     same(right[1], found[1])
+
+
+@pytest.mark.parametrize("dtype, bits", [(torch.float32, 24), (torch.float64, 32)], ids=str)
+def test_a_number_is_up_where_its_draw_is_below_it(
+    dtype: torch.dtype, bits: int, device: torch.device
+) -> None:
+    """The highest bits of the word are the draw: it is not below itself, but below the next."""
+    draws = words_of(SEED, streams(1), 0, 64) >> (32 - bits)
+    zero, one = torch.zeros(1, 1, dtype=dtype), torch.ones(1, 1, dtype=dtype)
+    for above in (0, 1):
+        x = (draws + above).to(dtype) / 2**bits
+
+        def run(at: torch.device, x: Tensor = x) -> list[float]:
+            ends, key = Levels(zero.to(at), one.to(at), 1), streams(1).to(at)
+            first = round_to_levels(x.to(at), ends, SEED, key)
+            second = round_to_multiples(x.to(at), Multiples(one.to(at), 1), SEED, key)
+            return first[0].tolist() + second[0].tolist()
+
+        for found in both(run, device):
+            assert found == [above] * 128
