@@ -71,7 +71,7 @@ def test_any_number_of_rows(rows: int, name: str, device: torch.device) -> None:
         torch.testing.assert_close(b, a, rtol=1e-13, atol=1e-14)
 
 
-@pytest.mark.parametrize("block", [16, 64])
+@pytest.mark.parametrize("block", [64])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_numbers_do_not_depend_on_the_block(
     name: str, block: int, device: torch.device, monkeypatch: pytest.MonkeyPatch

@@ -91,11 +91,11 @@ def test_numbers_that_are_hard(dtype: torch.dtype, device: torch.device) -> None
     assert right.isnan().tolist() == found.isnan().tolist() == [True, False]
 
 
-@pytest.mark.parametrize("block", [16, 64, 1024])
+@pytest.mark.parametrize("block", [32, 1024])
 def test_a_sum_over_rows_has_the_same_bits_for_any_block(
     block: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, weight = normals(3, 37, 300).float(), normals(4, 37)
+    rows, weight = normals(3, 17, 300).float(), normals(4, 17)
     how = scaling(rows)
     before = [both(lambda at, s=s: summed(rows, weight, at, *s), device)[1] for s in ((), how)]
     monkeypatch.setattr("vecfl_kernels.rows.triton.BLOCK", block)
