@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -16,3 +17,9 @@ def no_choices_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def pytest_report_header() -> str:
+    """Whether the kernels are tested."""
+    found = find_spec("triton") is not None
+    return "kernels: " + ("by Triton" if found else "NOT TESTED, for Triton is not installed")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vecfl.errors import InputError
-from vecfl_kernels import exact_weighted_sum_, weighted_sum_
+from vecfl_kernels import exact_weighted_sum_, row_largest, weighted_sum_
 
 HEADROOM = 8  # bits between the examples of a cohort and its grid: see `exact_grid`
 MOST = 700.0  # a weight of exp(-700) is still a number
@@ -95,9 +95,7 @@ def add_(
         weighted_sum_(aggregate.total, update, weight)
     else:
         exact_weighted_sum_(aggregate.total, update, weight, aggregate.grid)
-        low, high = torch.aminmax(update, dim=1)
-        largest = torch.maximum(high, -low).double()
-        aggregate.bound += weight @ largest.clamp(min=1)
+        aggregate.bound += weight @ row_largest(update).double().clamp(min=1)
     aggregate.weight += on_grid(weight, aggregate.grid).sum()
 
 

@@ -13,6 +13,7 @@ from vecfl.choices import choices_file, keep, recall
 from vecfl.errors import InputError, is_integer
 from vecfl.probe import Probe
 from vecfl.trainer import Arrangement
+from vecfl_kernels import by_triton
 
 log = logging.getLogger("vecfl")
 
@@ -51,6 +52,10 @@ def arrange(wanted: Wanted, probe: Probe) -> Arrangement:
     Raises InputError where a backend that was named cannot train the task, or disagrees in float64
     with the loop.
     """
+    try:
+        by_triton(probe.device)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     if not wanted.measured:
         (workers, threads), *_ = layouts(wanted, probe.cores)
         return candidate(wanted, probe, wanted.backend, workers, threads)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vecfl.errors import at_least_zero, fraction
+from vecfl_kernels import adam_, momentum_
 
 
 @dataclass
@@ -87,11 +88,7 @@ def momentum(
     at_least_zero("momentum(weight_decay)", weight_decay)
 
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
-        (velocity,), grads = rows.state, decayed(rows, grads, weight_decay)
-        torch._foreach_mul_(velocity, beta)
-        torch._foreach_add_(velocity, grads)
-        ahead = torch._foreach_add(grads, velocity, alpha=beta) if nesterov else velocity
-        torch._foreach_add_(rows.w, ahead, alpha=-lr)
+        momentum_(rows, decayed(rows, grads, weight_decay), lr, beta, nesterov)
 
     numbers = beta, weight_decay
     if nesterov:
@@ -182,30 +179,12 @@ def _adam(
         fraction(f"{name}(betas)", beta)
     at_least_zero(f"{name}(eps)", eps)
     at_least_zero(f"{name}(weight_decay)", weight_decay)
+    numbers = dict(beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay)
 
     def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
-        assert rows.steps is not None
-        rows.steps += 1
-        w, (mean, square), steps = rows.apart
-        # fused_ walks memory: a gradient that is laid out otherwise than w would be misread
-        parts = [row for g in grads for row in g.contiguous().unbind()]
-        fused_(
-            w,
-            parts,
-            mean,
-            square,
-            [],
-            steps,
-            lr=lr,
-            beta1=betas[0],
-            beta2=betas[1],
-            weight_decay=weight_decay,
-            eps=eps,
-            amsgrad=False,
-            maximize=False,
-        )
+        adam_(rows, grads, lr, fused_, **numbers)
 
-    return ClientOptimizer(name, 2, step_, counts=True, numbers=(*betas, eps, weight_decay))
+    return ClientOptimizer(name, 2, step_, counts=True, numbers=tuple(numbers.values()))
 
 
 def keep_gradient() -> ClientOptimizer:

@@ -6,14 +6,14 @@ of `docs/design.md`, section "Draws".
 """
 
 from enum import IntEnum
-from typing import Any
 
 import torch
 from torch import Tensor
 
+import vecfl_kernels
 from vecfl.errors import InputError, is_integer
+from vecfl_kernels import philox
 
-MASK = 0xFFFFFFFF
 AT_A_TIME = 1 << 14  # blocks of four words
 LIMITS = {"client": 32, "round": 22, "occurrence": 10, "kind": 4, "layer": 8, "step": 20}
 Int = int | Tensor
@@ -28,29 +28,8 @@ class Kind(IntEnum):
     DROPOUT = 3
     AUGMENT = 4
     CODEC = 6
+    NOISE = 7
     STATISTICS = 8
-
-
-def philox(counter: Tensor, seed: int) -> Tensor:
-    """Philox4x32-10 of `counter` [..., 4] under the key `seed`: int64 words [..., 4] < 2^32."""
-    flat = counter.reshape(-1, 4)
-    # The operators below are those of torch and of numpy, which is faster on small tensors.
-    lanes: Any = flat.numpy() if flat.is_cpu else flat
-    c0, c1, c2, c3 = lanes.T
-    k0, k1 = seed & MASK, (seed >> 32) & MASK
-    for _ in range(10):
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # int64 wraps; its 64 bits are what we want
-        c0, c2 = p1 >> 32, p0 >> 32
-        c0 ^= c1
-        c2 ^= c3
-        c0 ^= k0
-        c2 ^= k1
-        c0 &= MASK
-        c2 &= MASK
-        c1, c3 = p1, p0  # with their high words, which the masks cut off
-        k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
-    out = torch.stack([torch.as_tensor(c) for c in (c0, c1, c2, c3)], -1)
-    return out.bitwise_and_(MASK).view(counter.shape)
 
 
 def check_seed(name: str, seed: int) -> int:
@@ -132,14 +111,12 @@ def ragged_words(seed: int, streams: Tensor, sizes: Tensor) -> Tensor:
 
 def uniform(seed: int, streams: Tensor, n: int) -> Tensor:
     """n draws from (0, 1) per stream, float64 [..., n]: (word + 1/2) / 2^32."""
-    return (words(seed, streams, n).double() + 0.5) * 2.0**-32
+    return vecfl_kernels.uniforms(words(seed, streams, n))
 
 
 def normal(seed: int, streams: Tensor, n: int) -> Tensor:
     """n standard normals per stream, float64 [..., n]: Box-Muller on words (0, 1), (2, 3), ..."""
-    radius, angle = uniform(seed, streams, n + n % 2).unflatten(-1, (-1, 2)).unbind(-1)
-    radius, angle = (-2 * radius.log()).sqrt(), 2 * torch.pi * angle
-    return torch.stack((radius * angle.cos(), radius * angle.sin()), -1).flatten(-2)[..., :n]
+    return vecfl_kernels.normals(words(seed, streams, n + n % 2))[..., :n]
 
 
 def permutation(seed: int, streams: Tensor, n: int) -> Tensor:

@@ -65,6 +65,21 @@ def test_codecs(tmp_path: Path) -> None:
         assert 0 < row["p20_ms"] <= row["p80_ms"] and row["folds"] == pytest.approx(ratio, abs=0.06)
 
 
+def test_bandwidth(tmp_path: Path) -> None:
+    """Of 4 rows of 100 numbers: a copy reads and writes 1600 bytes, Adam moves 7 times as many."""
+    small = ("--numbers", "100", "--cells", "400", "--passes", "2")
+    rows = {row["operation"]: row for row in rows_of("bandwidth", tmp_path / "rows.jsonl", *small)}
+    moved = {
+        name: rows[name]["bytes"] for name in ("copy", "norms", "noise", "clip, sum and noise")
+    }
+    assert moved == {"copy": 3200, "norms": 1600, "noise": 1600, "clip, sum and noise": 6400}
+    assert (rows["momentum"]["bytes"], rows["adam"]["bytes"]) == (5 * 1600, 7 * 1600)
+    assert len(rows) == 11 and {row["kernels"] for row in rows.values()} == {"reference"}
+    assert rows["copy"]["of_a_copy"] == 1
+    for row in rows.values():
+        assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
+
+
 SMALL = ("--device", "cpu", "--models", "logistic", "--slots", "1", "2", "--cohorts", "2")
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vecfl.aggregate import Aggregate
@@ -18,6 +17,7 @@ from vecfl.errors import InputError, positive
 from vecfl.layout import Layout
 from vecfl.rows import lengths
 from vecfl.transforms.base import Transform
+from vecfl_kernels import scaled_rows, unit
 
 # What is left of a bound when entries, scale and norm have been rounded, in any order of their sum.
 LEFT = {torch.float32: 1 - 2.0**-22, torch.float64: 1 - 2.0**-36}
@@ -85,17 +85,22 @@ def clip_rows(rows: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
     A row that is not finite stays so. What of a scaled row would be denormal, and could only be
     rounded coarsely, becomes 0.
     """
-    bound, norm = limit * LEFT[rows.dtype], lengths(rows)
-    over = ~(norm <= bound)  # of a NaN, too
+    norm = lengths(rows)
+    over = ~(norm <= limit * LEFT[rows.dtype])  # of a NaN, too
     if rows.is_cpu and not over.any():  # asking a GPU would wait for it
         return rows, norm, over
-    largest = rows.abs().amax(1, keepdim=True)
-    unit = rows / largest.where(largest != 0, 1)  # what is left of 1e30 or 1e-30 could be 0 or inf
+    return scaled_rows(rows, *clip_factors(rows, norm, limit), over), norm, over
+
+
+def clip_factors(rows: Tensor, norm: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """What rows of these norms are divided by, without error, and then multiplied by: [K] and [K].
+
+    As they are, what is left of 1e30 or 1e-30 could be 0 or infinite.
+    """
+    by = unit(norm.to(rows.dtype))
     wide = rows.dtype == torch.float32  # its norm is a number of float64, that of 1e308 is not
-    length = norm / largest[:, 0] if wide else lengths(unit)
-    scale = (bound / length).to(rows.dtype)[:, None]
-    scaled = F.hardshrink(unit * scale, torch.finfo(rows.dtype).tiny)
-    return scaled.where(over[:, None], rows), norm, over
+    length = norm / by if wide else lengths(rows / by[:, None])
+    return by, (limit * LEFT[rows.dtype] / length).to(rows.dtype)
 
 
 def counted(upload: Upload, update: Tensor, norm: Tensor, over: Tensor) -> Upload:

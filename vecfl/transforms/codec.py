@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from vecfl.layout import Layout
-from vecfl.random import Kind, blocks, stream
+from vecfl.random import Kind, stream
 from vecfl.transforms.bits import Bits, Reader, float_bits, to_bits
+from vecfl_kernels import words_of
 
 COUNT = 32  # bits of how many symbols a part has
-CHUNK = 1 << 16  # draws at a time, which stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Codec:
     kept      (n, words [k, n] or None) -> which numbers have a symbol: None for all, their number,
               -1 where the message says how many, or a mask [k, n] that both sides draw
     draws     whether it takes words
+    fused     (x, seed, streams [K, 3], first word) -> what `restore` makes of all that `quantise`
+              gives, at once; None: no operation does that
     """
 
     quantise: Callable[[Tensor, Tensor | None], Code]
@@ -56,6 +58,7 @@ class Codec:
     width: int | None
     kept: Callable[[int, Tensor | None], None | int | Tensor] = lambda n, words: None
     draws: bool = False
+    fused: Callable[[Tensor, int, Tensor, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,28 +74,31 @@ class Senders:
     occurrence: Tensor
     layout: Layout
 
-    def words(self, n: int) -> Tensor:
-        """Words 0..n-1 of each message, int64 [K, n] in [0, 2^32): kind 6."""
+    @property
+    def streams(self) -> Tensor:
+        """Of each message, [K, 3]: kind 6."""
         at = {"client": self.client, "occurrence": self.occurrence}
-        streams = stream(Kind.CODEC, round=self.round, **at)
-        found = []
-        for some in streams.split(max(1, CHUNK // n)):
-            block = torch.arange(-(-n // 4), device=streams.device)
-            some = some[:, None]
-            pieces = [blocks(self.seed, some, b).flatten(1) for b in block.split(CHUNK // 4)]
-            found.append(torch.cat(pieces, 1)[:, :n])
-        return torch.cat(found)
+        return stream(Kind.CODEC, round=self.round, **at)
+
+    def words(self, n: int) -> Tensor:
+        """Words 0..n-1 of each message, int64 [K, n] in [0, 2^32)."""
+        return words_of(self.seed, self.streams, 0, n)
 
 
 def encode(codec: Codec, rows: Tensor, senders: Senders) -> tuple[Tensor, Tensor]:
     """What the server has of finite rows [K, M], and their bytes [K], int64."""
-    words = senders.words(rows.shape[1]) if codec.draws else None
+    words = senders.words(rows.shape[1]) if codec.draws and codec.fused is None else None
+    streams = senders.streams
     bits = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     restored = []
     for span in spans(codec, senders.layout, rows.shape[1]):
         part, drawn = rows[:, span], words[:, span] if words is not None else None
-        code = codec.quantise(part, drawn)
-        restored.append(codec.restore(code, rows.dtype))
+        if codec.fused is not None:
+            restored.append(codec.fused(part, senders.seed, streams, span.start))
+            code = Code(part)
+        else:
+            code = codec.quantise(part, drawn)
+            restored.append(codec.restore(code, rows.dtype))
         bits += size(codec, code, codec.kept(part.shape[1], drawn), rows.dtype)
     return restored[0] if len(restored) == 1 else torch.cat(restored, 1), (bits + 7) // 8
 

@@ -7,7 +7,6 @@ the bytes of a row of zeros.
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from vecfl.aggregate import Aggregate
@@ -16,6 +15,7 @@ from vecfl.errors import InputError
 from vecfl.layout import Layout
 from vecfl.transforms.base import Transform, nothing_kept, nothing_told
 from vecfl.transforms.codec import Codec, Senders, encode
+from vecfl_kernels import row_largest
 
 Told = Callable[[Server, Aggregate, Round], Metrics]
 
@@ -74,7 +74,6 @@ def through(codec: Codec, rows: Tensor, done: Finished) -> tuple[Tensor, Tensor]
     senders = Senders(at.seed, at.number, done.client, done.occurrence, at.layout)
     if rows.is_cpu and rows.sum(1).isfinite().all():  # a finite sum, finite terms
         return encode(codec, rows, senders)
-    low, high = torch.aminmax(rows, dim=1, keepdim=True)
-    finite = low.isfinite() & high.isfinite()
+    finite = row_largest(rows).isfinite()[:, None]
     arrived, size = encode(codec, rows.where(finite, 0), senders)
     return arrived.where(finite, rows), size

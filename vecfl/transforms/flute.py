@@ -12,11 +12,12 @@ from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Metrics, Round, Server
 from vecfl.errors import InputError
 from vecfl.transforms.base import Transform
-from vecfl.transforms.between import Levels, restored
+from vecfl.transforms.between import restored
 from vecfl.transforms.codec import Code, Codec
 from vecfl.transforms.compress import compressed
 from vecfl.transforms.numbers import at_rank
 from vecfl.transforms.parts import check_bits, check_per
+from vecfl_kernels import Levels
 
 UNFIT = "is not contractive: a small number may move to a level further away than 0"
 

@@ -8,31 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vecfl.transforms.bits import AS_INTEGER
+from vecfl_kernels import row_largest, unit
 
 ROWS, WIDTH = 8, 1 << 13
-EXPONENT = {torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}  # its bits
-
-
-def unit(largest: Tensor) -> Tensor:
-    """The power of two below `largest`, of any shape, that numbers are divided by, without error.
-
-    Then they are near 1, and neither squares nor differences leave the range.
-    """
-    dtype, tiny = largest.dtype, torch.finfo(largest.dtype).tiny
-    power = (largest.view(AS_INTEGER[dtype]) & EXPONENT[dtype]).view(dtype)
-    return power.clamp(tiny, 1 / tiny)
-
-
-def largest(rows: Tensor) -> Tensor:
-    """[K, 1], the largest absolute number of each row."""
-    low, high = torch.aminmax(rows, dim=1, keepdim=True)
-    return torch.maximum(high, -low)
 
 
 def room(rows: Tensor) -> Tensor:
     """What rows [K, n] are divided by so that float64 holds their squares and sums: [K, 1]."""
-    return unit(largest(rows)) if rows.dtype == torch.float64 else rows.new_ones(len(rows), 1)
+    wide = rows.dtype == torch.float64
+    return unit(row_largest(rows))[:, None] if wide else rows.new_ones(len(rows), 1)
 
 
 def total(rows: Tensor, square: bool = False) -> Tensor:
@@ -69,16 +53,3 @@ def greatest(rows: Tensor, k: int) -> Tensor:
         return kept
     equal, above = rows == last, rows > last
     return above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
-
-
-def draws(words: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers in [0, 1), of the 24 highest bits of each word in float32, of all in float64."""
-    if dtype == torch.float32:
-        return (words >> 8).to(dtype) * 2.0**-24
-    return words.to(dtype) * 2.0**-32
-
-
-def round_by(x: Tensor, words: Tensor) -> Tensor:
-    """x [K, n] at least 0, up or down to an integer at random, so that the mean stays x."""
-    low = x.floor()
-    return low.add_(draws(words, x.dtype) < x - low)

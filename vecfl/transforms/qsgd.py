@@ -9,8 +9,9 @@ from vecfl.errors import InputError, is_integer
 from vecfl.transforms.base import Transform
 from vecfl.transforms.codec import Code, Codec
 from vecfl.transforms.compress import compressed
-from vecfl.transforms.numbers import room, round_by, total, unit
+from vecfl.transforms.numbers import room, total
 from vecfl.transforms.parts import check_per
+from vecfl_kernels import Multiples, round_to_multiples
 
 UNFIT = "is unbiased, not contractive: its error may be longer than the message; it needs none"
 
@@ -27,17 +28,22 @@ def qsgd(levels: int = 127, per: Literal["tensor", "message"] = "tensor") -> Tra
         raise InputError(f"qsgd({levels!r}): expected a number of levels, 1 to 32767")
     levels = int(levels)
 
-    def quantise(x: Tensor, words: Tensor | None) -> Code:
-        assert words is not None
+    def multiples(x: Tensor) -> Multiples:
         by, most = room(x), torch.finfo(x.dtype).max
         norm = (total(x / by, square=True).sqrt() * by.double()).clamp(max=most).to(x.dtype)
-        by = unit(norm)
-        factor = levels / (norm / by).where(norm > 0, 1)
-        level = round_by((x / by).abs_().mul_(factor).clamp_(max=levels), words)
-        return Code(level.copysign(x) + levels, (norm,))
+        return Multiples(norm, levels)
+
+    def quantise(x: Tensor, words: Tensor | None) -> Code:
+        assert words is not None
+        found = multiples(x)
+        return Code(found.rounded(x, words) + levels, (found.norm,))
 
     def restore(code: Code, dtype: torch.dtype) -> Tensor:
-        return (code.symbols.to(dtype) - levels).div_(levels).mul_(code.scales[0])
+        return Multiples(code.scales[0], levels).values(code.symbols.to(dtype) - levels)
 
-    codec = Codec(quantise, restore, per, scales=1, width=(2 * levels).bit_length(), draws=True)
+    def fused(x: Tensor, seed: int, streams: Tensor, first: int) -> Tensor:
+        return round_to_multiples(x, multiples(x), seed, streams, first)
+
+    width = (2 * levels).bit_length()
+    codec = Codec(quantise, restore, per, scales=1, width=width, draws=True, fused=fused)
     return compressed(f"qsgd {levels} per {per}", lambda round: codec, unfit=UNFIT)

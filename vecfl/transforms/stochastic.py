@@ -7,11 +7,11 @@ from typing import Literal
 from torch import Tensor
 
 from vecfl.transforms.base import Transform
-from vecfl.transforms.between import Levels, restored
+from vecfl.transforms.between import restored
 from vecfl.transforms.codec import Code, Codec
 from vecfl.transforms.compress import compressed
-from vecfl.transforms.numbers import round_by
 from vecfl.transforms.parts import check_bits, check_per
+from vecfl_kernels import Levels, round_to_levels
 
 UNFIT = "is unbiased, not contractive: its error may be longer than the message; it needs none"
 
@@ -30,10 +30,18 @@ def stochastic_quantizer(bits: int = 8, per: Literal["tensor", "message"] = "ten
     def quantise(x: Tensor, words: Tensor | None) -> Code:
         assert words is not None
         levels = Levels.of(x, bits)
-        index = round_by(levels.places(x), words).clamp_(max=levels.steps)
-        return Code(index, (levels.low, levels.high))
+        return Code(levels.rounded(x, words), (levels.low, levels.high))
+
+    def fused(x: Tensor, seed: int, streams: Tensor, first: int) -> Tensor:
+        return round_to_levels(x, Levels.of(x, bits), seed, streams, first)
 
     codec = Codec(
-        quantise, lambda code, dtype: restored(code, bits), per, scales=2, width=bits, draws=True
+        quantise,
+        lambda code, dtype: restored(code, bits),
+        per,
+        scales=2,
+        width=bits,
+        draws=True,
+        fused=fused,
     )
     return compressed(f"stochastic_quantizer {bits} per {per}", lambda round: codec, unfit=UNFIT)
