@@ -111,6 +111,16 @@ class Trainer:
             for _ in range(arrangement.workers)
         ]
 
+    @property
+    def layers(self) -> dict[str, int]:
+        """How many layers run "fused" and "by_vmap", where the backend replaces them."""
+        return {how: len(paths) for how, paths in self.workers[0].backend.layers.items()}
+
+    def tell(self) -> None:
+        """Log which modules the stacked backend runs by vmap."""
+        if by_vmap := self.workers[0].backend.layers.get("by_vmap"):
+            log.info("without a stacked form, hence by vmap: %s", ", ".join(by_vmap))
+
     def plan(self, cohort: Tensor) -> Plan:
         """What the clients of `cohort` [C] do in the first round."""
         batches, offsets = self.algorithm.rule.batches, self.data.offsets
