@@ -42,8 +42,8 @@ class Simulation:
     client_dropout  clients of a cohort that are lost before they send anything: the probability of
               each, or a trace (see `vecfl.available`) that is True where a client drops out
     device, dtype   where and in which precision clients train
-    backend   "vmap" or "stacked" (clients side by side, by torch.func or by layers of many clients)
-              or "loop" (one after the other, the reference)
+    backend   "vmap", "stacked" (clients side by side, by torch.func or by layers of all of them) or
+              "loop" (one after the other, the reference)
     workers   threads that train clients, on a CPU; threads: operator threads of each (None:
               torch's number shared out among the workers)
     slots     clients in training at a time on each worker (None: by cache or GPU memory)
@@ -158,12 +158,11 @@ class Simulation:
         updates = self.geometry.metrics(fold.updates, *sums)
         server = self.algorithm.server(state.server, found.aggregate, at)
         settle_(server["w"], self.algorithm, at)
-        how = {"data": self.source.name, "ranks": self.mesh.size, **self.trainer.layers}
+        how = {"data": self.source.name, "ranks": self.mesh.size, **self.trainer.told}
         if state.table is not None:
             state.table.end()
         down = self.algorithm.downlink * cohort.drawn * layout.size * self.dtype.itemsize
         traffic, told = sent(state, found.bytes, down)
-        how |= asdict(self.arrangement)
         told = {"round": state.round + 1, **found.metrics(cohort, began, waited), **told}
         told |= {**metrics, **updates} | {f"system/{name}": value for name, value in how.items()}
         seen = self.algorithm.observe is None

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from threading import Event
 
@@ -112,9 +112,10 @@ class Trainer:
         ]
 
     @property
-    def layers(self) -> dict[str, int]:
-        """How many layers run "fused" and "by_vmap", where the backend replaces them."""
-        return {how: len(paths) for how, paths in self.workers[0].backend.layers.items()}
+    def told(self) -> dict[str, int | str]:
+        """The arrangement; where the backend replaces layers, how many are fused and by vmap."""
+        layers = self.workers[0].backend.layers
+        return asdict(self.arrangement) | {how: len(paths) for how, paths in layers.items()}
 
     def tell(self) -> None:
         """Log which modules the stacked backend runs by vmap."""

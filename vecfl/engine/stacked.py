@@ -206,10 +206,8 @@ class StackedBackend:
             if isinstance(layer, ByVmap) and isinstance(known, ByVmap):
                 layer.batched = known.batched
         self.batch = dict[str, Tensor]()
-        self.layers = {
-            "fused": self.stack.paths(fused=True),
-            "by_vmap": self.stack.paths(fused=False),
-        }
+        fused, by_vmap = self.stack.paths(fused=True), self.stack.paths(fused=False)
+        self.layers: Mapping[str, list[str]] = {"fused": fused, "by_vmap": by_vmap}
 
     def run_(
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update

@@ -15,20 +15,23 @@ def forward(
     """
     clients, length, batch, _ = gates.shape
     size = h.shape[-1]
+    turned = w.mT.contiguous()  # aligned, and read along its rows: twice as fast
     hidden = h.new_empty(clients, length + 1, batch, size)
     hidden[:, 0] = h
-    again = h.new_empty(clients, length, batch, size)  # what the recurrent step gives to new
-    for t in range(length):
-        before, gate = hidden[:, t], gates[:, t]
-        own = torch.bmm(before, w.mT)
-        if b is not None:
-            own += b.unsqueeze(1)
-        gate[..., : 2 * size].add_(own[..., : 2 * size]).sigmoid_()
-        again[:, t] = own[..., 2 * size :]
-        r, z, n = gate.chunk(3, -1)
-        n.addcmul_(r, again[:, t]).tanh_()
-        torch.lerp(n, before, z, out=hidden[:, t + 1])
-    return hidden[:, 1:].contiguous(), hidden[:, -1].clone(), (gates, again, hidden)
+    sums = h.new_empty(clients, length, batch, 3 * size)
+    if b is None:
+        sums.zero_()
+    else:
+        sums.copy_(b[:, None, None])
+    r, z, n = (gate.unbind(1) for gate in gates.chunk(3, -1))
+    both, own = gates[..., : 2 * size].unbind(1), sums[..., : 2 * size].unbind(1)
+    again, (before, *after) = sums[..., 2 * size :], hidden.unbind(1)
+    for t, (total, new) in enumerate(zip(sums.unbind(1), again.unbind(1), strict=True)):
+        total.baddbmm_(before, turned)
+        both[t].add_(own[t]).sigmoid_()
+        n[t].addcmul_(r[t], new).tanh_()
+        before = torch.lerp(n[t], before, z[t], out=after[t])
+    return hidden[:, 1:].contiguous(), before.clone(), (gates, again, hidden)
 
 
 def backward(
@@ -45,14 +48,13 @@ def backward(
     reset = new * again * r * (1 - r)
     update = (hidden[:, :-1] - n) * z * (1 - z)
     factors = torch.stack((reset, update, new * r), -2)  # of the gradient of h
-    whole, sums = torch.empty_like(grad), factors.flatten(-2)
-    dh = grad[:, -1]
-    for t in reversed(range(grad.shape[1])):
-        whole[:, t] = dh
-        factors[:, t].mul_(dh.unsqueeze(-2))
-        dh = torch.baddbmm(dh * z[:, t], sums[:, t], w)
+    sums, w = factors.flatten(-2), w.clone(memory_format=torch.contiguous_format)
+    whole = grad.clone()  # the gradients of h, once those of later steps are added
+    dh, keep, of_gates, totals = (x.unbind(1) for x in (whole, z, factors, sums))
+    for t in reversed(range(len(dh))):
+        of_gates[t].mul_(dh[t].unsqueeze(-2))
         if t:
-            dh += grad[:, t - 1]
+            dh[t - 1].addcmul_(dh[t], keep[t]).baddbmm_(totals[t], w)
+    first = torch.baddbmm(dh[0] * keep[0], totals[0], w)
     size = 2 * grad.shape[-1]
-    of_gates = torch.cat((sums[..., :size], whole * new), -1)
-    return of_gates, sums, dh, None
+    return torch.cat((sums[..., :size], whole * new), -1), sums, first, None

@@ -14,22 +14,22 @@ def forward(
     h, c   the state before the first step, [S, B, H]
     """
     clients, length, batch, _ = gates.shape
-    size = h.shape[-1]
+    size, turned = h.shape[-1], w.mT.contiguous()  # aligned, and read along its rows: twice as fast
     out = h.new_empty(clients, length, batch, size)
     cells = h.new_empty(clients, length + 1, batch, size)
     cells[:, 0] = c
-    steps = zip(gates.unbind(1), out.unbind(1), cells.unbind(1), cells.unbind(1)[1:], strict=False)
-    for gate, y, before, after in steps:
-        gate.baddbmm_(h, w.mT)
-        gate[..., : 2 * size].sigmoid_()
-        gate[..., 2 * size : 3 * size].tanh_()
-        gate[..., 3 * size :].sigmoid_()
-        i, f, g, o = gate.chunk(4, -1)
-        torch.mul(f, before, out=after)
-        after.addcmul_(i, g)
-        torch.tanh(after, out=y)
-        h = y.mul_(o)
-    return out, cells[:, -1].clone(), (gates, cells)
+    i, f, g, o = (gate.unbind(1) for gate in gates.chunk(4, -1))
+    both, (before, *after) = gates[..., : 2 * size].unbind(1), cells.unbind(1)
+    for t, (sums, y) in enumerate(zip(gates.unbind(1), out.unbind(1), strict=True)):
+        sums.baddbmm_(h, turned)
+        both[t].sigmoid_()
+        g[t].tanh_()
+        o[t].sigmoid_()
+        torch.mul(f[t], before, out=after[t])
+        before = after[t].addcmul_(i[t], g[t])
+        torch.tanh(before, out=y)
+        h = y.mul_(o[t])
+    return out, before.clone(), (gates, cells)
 
 
 def backward(
@@ -54,13 +54,15 @@ def backward(
         -2,
     )  # of the gradient of c, the last of that of h
     dc = torch.zeros_like(cells[:, 0]) if last is None else last.clone()
-    dh = grad[:, -1]
-    sums = factors.flatten(-2)
-    for t in reversed(range(grad.shape[1])):
-        dc.addcmul_(dh, of_cell[:, t])
-        factors[:, t, :, :3].mul_(dc.unsqueeze(-2))
-        factors[:, t, :, 3].mul_(dh)
-        dc.mul_(f[:, t])
+    dh, w = grad.clone().unbind(1), w.clone(memory_format=torch.contiguous_format)
+    sums, keep, hand_on = factors.flatten(-2), f.unbind(1), of_cell.unbind(1)
+    of_gates, by_cell = sums.unbind(1), factors[..., :3, :].unbind(1)
+    by_output = factors[..., 3, :].unbind(1)
+    for t in reversed(range(len(dh))):
+        dc.addcmul_(dh[t], hand_on[t])
+        by_cell[t].mul_(dc.unsqueeze(-2))
+        by_output[t].mul_(dh[t])
+        dc.mul_(keep[t])
         if t:
-            dh = torch.baddbmm(grad[:, t - 1], sums[:, t], w)
-    return sums, sums, torch.bmm(sums[:, 0], w), dc
+            dh[t - 1].baddbmm_(of_gates[t], w)
+    return sums, sums, torch.bmm(of_gates[0], w), dc
