@@ -3,6 +3,7 @@
 That it computes what the plain loop computes is a part of oracles/test_table.py.
 """
 
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -134,6 +135,117 @@ def test_the_task_keeps_its_layers() -> None:
     t = task(mlp())
     StackedBackend(t, EXAMPLE_OF_THREE)
     assert [type(m) for m in t.module] == [nn.Linear, nn.ReLU, nn.Linear]
+
+
+class Nested(nn.Module):
+    """Parts that only a pass shows to be without a form, beside layers that have one."""
+
+    def __init__(self, odd: nn.Module) -> None:
+        super().__init__()
+        self.first, self.odd, self.head = nn.Linear(5, 5), odd, nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.odd(torch.tanh(self.first(x))))
+
+
+class Lists(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.ParameterList([torch.eye(5), 2 * torch.eye(5)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.rows[0] @ self.rows[1]
+
+
+class Swaps(nn.Module):
+    """Has its examples in the second axis for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.unsqueeze(1).expand(-1, 7, -1).transpose(0, 1)
+        return self.inner(wide).transpose(0, 1).sum(1)
+
+
+def square_reads() -> nn.Module:
+    module = Reads()
+    module.head = nn.Linear(5, 5)
+    return module
+
+
+def half_frozen_square() -> nn.Module:
+    module = nn.Linear(5, 5)
+    module.bias.requires_grad_(False)
+    return module
+
+
+def square_hooked() -> nn.Module:
+    module = nn.Linear(5, 5)
+    module.register_forward_hook(lambda m, x, y: y * 2)
+    return module
+
+
+def square_tied() -> nn.Module:
+    module = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 5))
+    module[3].weight = module[0].weight
+    return module
+
+
+def weight_norm() -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Linear(5, 5))
+
+
+ODD = {
+    "custom": lambda: Mine(5, 5),
+    "activation": nn.PReLU,
+    "hooked": square_hooked,
+    "frozen in part": half_frozen_square,
+    "tied": square_tied,
+    "reads": square_reads,
+    "lists": Lists,
+    "parametrised": weight_norm,
+    "swaps": Swaps,
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_the_smallest_module_without_a_form_runs_by_vmap(odd: Callable[[], nn.Module]) -> None:
+    """A run of it is the loop's; a step by vmap is that of a fused layer, at the same time."""
+    torch.manual_seed(0)
+    t = task(Nested(odd()))
+    backend = StackedBackend(t, EXAMPLE_OF_THREE)
+    assert backend.layers == {"fused": ["first", "head"], "by_vmap": ["odd"]}
+    data = FederatedDataset(dict(EXAMPLE), torch.tensor([0, 3, 4]))
+    algorithm, how = vecfl.fedavg(lr=0.1, batches=Batches(2)), {"dtype": torch.float64}
+    stacked, loop = (
+        Simulation(t, data, algorithm, vecfl.everyone(), backend=backend, **how)
+        for backend in ("stacked", "loop")
+    )
+    (one, metrics), (other, plain) = (sim.round(sim.start()) for sim in (stacked, loop))
+    torch.testing.assert_close(one.server["w"], other.server["w"], rtol=1e-9, atol=1e-12)
+    assert (metrics["system/fused"], metrics["system/by_vmap"]) == (2, 1)
+    assert "system/fused" not in plain and "system/by_vmap" not in plain
+
+
+def test_what_runs_by_vmap_is_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    data = FederatedDataset(dict(EXAMPLE), torch.tensor([0, 3, 4]))
+    caplog.set_level(logging.INFO, "vecfl")
+    for module in (Nested(nn.PReLU()), mlp()):
+        how = {"backend": "stacked", "workers": 2}
+        algorithm = vecfl.fedavg(lr=0.1, batches=Batches(2))
+        Simulation(task(module), data, algorithm, vecfl.everyone(), **how)
+    assert caplog.messages == ["without a stacked form, hence by vmap: odd"]
+
+
+def test_a_gradient_that_is_rounding_alone_is_no_difference() -> None:
+    """The bias of the first layer moves no output: the norm behind it takes it away."""
+    norm = nn.Sequential(nn.Conv1d(5, 4, 1), nn.InstanceNorm1d(4, affine=True), nn.Flatten())
+    x = torch.randn(12, 5, 6, generator=torch.Generator().manual_seed(0))
+    example = {"x": x, "y": torch.arange(12) % 3}
+    module = nn.Sequential(*norm, nn.Linear(24, 3))
+    StackedBackend(Task(module, vecfl.cross_entropy, example=example), example)
 
 
 PLAIN = {"lr": 0.1, "batches": Batches(2)}

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from vecfl.engine.layers.base import StackedLayer
 from vecfl.errors import InputError
@@ -48,30 +48,31 @@ class ByVmap(StackedLayer):
 
     def run(self, found: list[Any], form: TreeSpec, batched: list[bool]) -> Any:
         """What the module makes of arguments, of which some are `batched`."""
+        given_back: list[Any] = []
 
-        def one(rows: list[Tensor], streams: Tensor | None, given: list[Any]) -> Any:
+        def one(rows: list[Tensor], streams: Tensor | None, given: list[Any]) -> list[Tensor]:
             self.draws.streams = streams
             args, kwargs = tree_unflatten(given, form)
-            return functional_call(
-                self.inner, dict(zip(self.names, rows, strict=True)), args, kwargs
-            )
+            params = dict(zip(self.names, rows, strict=True))
+            given_back[:] = tree_flatten(functional_call(self.inner, params, args, kwargs))
+            return [t for t in given_back[0] if isinstance(t, Tensor)]
 
         clients, streams = len(self.rows[0]), self.draws.streams
         own = [self.rows[i] for i in self.at if i is not None]
         pairs = list(zip(found, batched, strict=True))
         given = [a.unflatten(0, (clients, -1)) if b else a for a, b in pairs]
         dims = [0] * len(own), None if streams is None else 0, [0 if b else None for b in batched]
-        out = vmap(one, dims, randomness="error")(own, streams, given)
-        return tree_map(self.joined, out)
+        tensors = iter(vmap(one, dims, randomness="error")(own, streams, given))
+        out, form = given_back
+        joined = [self.joined(next(tensors)) if isinstance(t, Tensor) else t for t in out]
+        return tree_unflatten(joined, form)
 
     def examples_in(self, a: Any) -> bool:
         """Whether an argument has one row, or more, for each example."""
         return isinstance(a, Tensor) and a.dim() > 0 and len(a) % self.examples == 0
 
-    def joined(self, out: Any) -> Any:
+    def joined(self, out: Tensor) -> Tensor:
         """[S, B, ...] as [S * B, ...]."""
-        if not isinstance(out, Tensor):
-            return out
         if out.dim() < 2 or not self.examples_in(out.flatten(0, 1)):
             raise InputError(
                 f"a module by vmap gives {list(out.shape[1:])} for each client: no row for each "
