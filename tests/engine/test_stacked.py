@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import vecfl
 from vecfl import Batches, FederatedDataset, InputError, Simulation, Task
+from vecfl.engine.layers import ByVmap
 from vecfl.engine.stacked import Stack, StackedBackend
 
 EXAMPLE = {"x": torch.linspace(-1, 1, 20).view(4, 5), "y": torch.tensor([0, 1, 2, 0])}
@@ -229,6 +230,21 @@ def test_the_smallest_module_without_a_form_runs_by_vmap(odd: Callable[[], nn.Mo
     assert "system/fused" not in plain and "system/by_vmap" not in plain
 
 
+def test_a_module_at_two_places_is_one_layer() -> None:
+    """Where one place lies in what runs by vmap, all of both does."""
+    gain, inner = nn.PReLU(), nn.Linear(5, 5)
+    shared = nn.Sequential(nn.Linear(5, 5), gain, nn.Linear(5, 5), gain, nn.Linear(5, 3))
+    assert StackedBackend(task(shared), EXAMPLE_OF_THREE).layers["by_vmap"] == ["1"]
+    odd = Mine(5, 5)
+    odd.add_module("inside", inner)
+    part = nn.Sequential(inner, nn.Tanh(), odd)
+    module = nn.Sequential(part, nn.Linear(5, 3))
+    assert StackedBackend(task(module), EXAMPLE_OF_THREE).layers == {
+        "fused": ["1"],
+        "by_vmap": ["0"],
+    }
+
+
 def test_what_runs_by_vmap_is_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     data = FederatedDataset(dict(EXAMPLE), torch.tensor([0, 3, 4]))
     caplog.set_level(logging.INFO, "vecfl")
@@ -292,13 +308,44 @@ class Long(nn.Module):
         return self.head(torch.tanh(self.inner(x)) if len(x) > 3 * EXAMPLE["x"].shape[0] else x)
 
 
-@pytest.mark.parametrize("module", [mlp, Twice, Long])
+class Again(nn.Module):
+    """Calls one layer of a kind twice, the second time on what it gave."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.Embedding):
+            near = (x * 3).round().long() % 4
+            return self.head((self.layer(near) + self.layer((near + 1) % 4)).sum(-1))
+        if isinstance(self.layer, nn.Linear | nn.LayerNorm):
+            return self.head(self.layer(torch.tanh(self.layer(x))))
+        return self.head(self.first(torch.tanh(self.first(torch.stack((x, 2 * x), 1))))[:, -1])
+
+    def first(self, x: Tensor) -> Tensor:
+        out = self.layer(x)
+        return out[0] if isinstance(out, tuple) else out
+
+
+AGAIN = {
+    "linear": lambda: Again(nn.Linear(5, 5)),
+    "convolution": lambda: Again(nn.Conv1d(2, 2, 3, padding=1)),
+    "embedding": lambda: Again(nn.Embedding(4, 2)),
+    "norm": lambda: Again(nn.LayerNorm(5)),
+    "lstm": lambda: Again(nn.LSTM(5, 5, batch_first=True)),
+    "gru": lambda: Again(nn.GRU(5, 5, batch_first=True)),
+}
+
+
+@pytest.mark.parametrize("module", [mlp, Twice, Long, *AGAIN.values()])
 def test_a_layer_that_is_called_twice_does_not_step_between_the_calls(
     module: Callable[[], nn.Module],
 ) -> None:
     stack, n = Stack(task(module())), 24
     w = [torch.randn(n, *e.shape) for e in stack.task.layout.params]
     before = [t.clone() for t in w]
+    assert not any(isinstance(layer, ByVmap) for layer in stack.layers)
     batch = {k: c[:1].expand(n, 1, *c.shape[1:]) for k, c in EXAMPLE.items()}
     grads, _, _ = stack.step(w, batch, None, None, True, 0.5)
     right, _, _ = stack.step(before, batch, None, None, True, None)
