@@ -1,6 +1,7 @@
 """Each layer of S clients is S plain layers, in float64: outputs, gradients, and its own step."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -92,6 +93,33 @@ def same(
         close(new.detach(), old - LR * row.grad)
     for x, o in zip(given, again, strict=True):
         close(o.grad, x.grad)
+    alone(made, rows, inputs, factors, axes, places)
+
+
+def alone(
+    made: StackedLayer,
+    rows: list[Tensor],
+    inputs: list[Tensor],
+    factors: list[Tensor],
+    axes: list[int],
+    places: list[int],
+) -> None:
+    """A client whose model is not finite leaves the others their bits."""
+    found = []
+    for spoiled in (False, True):
+        moved = [r.clone() for r in rows]
+        for r in moved:
+            r[1] = math.nan if spoiled else r[1]
+        given, outs = run(made, [r.requires_grad_() for r in moved], inputs, LR)
+        score(outs, factors).backward()
+        of_x = [x.grad for x in given if x.grad is not None]
+        found.append([part(t, s, a) for s in (0, 2) for t, a in zip(outs, places, strict=True)])
+        found[-1] += [part(g, s, a) for s in (0, 2) for g, a in zip(of_x, axes, strict=False)]
+        found[-1] += [r.detach()[s] for s in (0, 2) for r in moved]
+        assert spoiled == all(
+            part(t, 1, a).isnan().all() for t, a in zip(outs, places, strict=True)
+        )
+    assert all(map(torch.equal, *found))
 
 
 def run(
@@ -171,7 +199,7 @@ def test_convolutions(layer: Any, formulation: str, monkeypatch: pytest.MonkeyPa
     space = (7, 9)[: len(layer.kernel_size)]
     x = numbers(S * B, layer.in_channels, *space)
     same(layer, StackedConvolution, [x], [0], formulation)
-    assert ran == ["forward", "backward"] * 2
+    assert ran == ["forward", "backward"] * 4
 
 
 @pytest.mark.parametrize("padding", [None, 2, -1])

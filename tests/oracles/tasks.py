@@ -209,3 +209,8 @@ AUGMENTED = {
     "augmented": Problem(Cnn, classes, pixels, integers(3), CROP_FLIP),
     "images": Problem(wide, classes, floats(2, 3, 4), integers(3), FLIP_CROP),
 }
+LAYERED = {  # of layers that have a stacked form of their own, or none
+    "lstm": Problem(Lstm, tokens, integers(7, 6), some_labels),
+    "gru": Problem(Gru, tokens, integers(7, 6), some_labels),
+    "mixed": Problem(mixed, classes, floats(4, 5), integers(3)),
+}

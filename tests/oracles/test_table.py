@@ -19,10 +19,9 @@ from .hand import HAND
 from .loop import AGGREGATORS, Result, Setting, federated_loop
 from .tasks import (
     AUGMENTED,
+    LAYERED,
     PROBLEMS,
     SIZES,
-    Gru,
-    Lstm,
     Positions,
     Problem,
     Tied,
@@ -30,7 +29,6 @@ from .tasks import (
     classes,
     floats,
     integers,
-    mixed,
     mlp,
     some_labels,
     tokens,
@@ -118,12 +116,9 @@ DENSE = {
     "images": AUGMENTED["images"],
     "cnn": PROBLEMS["cnn"],
     "tokens": PROBLEMS["tokens"],
-    "mixed": Problem(mixed, classes, floats(4, 5), integers(3)),
+    "mixed": LAYERED["mixed"],
 }
-RECURRENT = {
-    "lstm": Problem(Lstm, tokens, integers(7, 6), some_labels),
-    "gru": Problem(Gru, tokens, integers(7, 6), some_labels),
-}
+RECURRENT = {name: LAYERED[name] for name in ("lstm", "gru")}
 # Layers that run fused, and modules by vmap.
 LAYERS = {"linear": (1, 0), "mlp": (2, 0), "positions": (2, 0), "images": (2, 0), "cnn": (4, 0)}
 LAYERS |= {"tokens": (2, 0), "lstm": (3, 0), "gru": (5, 0), "mixed": (4, 2)}

@@ -123,9 +123,11 @@ def check(task: Task, example: Batch) -> Stack:
     """The stack of a float64 copy, in which three clients take the stacked and the plain pass.
 
     A module that fails in the stacked pass is run by vmap. example holds three batches. Raises
-    InputError where that is the whole module, or where gradients come out different.
+    InputError where that is the whole module, where gradients come out different, or where vmap
+    finds control flow that depends on data.
     """
     device = next(task.module.parameters()).device
+    VmapBackend(task.to("cpu", torch.float64), example)  # where every operator has some rule
     task = task.to(device, torch.float64)
     layout, by_vmap = task.layout, set[str]()
     away = torch.randn(3, layout.size, generator=torch.Generator().manual_seed(0)).to(device)
@@ -198,8 +200,6 @@ class StackedBackend:
     name = "stacked"
 
     def __init__(self, task: Task, example: Batch, formulation: str = "") -> None:
-        # Refuses control flow that depends on data; on a CPU, where every operator has some rule.
-        VmapBackend(task.to("cpu", next(task.module.parameters()).dtype), example)
         tried = check(task, example)
         self.stack = Stack(task, tried.paths(fused=False), formulation)
         for layer, known in zip(self.stack.layers, tried.layers, strict=True):
