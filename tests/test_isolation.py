@@ -82,8 +82,8 @@ def run_changed(
 @pytest.mark.parametrize(
     "problem, backend, slots",
     [("mlp", *seats) for seats in (*SEATS, ("stacked", 1), ("stacked", 3), ("stacked", C))]
-    + [("floats", backend, 3) for backend in ("loop", "vmap", "stacked")]
-    + [("floats", "stacked-grouped", 3), ("floats", "stacked-unfold", C), ("mixed", "stacked", 3)],
+    + [("floats", "loop", 3), ("floats", "vmap", 3), ("floats", "stacked-grouped", 3)]
+    + [("mixed", "stacked", 3)],
 )
 def test_other_clients_keep_their_bits(
     problem: str, backend: str, slots: int, optimizer: str

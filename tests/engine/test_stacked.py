@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import vecfl
 from vecfl import Batches, FederatedDataset, InputError, Simulation, Task
+from vecfl.engine import make_backend
 from vecfl.engine.layers import ByVmap
 from vecfl.engine.stacked import Stack, StackedBackend
 
@@ -228,6 +229,15 @@ def test_the_smallest_module_without_a_form_runs_by_vmap(odd: Callable[[], nn.Mo
     torch.testing.assert_close(one.server["w"], other.server["w"], rtol=1e-9, atol=1e-12)
     assert (metrics["system/fused"], metrics["system/by_vmap"]) == (2, 1)
     assert "system/fused" not in plain and "system/by_vmap" not in plain
+
+
+@pytest.mark.parametrize("name", ["", "each", "grouped", "unfold"])
+def test_the_name_of_a_backend_tells_the_formulation(name: str) -> None:
+    example = EXAMPLE_OF_THREE | {"x": EXAMPLE_OF_THREE["x"].unsqueeze(1)}
+    module = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 3))
+    t = Task(module, vecfl.cross_entropy, example=example)
+    backend = make_backend(f"stacked-{name}" if name else "stacked", t, example)
+    assert isinstance(backend, StackedBackend) and backend.stack.layers[0].by == name
 
 
 def test_a_module_at_two_places_is_one_layer() -> None:
