@@ -91,6 +91,25 @@ def test_the_fastest_is_searched_by_backend_then_cores_then_slots(
     assert [a.slots for a in tried[7:]] == [1]  # of four, as many as there are clients for
 
 
+def test_convolutions_are_tried_by_every_formulation_and_one_goes_on(
+    monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    alone = {"loop": 2.0, "vmap": 3.0, "stacked": 1.5, "stacked-grouped": 1.0}
+    tried = pretend(monkeypatch, lambda a: alone.get(a.backend, 1.2) / a.workers)
+    with operator_threads(2):
+        chosen = arrange(Wanted("auto", "auto", None, None), probe("cnn"))
+        assert chosen.backend == "stacked-grouped"
+        assert [a.backend for a in tried] == [
+            *("loop", "vmap", "stacked", "stacked-grouped", "stacked-unfold"),
+            *("loop", "stacked-grouped") * 2,
+        ]
+        tried.clear()
+        assert arrange(Wanted("auto", "auto", None, None), probe("cnn")) == chosen and not tried
+        arrange(Wanted("stacked", "auto", None, None), probe("cnn"))
+        arrange(Wanted("auto", "auto", None, None), probe("mlp"))
+    assert {a.backend for a in tried} == {"loop", "vmap", "stacked"}
+
+
 def test_a_backend_that_the_cores_cannot_save_is_measured_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -16,11 +16,11 @@ from vecfl.algorithms import Algorithm
 
 from .oracles.bridge import dataset, run_vecfl
 from .oracles.loop import Columns, Setting
-from .oracles.tasks import PROBLEMS, SIZES, Cnn, Problem, classes, floats, integers
+from .oracles.tasks import LAYERED, PROBLEMS, SIZES, Cnn, Problem, classes, floats, integers
 from .oracles.tiny import FAR, PLAIN, STEEP, Line, client, squared
 
 C, LONGEST = len(SIZES), 3
-PROBLEMS = PROBLEMS | {"floats": Problem(Cnn, classes, floats(1, 6, 6), integers(3))}
+PROBLEMS = PROBLEMS | LAYERED | {"floats": Problem(Cnn, classes, floats(1, 6, 6), integers(3))}
 SEATS = [("loop", 1), ("loop", 3), ("vmap", 1), ("vmap", 2), ("vmap", C), ("vmap", C + 2)]
 NAN, INF = client((math.nan, 0.0)), client((1.0, math.inf))
 
@@ -82,7 +82,8 @@ def run_changed(
 @pytest.mark.parametrize(
     "problem, backend, slots",
     [("mlp", *seats) for seats in (*SEATS, ("stacked", 1), ("stacked", 3), ("stacked", C))]
-    + [("floats", "loop", 3), ("floats", "vmap", 3)],
+    + [("floats", "loop", 3), ("floats", "vmap", 3), ("floats", "stacked-grouped", 3)]
+    + [("mixed", "stacked", 3)],
 )
 def test_other_clients_keep_their_bits(
     problem: str, backend: str, slots: int, optimizer: str

@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 
 from vecfl.choices import choices_file, keep, recall
+from vecfl.engine import has_convolutions, usual_formulation
 from vecfl.errors import InputError, is_integer
 from vecfl.probe import Probe
 from vecfl.trainer import Arrangement
@@ -19,6 +20,7 @@ log = logging.getLogger("vecfl")
 
 AGREE = 1e-9  # what float64 arithmetic in another order may change
 BACKENDS = ("loop", "vmap", "stacked")
+FORMULATIONS = ("stacked-each", "stacked-grouped", "stacked-unfold")  # of convolutions
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Wanted:
     slots: int | str | None
 
     def __post_init__(self) -> None:
-        if self.backend not in (*BACKENDS, "auto"):
+        if self.backend not in (*BACKENDS, *FORMULATIONS, "auto"):
             raise InputError(
                 f"backend {self.backend!r} is not known; choose loop, vmap, stacked or auto"
             )
@@ -87,7 +89,9 @@ def chosen_before(facts: dict[str, object], probe: Probe) -> Arrangement | None:
         return None
     try:
         numbers = [kept[name] for name in ("workers", "threads", "slots")]
-        if kept["backend"] not in BACKENDS or not all(is_integer(n) and n >= 1 for n in numbers):
+        if kept["backend"] not in (*BACKENDS, *FORMULATIONS) or not all(
+            is_integer(n) and n >= 1 for n in numbers
+        ):
             raise ValueError("no arrangement")
         arrangement = Arrangement(**kept)
     except (TypeError, KeyError, ValueError):
@@ -121,6 +125,8 @@ def search(wanted: Wanted, probe: Probe) -> Arrangement:
             if wanted.backend != "auto":
                 raise
             log.info("backend %s is out: %s", backend, error)
+    if wanted.backend == "auto":
+        formulate(probe)
     limit = probe.cores * min(probe.seconds.values())  # the cores cannot gain more
     close = [a for a, seconds in probe.seconds.items() if seconds <= limit]
     for w, t in others:
@@ -130,6 +136,22 @@ def search(wanted: Wanted, probe: Probe) -> Arrangement:
         for factor in (4, 0.25):
             climb(probe, factor)
     return agreeing(probe)
+
+
+def formulate(probe: Probe) -> None:
+    """Try the other formulations of convolutions, where they matter, and keep the fastest alone."""
+    tried = [a for a in probe.seconds if a.backend == "stacked"]
+    usual = f"stacked-{usual_formulation(probe.device)}"
+    if not tried or not has_convolutions(probe.task.module):
+        return
+    for other in FORMULATIONS:
+        if other != usual:
+            probe.time(replace(tried[0], backend=other))
+    stacked = [a for a in probe.seconds if a.backend.startswith("stacked")]
+    best = min(stacked, key=probe.seconds.__getitem__)
+    for a in stacked:
+        if a != best:
+            probe.drop(a.backend)
 
 
 def layouts(wanted: Wanted, cores: int) -> list[tuple[int, int]]:

@@ -64,7 +64,9 @@ class RunArgs(EvaluationArgs):
     """where to train: cpu, cuda, cuda:1, ..."""
     dtype: Literal["float32", "float64"] = "float32"
     """floating-point type of the model"""
-    backend: Literal["auto", "loop", "vmap", "stacked"] = "auto"
+    backend: Literal[
+        "auto", "loop", "vmap", "stacked", "stacked-each", "stacked-grouped", "stacked-unfold"
+    ] = "auto"
     """train clients one after the other, or many at a time (two ways); auto: the fastest here"""
     workers: int | Literal["auto"] = "auto"
     """threads that train clients, on a CPU"""

@@ -42,8 +42,8 @@ class Simulation:
     client_dropout  clients of a cohort that are lost before they send anything: the probability of
               each, or a trace (see `vecfl.available`) that is True where a client drops out
     device, dtype   where and in which precision clients train
-    backend   "vmap" (clients side by side), "stacked" (so too, faster, where only `nn.Linear`
-              layers train) or "loop" (one after the other, the reference)
+    backend   "vmap", "stacked" (clients side by side, by torch.func or by layers of all of them) or
+              "loop" (one after the other, the reference)
     workers   threads that train clients, on a CPU; threads: operator threads of each (None:
               torch's number shared out among the workers)
     slots     clients in training at a time on each worker (None: by cache or GPU memory)
@@ -104,6 +104,7 @@ class Simulation:
         probe = Probe(self.task, self.data, algorithm, large, self.seed, fetch)
         arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
         self.trainer = Trainer(self.task, self.data, algorithm, arrangement, self.seed)
+        self.trainer.tell()
         self.feed = make_feed(self.source)
         kept = algorithm.table(self.task.layout)
         self.tables = Tables(kept, self.data.num_clients, dtype, table, self.mesh.rank)
@@ -157,7 +158,7 @@ class Simulation:
         updates = self.geometry.metrics(fold.updates, *sums)
         server = self.algorithm.server(state.server, found.aggregate, at)
         settle_(server["w"], self.algorithm, at)
-        how = {"data": self.source.name, "ranks": self.mesh.size, **asdict(self.arrangement)}
+        how = {"data": self.source.name, "ranks": self.mesh.size, **self.trainer.told}
         if state.table is not None:
             state.table.end()
         down = self.algorithm.downlink * cohort.drawn * layout.size * self.dtype.itemsize

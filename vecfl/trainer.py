@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from threading import Event
 
@@ -110,6 +110,17 @@ class Trainer:
             )
             for _ in range(arrangement.workers)
         ]
+
+    @property
+    def told(self) -> dict[str, int | str]:
+        """The arrangement; where the backend replaces layers, how many are fused and by vmap."""
+        layers = self.workers[0].backend.layers
+        return asdict(self.arrangement) | {how: len(paths) for how, paths in layers.items()}
+
+    def tell(self) -> None:
+        """Log which modules the stacked backend runs by vmap."""
+        if by_vmap := self.workers[0].backend.layers.get("by_vmap"):
+            log.info("without a stacked form, hence by vmap: %s", ", ".join(by_vmap))
 
     def plan(self, cohort: Tensor) -> Plan:
         """What the clients of `cohort` [C] do in the first round."""

@@ -10,14 +10,15 @@ import torch
 import vecfl
 from vecfl import Batches, Task, fedprox
 from vecfl.engine import Slots, make_backend, make_update, stacked
+from vecfl.engine.stacked import Stack
 from vecfl.optim import ClientOptimizer
 from vecfl.schedule import make_plan
 from vecfl.tape import Tape
 
 from ..oracles.bridge import dataset, transforms
-from ..oracles.tasks import AUGMENTED, PROBLEMS
+from ..oracles.tasks import AUGMENTED, LAYERED, PROBLEMS
 
-ALL = PROBLEMS | AUGMENTED
+ALL = PROBLEMS | AUGMENTED | LAYERED
 
 META = torch.device("meta")
 
@@ -29,8 +30,9 @@ META = torch.device("meta")
 @pytest.mark.parametrize("plain", [False, True], ids=["pull and clip", "plain"])
 @pytest.mark.parametrize(
     "name, problem",
-    [(name, p) for name in ("loop", "vmap") for p in ALL]
-    + [("stacked", "linear"), ("stacked", "mlp"), ("stacked", "images")],
+    [(name, p) for name in ("loop", "vmap") for p in PROBLEMS | AUGMENTED]
+    + [("stacked", p) for p in ("images", "mixed", "lstm", "gru")]
+    + [("stacked-grouped", "cnn"), ("stacked-unfold", "cnn")],
 )
 def test_steps_stay_on_their_device(
     name: str,
@@ -40,7 +42,7 @@ def test_steps_stay_on_their_device(
     full: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stacked, "check", lambda *_: None)  # it looks at values
+    monkeypatch.setattr(stacked, "check", lambda task, _: Stack(task))  # it looks at values
     p, batches = ALL[problem], Batches(4, epochs=2, full=full)
     data = dataset(p.clients((8, 5, 7)))
     corrections = {"mu": 0.0} if plain else {"mu": 0.1, "clip": 0.5}

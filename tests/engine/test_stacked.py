@@ -3,6 +3,7 @@
 That it computes what the plain loop computes is a part of oracles/test_table.py.
 """
 
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 import vecfl
 from vecfl import Batches, FederatedDataset, InputError, Simulation, Task
+from vecfl.engine import make_backend
+from vecfl.engine.layers import ByVmap
 from vecfl.engine.sequence import Sequence
 from vecfl.engine.stacked import Stack, StackedBackend, stacked
 
@@ -76,9 +79,14 @@ class Bare(nn.Module):
         return x @ self.w
 
 
-class Counting(nn.Linear):
+class Stateful(nn.Module):
     def __init__(self) -> None:
-        super().__init__(5, 3)
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x
 
 
 class Depends(nn.Module):
@@ -113,12 +121,11 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     "module, said",
     [
-        (lambda: nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 3)), "module '0' (LayerNorm) has no"),
-        (lambda: nn.Sequential(nn.Linear(5, 5), Mine(5, 3)), "module '1' (Mine) has no stacked"),
-        (Bare, "the module (Bare) has no stacked form"),
+        (Bare, "the module (Bare) has no stacked form: use vmap or loop"),
         (hooked, "the module (Linear) has no stacked form"),
-        (half_frozen, "the module is frozen in part"),
-        (tied, "module '2' shares a parameter"),
+        (half_frozen, "the module (Linear) has no stacked form"),
+        (tied, "the module (Sequential) has no stacked form, for 0 and 2 share a parameter: use"),
+        (lambda: nn.Sequential(nn.Linear(5, 3), Stateful()), "buffer '1.calls' changes"),
         (Reads, "cannot be stacked: 'StackedLinear' object has no attribute 'weight'"),
         (Depends, "cannot be vectorised"),
     ],
@@ -148,6 +155,141 @@ def test_the_task_keeps_its_layers() -> None:
     t = task(mlp())
     StackedBackend(t, EXAMPLE_OF_THREE)
     assert [type(m) for m in t.module] == [nn.Linear, nn.ReLU, nn.Linear]
+
+
+class Nested(nn.Module):
+    """Parts that only a pass shows to be without a form, beside layers that have one."""
+
+    def __init__(self, odd: nn.Module) -> None:
+        super().__init__()
+        self.first, self.odd, self.head = nn.Linear(5, 5), odd, nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.odd(torch.tanh(self.first(x))))
+
+
+class Lists(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.ParameterList([torch.eye(5), 2 * torch.eye(5)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.rows[0] @ self.rows[1]
+
+
+class Swaps(nn.Module):
+    """Has its examples in the second axis for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.unsqueeze(1).expand(-1, 7, -1).transpose(0, 1)
+        return self.inner(wide).transpose(0, 1).sum(1)
+
+
+def square_reads() -> nn.Module:
+    module = Reads()
+    module.head = nn.Linear(5, 5)
+    return module
+
+
+def half_frozen_square() -> nn.Module:
+    module = nn.Linear(5, 5)
+    module.bias.requires_grad_(False)
+    return module
+
+
+def square_hooked() -> nn.Module:
+    module = nn.Linear(5, 5)
+    module.register_forward_hook(lambda m, x, y: y * 2)
+    return module
+
+
+def square_tied() -> nn.Module:
+    module = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 5))
+    module[3].weight = module[0].weight
+    return module
+
+
+def weight_norm() -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Linear(5, 5))
+
+
+ODD = {
+    "custom": lambda: Mine(5, 5),
+    "activation": nn.PReLU,
+    "hooked": square_hooked,
+    "frozen in part": half_frozen_square,
+    "tied": square_tied,
+    "reads": square_reads,
+    "lists": Lists,
+    "parametrised": weight_norm,
+    "swaps": Swaps,
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_the_smallest_module_without_a_form_runs_by_vmap(odd: Callable[[], nn.Module]) -> None:
+    """A run of it is the loop's; a step by vmap is that of a fused layer, at the same time."""
+    torch.manual_seed(0)
+    t = task(Nested(odd()))
+    backend = StackedBackend(t, EXAMPLE_OF_THREE)
+    assert backend.layers == {"fused": ["first", "head"], "by_vmap": ["odd"]}
+    data = FederatedDataset(dict(EXAMPLE), torch.tensor([0, 3, 4]))
+    algorithm, how = vecfl.fedavg(lr=0.1, batches=Batches(2)), {"dtype": torch.float64}
+    stacked, loop = (
+        Simulation(t, data, algorithm, vecfl.everyone(), backend=backend, **how)
+        for backend in ("stacked", "loop")
+    )
+    (one, metrics), (other, plain) = (sim.round(sim.start()) for sim in (stacked, loop))
+    torch.testing.assert_close(one.server["w"], other.server["w"], rtol=1e-9, atol=1e-12)
+    assert (metrics["system/fused"], metrics["system/by_vmap"]) == (2, 1)
+    assert "system/fused" not in plain and "system/by_vmap" not in plain
+
+
+@pytest.mark.parametrize("name", ["", "each", "grouped", "unfold"])
+def test_the_name_of_a_backend_tells_the_formulation(name: str) -> None:
+    example = EXAMPLE_OF_THREE | {"x": EXAMPLE_OF_THREE["x"].unsqueeze(1)}
+    module = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 3))
+    t = Task(module, vecfl.cross_entropy, example=example)
+    backend = make_backend(f"stacked-{name}" if name else "stacked", t, example)
+    assert isinstance(backend, StackedBackend) and backend.stack.layers[0].by == name
+
+
+def test_a_module_at_two_places_is_one_layer() -> None:
+    """Where one place lies in what runs by vmap, all of both does."""
+    gain, inner = nn.PReLU(), nn.Linear(5, 5)
+    shared = nn.Sequential(nn.Linear(5, 5), gain, nn.Linear(5, 5), gain, nn.Linear(5, 3))
+    assert StackedBackend(task(shared), EXAMPLE_OF_THREE).layers["by_vmap"] == ["1"]
+    odd = Mine(5, 5)
+    odd.add_module("inside", inner)
+    part = nn.Sequential(inner, nn.Tanh(), odd)
+    module = nn.Sequential(part, nn.Linear(5, 3))
+    assert StackedBackend(task(module), EXAMPLE_OF_THREE).layers == {
+        "fused": ["1"],
+        "by_vmap": ["0"],
+    }
+
+
+def test_what_runs_by_vmap_is_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    data = FederatedDataset(dict(EXAMPLE), torch.tensor([0, 3, 4]))
+    caplog.set_level(logging.INFO, "vecfl")
+    for module in (Nested(nn.PReLU()), mlp()):
+        how = {"backend": "stacked", "workers": 2}
+        algorithm = vecfl.fedavg(lr=0.1, batches=Batches(2))
+        Simulation(task(module), data, algorithm, vecfl.everyone(), **how)
+    assert caplog.messages == ["without a stacked form, hence by vmap: odd"]
+
+
+def test_a_gradient_that_is_rounding_alone_is_no_difference() -> None:
+    """The bias of the first layer moves no output: the norm behind it takes it away."""
+    norm = nn.Sequential(nn.Conv1d(5, 4, 1), nn.InstanceNorm1d(4, affine=True), nn.Flatten())
+    x = torch.randn(12, 5, 6, generator=torch.Generator().manual_seed(0))
+    example = {"x": x, "y": torch.arange(12) % 3}
+    module = nn.Sequential(*norm, nn.Linear(24, 3))
+    StackedBackend(Task(module, vecfl.cross_entropy, example=example), example)
 
 
 PLAIN = {"lr": 0.1, "batches": Batches(2)}
@@ -195,13 +337,44 @@ class Long(nn.Module):
         return self.head(torch.tanh(self.inner(x)) if len(x) > 3 * EXAMPLE["x"].shape[0] else x)
 
 
-@pytest.mark.parametrize("module", [mlp, Called, Twice, Long])
+class Again(nn.Module):
+    """Calls one layer of a kind twice, the second time on what it gave."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head, self.kind = layer, nn.Linear(5, 3), type(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind is nn.Embedding:
+            near = (x * 3).round().long() % 4
+            return self.head((self.layer(near) + self.layer((near + 1) % 4)).sum(-1))
+        if self.kind in (nn.Linear, nn.LayerNorm):
+            return self.head(self.layer(torch.tanh(self.layer(x))))
+        return self.head(self.first(torch.tanh(self.first(torch.stack((x, 2 * x), 1))))[:, -1])
+
+    def first(self, x: Tensor) -> Tensor:
+        out = self.layer(x)
+        return out[0] if isinstance(out, tuple) else out
+
+
+AGAIN = {
+    "linear": lambda: Again(nn.Linear(5, 5)),
+    "convolution": lambda: Again(nn.Conv1d(2, 2, 3, padding=1)),
+    "embedding": lambda: Again(nn.Embedding(4, 2)),
+    "norm": lambda: Again(nn.LayerNorm(5)),
+    "lstm": lambda: Again(nn.LSTM(5, 5, batch_first=True)),
+    "gru": lambda: Again(nn.GRU(5, 5, batch_first=True)),
+}
+
+
+@pytest.mark.parametrize("module", [mlp, Called, Twice, Long, *AGAIN.values()])
 def test_a_layer_that_is_called_twice_does_not_step_between_the_calls(
     module: Callable[[], nn.Module],
 ) -> None:
     stack, n = stacked(task(module())), 24
     w = [torch.randn(n, *e.shape) for e in stack.task.layout.params]
     before = [t.clone() for t in w]
+    assert not any(isinstance(layer, ByVmap) for layer in stack.layers)
     batch = {k: c[:1].expand(n, 1, *c.shape[1:]) for k, c in EXAMPLE.items()}
     grads, _, _ = stack.step(w, batch, None, None, True, 0.5)
     right, _, _ = stack.step(before, batch, None, None, True, None)

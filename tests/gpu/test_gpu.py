@@ -24,7 +24,17 @@ from vecfl.tape import Tape
 
 from ..oracles import bridge, philox
 from ..oracles.loop import Columns, Setting, federated_loop
-from ..oracles.tasks import AUGMENTED, PROBLEMS, SIZES, Cnn, Problem, classes, floats, integers
+from ..oracles.tasks import (
+    AUGMENTED,
+    LAYERED,
+    PROBLEMS,
+    SIZES,
+    Cnn,
+    Problem,
+    classes,
+    floats,
+    integers,
+)
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
 pytestmark = [
@@ -35,8 +45,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
 ]
 C, LONGEST = len(SIZES), 3
+ALL = PROBLEMS | LAYERED
 BACKENDS = ["loop", "vmap"]
-ON = [(b, p) for b in BACKENDS for p in PROBLEMS] + [("stacked", "linear"), ("stacked", "mlp")]
+ON = [(b, p) for b in BACKENDS for p in PROBLEMS]
+ON += [("stacked", p) for p in ("linear", "mlp", "cnn", "tokens", *LAYERED)]
+ON += [("stacked-each", "cnn"), ("stacked-unfold", "cnn")]
 IMAGES = Problem(Cnn, classes, floats(1, 6, 6), integers(3))  # floats, so that one can be NaN
 SETTINGS = {
     "sgd": Setting(rounds=2, seed=9, lr=0.1, epochs=2),
@@ -122,7 +135,7 @@ def close(a: object, b: object, rtol: float = 1e-9, atol: float = 1e-10) -> None
 def test_float64_agrees_with_the_oracle_on_the_cpu(
     backend: str, problem: str, setting: Setting, device: str
 ) -> None:
-    p = PROBLEMS[problem]  # its clients have 0, 1, B-1, B, B+1, 2B and 23 examples
+    p = ALL[problem]  # its clients have 0, 1, B-1, B, B+1, 2B and 23 examples
     truth = federated_loop(p.build(), p.loss, p.clients(), setting)
     ours = play(p, setting, device, backend=backend, slots=3)
     close(ours.models, truth.models)
@@ -135,7 +148,7 @@ def test_float64_agrees_with_the_oracle_on_the_cpu(
 def test_float32_agrees_with_the_oracle_to_rounding(
     backend: str, problem: str, device: str
 ) -> None:
-    p, setting = PROBLEMS[problem], SETTINGS["sgd"]
+    p, setting = ALL[problem], SETTINGS["sgd"]
     truth = federated_loop(p.build(), p.loss, p.clients(), setting)
     ours = play(p, setting, device, backend=backend, slots=3, dtype=torch.float32)
     for t in range(setting.rounds):
@@ -164,7 +177,7 @@ def doubled(model: Columns) -> Columns:
 def test_any_number_of_slots_gives_the_same_updates(
     backend: str, problem: str, device: str
 ) -> None:
-    p, setting = PROBLEMS[problem], replace(SETTINGS["adam, pull, clip"], rounds=1)
+    p, setting = ALL[problem], replace(SETTINGS["adam, pull, clip"], rounds=1)
     first = sent(play(p, setting, device, backend=backend, slots=1))
     assert {k: bool(row.any()) for k, row in first.items()} == {k: SIZES[k] > 0 for k in range(C)}
     for slots in (2, C, C + 2):
@@ -255,7 +268,7 @@ def test_words_have_the_bits_of_the_contract(device: str) -> None:
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_evaluation_and_state_dict(problem: str, device: str) -> None:
-    p, setting = PROBLEMS[problem], SETTINGS["sgd"]
+    p, setting = ALL[problem], SETTINGS["sgd"]
     found, models = [], []
     for where in (device, "cpu"):
         sim = simulation(p, p.clients(), bridge.algorithm(setting), where, slots=3)
@@ -311,7 +324,7 @@ def test_data_and_module_may_lie_on_the_device(device: str) -> None:
 def test_data_that_stay_on_the_host_give_the_same(
     backend: str, problem: str, stored: bool, device: str, tmp_path: Path
 ) -> None:
-    p, setting, found = PROBLEMS[problem], SETTINGS["drawn, capped"], []
+    p, setting, found = ALL[problem], SETTINGS["drawn, capped"], []
     for resident in (True, False):
         algorithm, data = bridge.algorithm(setting), bridge.dataset(p.clients())
         if stored:

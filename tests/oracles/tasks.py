@@ -120,6 +120,47 @@ class Positions(nn.Module):
         return self.head(self.drop(x + self.frozen(x)))
 
 
+class Lstm(nn.Module):
+    """Next character from an LSTM of two layers, time first, and from its last states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.drop = nn.Embedding(7, 4, padding_idx=2), nn.Dropout(0.25)
+        self.lstm, self.head = nn.LSTM(4, 3, 2), nn.Linear(3, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, (h, c) = self.lstm(self.drop(self.embed(x)).transpose(0, 1))
+        out = out.transpose(0, 1) + (h + 0.5 * c).sum(0).unsqueeze(1)
+        return self.head(out)
+
+
+class Gru(nn.Module):
+    """Next character from a GRU that runs both ways from a state of the first character."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.start = nn.Embedding(7, 4), nn.Linear(4, 6)
+        self.gru = nn.GRU(4, 3, batch_first=True, bidirectional=True)
+        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        e = self.embed(x)
+        start = torch.tanh(self.start(e[:, 0])).unflatten(1, (2, 3)).transpose(0, 1)
+        return self.head(self.norm(self.gru(e, start.contiguous())[0]))
+
+
+class Odd(nn.Module):
+    """A layer of one's own: a matrix that is used twice, a vector, and dropout between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.drop = nn.Linear(5, 5, bias=False), nn.Dropout(0.25)
+        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.drop(self.inner(x)) * self.gain) @ self.inner.weight
+
+
 def floats(*shape: int) -> Callable[[torch.Generator, int], Tensor]:
     return lambda g, n: torch.randn(n, *shape, generator=g, dtype=torch.float64)
 
@@ -139,6 +180,12 @@ def pixels(g: torch.Generator, n: int) -> Tensor:
 
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(0.25), nn.Linear(8, 3))
+
+
+def mixed() -> nn.Module:
+    """Fused layers, and between them some that are not."""
+    ends = nn.LayerNorm((3, 6)), nn.Dropout(0.25), nn.Flatten(), nn.Linear(18, 3)
+    return nn.Sequential(nn.Linear(5, 5), Odd(), nn.PReLU(), nn.Conv1d(4, 3, 2, padding=1), *ends)
 
 
 def wide() -> nn.Module:
@@ -161,4 +208,9 @@ FLIP_CROP = (("normalise", (0.1, -0.2), (0.5, 2.0)), ("flip",), ("crop", 1))
 AUGMENTED = {
     "augmented": Problem(Cnn, classes, pixels, integers(3), CROP_FLIP),
     "images": Problem(wide, classes, floats(2, 3, 4), integers(3), FLIP_CROP),
+}
+LAYERED = {  # of layers that have a stacked form of their own, or none
+    "lstm": Problem(Lstm, tokens, integers(7, 6), some_labels),
+    "gru": Problem(Gru, tokens, integers(7, 6), some_labels),
+    "mixed": Problem(mixed, classes, floats(4, 5), integers(3)),
 }

@@ -19,6 +19,7 @@ from .hand import HAND
 from .loop import AGGREGATORS, Result, Setting, federated_loop
 from .tasks import (
     AUGMENTED,
+    LAYERED,
     PROBLEMS,
     SIZES,
     Positions,
@@ -86,6 +87,8 @@ STACKED: dict[str, dict[str, Any]] = {
     "stacked S=3": {"backend": "stacked", "slots": 3},
     "stacked S=C": {"backend": "stacked", "slots": len(SIZES)},
     "stacked W=2": {"backend": "stacked", "slots": 2, "workers": 2},
+    "grouped S=3": {"backend": "stacked-grouped", "slots": 3},
+    "unfold S=3": {"backend": "stacked-unfold", "slots": 3},
 }
 TASKS = PROBLEMS | {
     "tied": Problem(lambda: Tied(0.25), classes, floats(5), integers(3)),
@@ -111,7 +114,15 @@ DENSE = {
     "mlp": PROBLEMS["mlp"],
     "positions": Problem(Positions, tokens, floats(6, 5), some_labels),
     "images": AUGMENTED["images"],
+    "cnn": PROBLEMS["cnn"],
+    "tokens": PROBLEMS["tokens"],
+    "mixed": LAYERED["mixed"],
 }
+RECURRENT = {name: LAYERED[name] for name in ("lstm", "gru")}
+# Layers that run fused, and modules by vmap.
+LAYERS = {"linear": (1, 0), "mlp": (2, 0), "positions": (2, 0), "images": (2, 0), "cnn": (4, 0)}
+LAYERS |= {"tokens": (2, 0), "lstm": (3, 0), "gru": (5, 0), "mixed": (4, 2)}
+LAYERS |= {"one layer": (1, 0), "biases": (0, 2)}
 FROZEN = {
     "one layer": Problem(mlp, classes, floats(5), integers(3), freeze="^0[.]"),
     "biases": Problem(mlp, classes, floats(5), integers(3), freeze="bias$"),
@@ -132,7 +143,7 @@ AGGREGATED = {
     "median": {"aggregator": "median"},
     "trimmed": {"aggregator": "trimmed"},
 }
-KINDS, PROBLEM_OF = BACKENDS | STACKED, TASKS | DENSE | FROZEN
+KINDS, PROBLEM_OF = BACKENDS | STACKED, TASKS | DENSE | FROZEN | RECURRENT
 SOME_EXAMPLES = [case for case in HAND if any(len(c["x"]) for c in case.clients)]
 STACKED_COLUMNS = COLUMNS | {"backend": STACKED, "task": DENSE}
 MESSAGES = {  # what clients send, and how much it counts
@@ -147,9 +158,18 @@ MESSAGES = {  # what clients send, and how much it counts
 }
 STACKED_MESSAGES = MESSAGES | {
     "backend": {name: STACKED[name] for name in ("stacked S=3", "stacked W=2")},
-    "task": {"one layer": FROZEN["one layer"], "positions": DENSE["positions"]},
+    "task": {name: FROZEN[name] for name in ("one layer", "biases")}
+    | {"positions": DENSE["positions"]},
 }
-TABLES = (COLUMNS, STACKED_COLUMNS, MESSAGES, STACKED_MESSAGES)
+SEQUENCES = {
+    "algorithm": {name: ALGORITHMS[name] for name in ("fedavg", "fedprox")},
+    "backend": {name: STACKED[name] for name in ("stacked S=1", "stacked S=3", "stacked S=C")},
+    "optimizer": {name: OPTIMIZERS[name] for name in ("sgd", "clipped", "adam")},
+    "task": RECURRENT,
+    "batches": {name: BATCHES[name] for name in ("drop", "full", "token cap")},
+    "cohort": COHORTS,
+}
+TABLES = (COLUMNS, STACKED_COLUMNS, MESSAGES, STACKED_MESSAGES, SEQUENCES)
 COVERS = [pairwise({name: list(values) for name, values in t.items()}) for t in TABLES]
 
 
@@ -180,6 +200,9 @@ def check(row: Row, truth: Result) -> None:
     problem, s = PROBLEM_OF[row["task"]], setting_of(row)
     kind = KINDS[row["backend"]]
     ours = run_vecfl(problem.build(), problem.loss, problem.clients(), s, **kind)
+    ran = [tuple(m.get(f"system/{how}") for how in ("fused", "by_vmap")) for m in ours.metrics]
+    stacked = kind["backend"].startswith("stacked")
+    assert set(ran) == {LAYERS[row["task"]] if stacked else (None, None)}
     for t in range(s.rounds):
         close = partial(
             torch.testing.assert_close, rtol=1e-9, atol=1e-12, msg=lambda m: f"{row}: {m}"
@@ -242,7 +265,7 @@ def test_pairwise_cover(row: Row) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_whole_product(algorithm: str, task: str) -> None:
     seen = set()
-    backends = (BACKENDS if task in TASKS else {}) | (STACKED if task in DENSE else {})
+    backends = (BACKENDS if task in TASKS else {}) | (STACKED if task in DENSE | RECURRENT else {})
     for optimizer, batches, weights, cohort in product(OPTIMIZERS, BATCHES, WEIGHTS, COHORTS):
         row = {"algorithm": algorithm, "optimizer": optimizer, "task": task}
         row |= {"batches": batches, "weights": weights, "cohort": cohort}

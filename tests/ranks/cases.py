@@ -79,6 +79,7 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
     "not finite": Case(FEDAVG(), sampler=drawn([6, 3, 0, 6], [2, 3]), bad=(3, 6)),
     "vmap": Case(FEDAVG(), how={"backend": "vmap", "slots": 3}),
     "stacked": Case(FEDAVG(), "linear", how={"backend": "stacked", "slots": 3}),
+    "stacked cnn": Case(FEDAVG(), "cnn", how={"backend": "stacked", "slots": 3}),
     "workers": Case(FEDAVG(), "cnn", how={"backend": "loop", "workers": 2, "threads": 1}),
     "streamed": Case(FEDAVG(), how={"backend": "loop", "resident": False}),
     "float32": Case(FEDAVG(), how={"backend": "loop", "dtype": torch.float32}),

@@ -1,6 +1,7 @@
 """The engine: slots, the local rule, and the backends that train rows."""
 
 from vecfl.engine.backend import Backend
+from vecfl.engine.layers import has_convolutions, usual_formulation
 from vecfl.engine.loop import LoopBackend
 from vecfl.engine.rule import LocalRule, make_update
 from vecfl.engine.size import CACHE, free_memory, slot_count
@@ -17,18 +18,22 @@ __all__ = [
     "LocalRule",
     "Slots",
     "free_memory",
+    "has_convolutions",
     "make_backend",
     "make_update",
     "slot_count",
+    "usual_formulation",
 ]
 
 
 def make_backend(name: str, task: Task, example: Batch) -> Backend:
     """The backend called `name`; InputError for one that is not known."""
+    if name not in CACHE:
+        raise InputError(f"backend {name!r} is not known; choose from {', '.join(CACHE)}")
     if name == "loop":
         return LoopBackend(task)
     if name == "vmap":
-        return VmapBackend(task, example)
-    if name == "stacked":
-        return StackedBackend(task, example)
-    raise InputError(f"backend {name!r} is not known; choose from {', '.join(CACHE)}")
+        vmap = VmapBackend(task, example)
+        vmap.warn()
+        return vmap
+    return StackedBackend(task, example, name.removeprefix("stacked").removeprefix("-"))

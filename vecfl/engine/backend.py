@@ -17,9 +17,12 @@ class Backend(Protocol):
     `run_` moves the rows of `block.active` through the block's steps and adds to the slots' loss,
     weight and seen; it calls `update` on the rows that it has gradients for. It returns how many
     slot-steps it executed, idle ones included. Nothing in it waits for a GPU.
+
+    layers  paths of those that run "fused" and "by_vmap", where the backend replaces layers
     """
 
     name: str
+    layers: Mapping[str, list[str]]
 
     def run_(
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update

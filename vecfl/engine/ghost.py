@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vecfl.engine.layers import HOOKS
+from vecfl.engine.layers.stack import HOOKS
 from vecfl.errors import InputError
 from vecfl.losses import Batch
 from vecfl.modules import called

@@ -29,6 +29,7 @@ class LoopBackend:
     """Trains each slot by itself, on batches cut to their valid examples."""
 
     name = "loop"
+    layers: Mapping[str, list[str]] = {}
 
     def __init__(self, task: Task) -> None:
         self.task, self.keyed = copy.deepcopy(task), task.keyed

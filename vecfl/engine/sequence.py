@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vecfl.engine.by_hand import SIMPLE, Dropout, Elementwise, Flatten, Layer, Linear
 from vecfl.engine.graded import CrossEntropy, by_graph
-from vecfl.engine.layers import HOOKS
+from vecfl.engine.layers.stack import HOOKS
 from vecfl.engine.memory import Memory
 from vecfl.engine.together import Step, weighed
 from vecfl.errors import InputError
@@ -33,7 +33,7 @@ class Sequence:
             raise InputError("buffers that change and frozen layers take part in no sequence")
         at = {id(module.get_parameter(e.name)): i for i, e in enumerate(layout.params)}
         self.layers: list[Layer] = []
-        self.linear: list[Linear] = []
+        self.linear: dict[str, Linear] = {}
         for path, m in flat(module):
             self._add(path, m, at)
         self.first = next((i for i, m in enumerate(self.layers) if isinstance(m, Linear)), 0)
@@ -50,7 +50,7 @@ class Sequence:
             linear = Linear(at.pop(id(m.weight), -1), bias, first=not self.linear)
             if -1 in linear.at:
                 raise InputError(f"{called(path)} shares a parameter: it is in no sequence")
-            self.linear.append(linear)
+            self.linear[path] = linear
             self.layers.append(linear)
         elif kind in SIMPLE:
             self.layers.append(Elementwise(*SIMPLE[kind]))
@@ -60,6 +60,10 @@ class Sequence:
             self.layers.append(Dropout(m))
         elif kind is not nn.Identity:
             raise InputError(f"{called(path)} ({kind.__name__}) is in no sequence of simple layers")
+
+    def paths(self, fused: bool) -> list[str]:
+        """Paths of the layers that train, which are all fused; none runs by vmap."""
+        return list(self.linear) if fused else []
 
     def step(
         self,
@@ -73,7 +77,7 @@ class Sequence:
         """Gradients at w ([S, *shape] each), or with `lr` a step of w; loss sums and weights."""
         shape = next(iter(batch.values())).shape[:2]
         grads = [self.memory.like(str(i), t) for i, t in enumerate(w)] if lr is None else []
-        for linear in self.linear:
+        for linear in self.linear.values():
             linear.begin(w, grads, lr)
         self.task.draws.examples = shape.numel()
         if streams is not None:

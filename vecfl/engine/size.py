@@ -14,6 +14,9 @@ CACHE = {
     "loop": 1 << 18,
     "vmap": 1 << 24,
     "stacked": 1 << 23,
+    "stacked-each": 1 << 23,
+    "stacked-grouped": 1 << 23,
+    "stacked-unfold": 1 << 23,
 }  # bytes of rows that a CPU still trains fast
 SHARE = 0.6  # of the free GPU memory; the rest is for the data and for fragmentation
 

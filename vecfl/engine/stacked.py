@@ -1,17 +1,18 @@
 """The stacked backend: layers that hold the parameters of all S clients, on one long batch.
 
 The examples of all slots form an ordinary batch [S * B, ...]. What has no parameters runs on it as
-it is; only layers with parameters know whose example is whose. Today those are `nn.Linear`.
+it is; only layers with parameters know whose example is whose (`engine/layers`).
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from vecfl.engine.layers import stack_layers
+from vecfl.engine.layers import ByVmap, StackedConvolution, StackedLayer, stack_layers
 from vecfl.engine.loop import run_backward
 from vecfl.engine.rule import Update, mean_weight
 from vecfl.engine.sequence import Sequence
@@ -25,19 +26,36 @@ from vecfl.tape import Block
 from vecfl.task import Task
 from vecfl.trial import first_line
 
-AGREE = 1e-9  # of gradients in float64, relative to the largest
+AGREE = 1e-9  # of a parameter's gradients in float64, relative to the largest of them
+ZERO = 1e-13  # relative to the largest of all: what cancels leaves its rounding
 
 
 class Stack:
     """A copy of a task whose layers take all clients at once; its gradients.
 
-    Raises InputError naming the module that cannot be stacked.
+    by_vmap  paths of modules to run by vmap, beside those that the module tree tells
+    formulation  of convolutions (`layers.FORMULATIONS`), "": that of the device
+
+    Raises InputError where the module has no stacked form.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, by_vmap: Collection[str] = (), formulation: str = "") -> None:
         self.prepare, self.task = task.prepare, copy.deepcopy(task)
-        self.task.module.train()
-        self.task.module, self.layers = stack_layers(self.task.module, task.layout)
+        if task.layout.buffers:
+            name = task.layout.buffers[0].name
+            raise InputError(f"buffer '{name}' changes in training: not stacked yet")
+        names = [e.name for e in task.layout.params]
+        module, draws = self.task.module.train(), self.task.draws
+        self.task.module, self.layers = stack_layers(module, names, draws, by_vmap)
+        for layer in self.layers:
+            if isinstance(layer, StackedConvolution):
+                layer.by = formulation
+
+    def paths(self, fused: bool) -> list[str]:
+        """Paths of the layers that are fused, or of the modules that run by vmap."""
+        named = self.task.module.named_modules()
+        layers = {p: m for p, m in named if isinstance(m, StackedLayer)}
+        return [path for path, m in layers.items() if isinstance(m, ByVmap) != fused]
 
     def step(
         self,
@@ -52,7 +70,9 @@ class Stack:
 
         With `lr` there are gradients all the same where a layer is called twice.
         """
-        leaves = [view.detach().requires_grad_() for view in w]
+        # Unlike those of detach(), they have versions of their own: a layer may move its own while
+        # autograd still needs another's.
+        leaves = [view.data.requires_grad_() for view in w]
         shape = next(iter(batch.values())).shape[:2]
         for layer in self.layers:
             layer.begin(leaves, shape.numel(), lr)
@@ -76,45 +96,84 @@ class Stack:
             allow_unreachable=True,
             accumulate_grad=False,
         )
-        moved = None
-        if lr is None:
-            pairs = zip(grads, leaves, strict=True)
-            moved = [torch.zeros_like(leaf) if g is None else g for g, leaf in pairs]
-        return moved, total, count
+        return finished(leaves, grads, lr), total, count
 
 
-def stacked(task: Task) -> Stack | Sequence:
+def finished(
+    leaves: list[Tensor], grads: tuple[Tensor | None, ...], lr: float | None
+) -> list[Tensor] | None:
+    """All gradients, or with `lr` the step of what layers have not moved: of modules by vmap."""
+    pairs = list(zip(grads, leaves, strict=True))
+    if lr is None:
+        return [torch.zeros_like(leaf) if g is None else g for g, leaf in pairs]
+    for g, leaf in pairs:
+        if g is not None:
+            leaf.detach().sub_(g, alpha=lr)
+    return None
+
+
+def stacked(task: Task, by_vmap: Collection[str] = (), formulation: str = "") -> Stack | Sequence:
     """What takes the steps of `task`: by hand where its module is a sequence of simple layers."""
     try:
         return Sequence(task)
     except InputError:
-        return Stack(task)
+        return Stack(task, by_vmap, formulation)
 
 
-def check(task: Task, example: Batch) -> None:
-    """Three clients with models and examples of their own take the stacked and the plain pass.
+def check(task: Task, example: Batch) -> Stack | Sequence:
+    """What takes the steps of a float64 copy, once three clients took its pass and the plain one.
 
-    example holds three batches. Raises InputError where the stacked pass fails or its gradients are
-    others.
+    A module that fails in the stacked pass is run by vmap. example holds three batches. Raises
+    InputError where that is the whole module, where gradients come out different, or where vmap
+    finds control flow that depends on data.
     """
     device = next(task.module.parameters()).device
+    VmapBackend(task.to("cpu", torch.float64), example)  # where every operator has some rule
     task = task.to(device, torch.float64)
-    stack, layout = stacked(task), task.layout
+    layout, by_vmap = task.layout, set[str]()
     away = torch.randn(3, layout.size, generator=torch.Generator().manual_seed(0)).to(device)
     flat = layout.flatten(task.module) + 0.1 * away.double()  # a model of zeros would hide much
     finite = {k: c.to(device).where(c.to(device).isfinite(), 0) for k, c in example.items()}
     batch = {k: c.unflatten(0, (3, -1)) for k, c in finite.items()}
     streams = stream(Kind.DROPOUT, client=torch.arange(3)).to(device)
-    try:
-        found, _, _ = stack.step(layout.param_views(flat), batch, None, streams, True, None)
-    except Exception as error:
-        raise InputError(f"the module cannot be stacked: {first_line(error)}") from error
+    while True:
+        stack = stacked(task, by_vmap)
+        try:
+            with running(stack.task.module) as inside:
+                found, _, _ = stack.step(layout.param_views(flat), batch, None, streams, True, None)
+            break
+        except Exception as error:
+            if not any(inside[-1:]):  # in no submodule
+                why = f"the module cannot be stacked: {first_line(error)}"
+                raise InputError(why) from error
+            by_vmap.add(inside[-1])
     for s in range(3):
         right = plain_gradients(task, flat[s], {k: c[s] for k, c in batch.items()}, streams[s])
-        for g, r in zip(found or [], right, strict=True):
-            largest = float(r.abs().nan_to_num().max())
-            if not torch.allclose(g[s], r, rtol=AGREE, atol=AGREE * largest, equal_nan=True):
+        sizes = [float(r.abs().nan_to_num().max()) for r in right]
+        for g, r, size in zip(found or [], right, sizes, strict=True):
+            atol = max(AGREE * size, ZERO * max(sizes))
+            if not torch.allclose(g[s], r, rtol=AGREE, atol=atol, equal_nan=True):
                 raise InputError("the module cannot be stacked: its gradients come out different")
+    return stack
+
+
+@contextmanager
+def running(module: nn.Module) -> Iterator[list[str]]:
+    """Paths of the ordinary modules that run: where an exception ends it, the last one failed."""
+    inside, hooks = list[str](), []
+
+    def leave(*_: object) -> None:
+        inside.pop()
+
+    stacked: set[nn.Module] = {m for m in module.modules() if isinstance(m, StackedLayer)}
+    for path, m in module.named_modules(memo=stacked):
+        hooks.append(m.register_forward_pre_hook(lambda *_, path=path: inside.append(path)))
+        hooks.append(m.register_forward_hook(leave))
+    try:
+        yield inside
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def plain_gradients(task: Task, row: Tensor, batch: Batch, streams: Tensor) -> list[Tensor]:
@@ -134,15 +193,22 @@ def plain_gradients(task: Task, row: Tensor, batch: Batch, streams: Tensor) -> l
 class StackedBackend:
     """Trains all slots in one call; idle slots compute what nobody reads.
 
+    formulation  of convolutions (`layers.FORMULATIONS`), "": that of the device
+
     Raises InputError at construction, naming the submodule, where a module cannot be stacked.
     """
 
     name = "stacked"
 
-    def __init__(self, task: Task, example: Batch) -> None:
-        VmapBackend(task, example)  # refuses control flow that depends on data
-        check(task, example)
-        self.stack, self.batch = stacked(task), dict[str, Tensor]()
+    def __init__(self, task: Task, example: Batch, formulation: str = "") -> None:
+        tried = check(task, example)
+        self.stack = stacked(task, tried.paths(fused=False), formulation)
+        for layer, known in zip(self.stack.layers, tried.layers, strict=True):
+            if isinstance(layer, ByVmap) and isinstance(known, ByVmap):
+                layer.batched = known.batched
+        self.batch = dict[str, Tensor]()
+        fused, by_vmap = self.stack.paths(fused=True), self.stack.paths(fused=False)
+        self.layers: Mapping[str, list[str]] = {"fused": fused, "by_vmap": by_vmap}
 
     def run_(
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update

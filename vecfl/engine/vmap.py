@@ -32,13 +32,19 @@ class VmapBackend:
     """
 
     name = "vmap"
+    layers: Mapping[str, list[str]] = {}
 
     def __init__(self, task: Task, example: Batch) -> None:
         self.task = copy.deepcopy(task)
         self.task.module.train()
         self.names = [e.name for e in task.layout.params]
         self.batch: dict[str, Tensor] = {}
-        self._try(example)
+        self.slow = self._try(example)
+
+    def warn(self) -> None:
+        """Log why it will be slow, if it will."""
+        for why in self.slow:
+            log.warning("the vmap backend will be slow: %s", why)
 
     def run_(
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
@@ -118,8 +124,11 @@ class VmapBackend:
         value, weight = self.task.loss(output, batch)
         return value, weight, [tensors[e.name].to(b) for e, b in zip(entries, buffers, strict=True)]
 
-    def _try(self, example: Batch) -> None:
-        """One step of two clients, so that what cannot be vectorised is named before round 1."""
+    def _try(self, example: Batch) -> list[str]:
+        """One step of two clients, so that what cannot be vectorised is named before round 1.
+
+        What torch says of operators that it takes one client at a time.
+        """
         layout, module = self.task.layout, self.task.module
         flat = layout.flatten(module).expand(2, -1).contiguous()
         device = flat.device
@@ -144,10 +153,10 @@ class VmapBackend:
                     f"{where} cannot be vectorised: {first_line(error)}; "
                     "use the loop backend, or replace the module"
                 ) from error
-        for warning in caught:
-            if "batching rule" in str(warning.message):
-                log.warning("the vmap backend will be slow: %s", warning.message)
-                warn_of_fallbacks(False)  # once is enough
+        slow = [str(w.message) for w in caught if "batching rule" in str(w.message)]
+        if slow:
+            warn_of_fallbacks(False)  # once is enough
+        return slow
 
 
 def interrupted(error: BaseException | None) -> bool:
