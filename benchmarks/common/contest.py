@@ -101,7 +101,7 @@ def examples(model: str, n: int, draw: np.random.RandomState) -> tuple[NDArray, 
     """x and y of n examples that can be learned, so that a loss shows how much was trained.
 
     Images [n, ...] float32 are one of ten pictures under noise, y [n] its number. Texts [n, 80]
-    int64 go from a letter to a fixed next one in three of four places; y [n, 80] is the next letter.
+    int64 go from a letter to a fixed next one in three of four places; y [n, 80] are the next ones.
     """
     if model in IMAGES:
         pictures = np.random.RandomState(1).standard_normal((10, *IMAGES[model]))

@@ -1,4 +1,4 @@
-"""The models of the contest in JAX: pure functions of the parameters, pixels last as XLA likes it."""
+"""The models of the contest in JAX: functions of the parameters, pixels last as XLA likes it."""
 
 from dataclasses import replace
 
