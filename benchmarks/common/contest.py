@@ -9,9 +9,11 @@ import functools
 import json
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +146,13 @@ def save(path: Path, job: Job) -> None:
     """Write a job to `path`, a .npz file."""
     data = {"x": job.x, "y": job.y, "probe_x": job.probe_x, "probe_y": job.probe_y}
     start = {f"start/{name}": value for name, value in job.start.items()}
-    np.savez(path, work=np.array(json.dumps(asdict(job.work))), **data, **start)
+    save_arrays(path, data | start | {"work": np.array(json.dumps(asdict(job.work)))})
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
+    """Write arrays by name to a .npz file."""
+    savez: Any = np.savez  # its types take the first array for an option
+    savez(path, **arrays)
 
 
 @functools.cache
@@ -178,6 +186,6 @@ class Marks:
 
 def finish(out: Path, marks: Marks, model: Arrays, packages: tuple[str, ...], **ran: str) -> None:
     """Write the model after the last round, and print one line of JSON with all else."""
-    np.savez(out, **{name: np.asarray(value) for name, value in model.items()})
+    save_arrays(out, model)
     versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
     print(json.dumps({"times": marks.times, "versions": versions} | ran), flush=True)

@@ -119,8 +119,8 @@ def compare(workload: str, names: list[Name], repeats: int, margin: float, out: 
         write(out, row | where)
     for line in lines(table):
         print(line, flush=True)
-    for (rival, setting), why in failed.items():
-        print(f"{workload:9} {rival}, {setting}: failed: {why}", flush=True)
+    for (rival, setting), reason in failed.items():
+        print(f"{workload:9} {rival}, {setting}: failed: {reason}", flush=True)
 
 
 def contenders(found: dict[Name, list[dict[str, Any]]], margin: float) -> list[Name]:
@@ -146,7 +146,7 @@ def rows(workload: str, found: dict[Name, list[dict[str, Any]]], start: float) -
         per_s = 1e3 / times["p50_ms"]
         loss = statistics.median(one["loss"] for one in said)
         row: Row = {"workload": workload, "rival": rival, "setting": setting}
-        row |= {"repeats": len(said), "rounds": len(seconds(said))} | times
+        row |= {"repeats": len(said), "rounds": len(seconds(said)), **times}
         row |= {"clients_per_s": round(work.clients * per_s, 2)}
         row |= {"samples_per_s": round(work.clients * work.examples * per_s, 1)}
         row |= {"client_steps_per_s": round(work.steps * per_s, 1)}

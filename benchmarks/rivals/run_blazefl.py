@@ -54,7 +54,8 @@ class Threads(ThreadPoolClientTrainer[FedAvgUplinkPackage, FedAvgDownlinkPackage
     """Client threads; each takes a free model, trains and puts it back."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.num_parallels, self.device, self.cache = args.workers, "cpu", []
+        self.num_parallels, self.device = args.workers, "cpu"
+        self.cache: list[FedAvgUplinkPackage] = []
         self.stop_event = threading.Event()
         self.free: queue.SimpleQueue[Local] = queue.SimpleQueue()
         for _ in range(args.workers):
@@ -83,7 +84,8 @@ class Processes(
     ipc_mode = IPCMode.SHARED_MEMORY
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.num_parallels, self.device, self.cache = args.workers, "cpu", []
+        self.num_parallels, self.device = args.workers, "cpu"
+        self.cache: list[FedAvgProcessPoolUplinkPackage] = []
         self.args, self.manager = args, multiprocessing.Manager()
         self.stop_event = self.manager.Event()
         self.parameters = serialize_model(local(args.job).module)  # made before the fork
@@ -107,6 +109,7 @@ class Processes(
         here = local(job)
         deserialize_model(here.module, payload.model_parameters)
         here.train(cid)
+        assert shm_buffer is not None
         shm_buffer.model_parameters.copy_(serialize_model(here.module))
         return FedAvgProcessPoolUplinkPackage(cid, SHMHandle(), here.work.examples)
 

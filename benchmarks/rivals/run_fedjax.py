@@ -15,6 +15,7 @@ from benchmarks.common.contest import Job, Marks, Workload, arguments, finish, l
 from benchmarks.common.contest_jax import forward, from_torch, pixels_last, to_torch
 
 Params = dict[str, jax.Array]
+jax.tree_map = jax.tree.map  # FedJAX 0.0.17 calls it by the name that newer versions of jax dropped
 
 
 def loss(params: Params, batch: dict[str, jax.Array], rng: jax.Array, work: Workload) -> jax.Array:

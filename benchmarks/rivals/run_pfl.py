@@ -36,17 +36,18 @@ class Watch(TrainingProcessCallback):
         return False, Metrics()
 
 
-def pfl_model(module: torch.nn.Module) -> PyTorchModel:
-    """The module with the two methods that pfl asks for."""
-    net = torch.nn.Module.__call__
+class Learner(torch.nn.Module):
+    """A module with the two methods that pfl asks for."""
 
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        return mean_loss(net(module, x), y)
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
 
-    module.loss = loss
-    module.metrics = lambda x, y: {}
-    central = torch.optim.SGD(module.parameters(), lr=1.0)
-    return PyTorchModel(module, torch.optim.SGD, central)
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return mean_loss(self.net(x), y)
+
+    def metrics(self, x: Tensor, y: Tensor) -> dict:
+        return {}
 
 
 def main() -> None:
@@ -68,10 +69,11 @@ def main() -> None:
     local_params = NNTrainHyperParams(
         local_batch_size=work.batch, local_num_epochs=1, local_learning_rate=work.lr
     )
+    central = torch.optim.SGD(local.params, lr=1.0)
     marks = Marks()
     FederatedAveraging().run(
         backend=SimulatedBackend(training_data=data, val_data=data),
-        model=pfl_model(local.module),
+        model=PyTorchModel(Learner(local.module), torch.optim.SGD, central),
         algorithm_params=params,
         model_train_params=local_params,
         callbacks=[Watch(marks)],

@@ -16,9 +16,16 @@ def main() -> None:
     data = vecfl.FederatedDataset({k: v.flatten(0, 1) for k, v in columns.items()}, offsets)
     task = vecfl.Task(module(work, job.start), vecfl.cross_entropy, example=data.examples(2))
     algorithm = vecfl.fedavg(lr=work.lr, batches=vecfl.Batches(work.batch))
-    auto = {"backend": "auto", "workers": "auto", "slots": "auto"}
     marks = Marks()
-    sim = vecfl.Simulation(task, data, algorithm, vecfl.everyone(), **auto)
+    sim = vecfl.Simulation(
+        task,
+        data,
+        algorithm,
+        vecfl.everyone(),
+        backend="auto",
+        workers="auto",
+        slots="auto",
+    )
     state = sim.start()
     for _ in range(args.rounds):
         state, metrics = sim.round(state)
