@@ -230,6 +230,8 @@ def main() -> None:
     agreed = True
     for workload in args.workloads:
         names = [name for name in here if workload in CONTESTANTS[name].workloads]
+        if not names:
+            continue
         if args.check:
             agreed &= check(workload, names)
         else:
