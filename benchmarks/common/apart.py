@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 LEFT_OUT = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")  # contestants choose threads by themselves
-EVERY = 0.5  # seconds between two looks at the memory
+EVERY = 1.0  # seconds between two looks at the memory
 
 
 class Failed(Exception):

@@ -30,7 +30,7 @@ from benchmarks.common.contest import WORKLOADS, Workload, load, make, save
 from benchmarks.common.contest_torch import probe_loss
 from benchmarks.common.rows import RESULTS, ROOT, Row, provenance, quantiles_ms, write
 
-ROUNDS = {"logistic": 6, "emnist": 3, "cifar": 2, "lstm": 3}  # of a process, the first not timed
+ROUNDS = {"logistic": 6, "emnist": 3, "cifar": 2, "lstm": 2}  # of a process, the first not timed
 LIMIT = 300.0  # seconds that a process may take
 BASELINE = ("plain", "1 thread")
 SAME_WORK = 0.1  # losses may differ by this part of what the plain loop gained
@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--rivals", nargs="+", choices=rivals, default=rivals)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--margin", type=float, default=1.25, help="inf: all settings, all turns")
+    parser.add_argument("--margin", type=float, default=1.1, help="inf: all settings, all turns")
     parser.add_argument("--check", action="store_true", help="compare models, time nothing")
     parser.add_argument("--out", type=Path, default=RESULTS / "rivals.jsonl")
     args = parser.parse_args()

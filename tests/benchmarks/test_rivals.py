@@ -174,7 +174,7 @@ def test_a_contestant_that_is_not_there_or_fails_is_named(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_memory_counts_children_and_none_is_left_behind() -> None:
-    hold = "import time; x = bytearray(60 << 20); time.sleep(1.2); print('{\"times\": [0, 0]}')"
+    hold = "import time; x = bytearray(60 << 20); time.sleep(2.2); print('{\"times\": [0, 0]}')"
     two = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}], check=True)"
     found = apart.run_apart([sys.executable, "-c", two], {}, 30)
     assert 60 < found["peak_mib"] < 120
