@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import py_compile
 import runpy
 import sys
@@ -173,15 +172,17 @@ def test_a_contestant_that_is_not_there_or_fails_is_named(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
-def test_memory_counts_children_and_none_is_left_behind() -> None:
+def test_memory_counts_children_and_none_is_left_behind(tmp_path: Path) -> None:
     hold = "import time; x = bytearray(60 << 20); time.sleep(2.2); print('{\"times\": [0, 0]}')"
     two = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}], check=True)"
     found = apart.run_apart([sys.executable, "-c", two], {}, 30)
     assert 60 < found["peak_mib"] < 120
-    forever = "import subprocess, time; p = subprocess.Popen(['sleep', '60']); time.sleep(60)"
-    with pytest.raises(apart.Failed, match="no end after 1 s"):
-        apart.run_apart([sys.executable, "-c", forever], {}, 1)
-    assert not list(apart.family(os.getpid()))
+    forever = "import subprocess as s; print(s.Popen(['sleep', '60']).pid, file=open(PID, 'w'))"
+    forever = forever.replace("PID", repr(f"{tmp_path}/pid")) + "; s.run(['sleep', '60'])"
+    with pytest.raises(apart.Failed, match="no end after 2 s"):
+        apart.run_apart([sys.executable, "-c", forever], {}, 2)
+    child = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
 
 
 @pytest.mark.parametrize("script", sorted(RIVALS.glob("*.py")), ids=lambda path: path.stem)
