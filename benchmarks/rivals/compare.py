@@ -65,7 +65,7 @@ CONTESTANTS = {
     ("blazefl", "2 processes"): Setting("--pool processes --workers 2 --threads 1"),
     ("fedjax", "jit"): Setting(),
     ("fedjax", "jit, 1 thread"): Setting(env=ONE_THREAD),
-    ("jax", "vmap by hand"): Setting("--vmap", workloads=("logistic", "lstm")),
+    ("jax", "vmap by hand"): Setting("--vmap", workloads=("logistic",)),
 }
 SCRIPTS = {"jax": "fedjax"}  # it runs in FedJAX's environment, from the same script
 HERE = ("plain", "vecfl")  # they run in this environment
