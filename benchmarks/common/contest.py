@@ -43,9 +43,9 @@ class Workload:
 
 
 WORKLOADS = {
-    "logistic": Workload("logistic", clients=100, examples=60, batch=10, lr=0.02),
-    "emnist": Workload("emnist", clients=10, examples=100, batch=20, lr=0.05),
-    "cifar": Workload("cifar", clients=50, examples=50, batch=10, lr=0.02),
+    "logistic": Workload("logistic", clients=100, examples=60, batch=10, lr=0.001),
+    "emnist": Workload("emnist", clients=10, examples=100, batch=20, lr=0.02),
+    "cifar": Workload("cifar", clients=50, examples=50, batch=10, lr=0.01),
     "lstm": Workload("lstm", clients=10, examples=20, batch=4, lr=0.5),
 }
 IMAGES = {"logistic": (784,), "emnist": (1, 28, 28), "cifar": (3, 32, 32)}
@@ -108,7 +108,7 @@ def examples(model: str, n: int, draw: np.random.RandomState) -> tuple[NDArray, 
     if model in IMAGES:
         pictures = np.random.RandomState(1).standard_normal((10, *IMAGES[model]))
         y = draw.randint(10, size=n)
-        x = 0.3 * pictures[y] + 0.7 * draw.standard_normal((n, *IMAGES[model]))
+        x = 0.9 * pictures[y] + 0.4 * draw.standard_normal((n, *IMAGES[model]))
         return x.astype(np.float32), y.astype(np.int64)
     follows = np.random.RandomState(1).permutation(VOCABULARY)
     text = draw.randint(VOCABULARY, size=(n, LENGTH + 1))

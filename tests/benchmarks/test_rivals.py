@@ -45,7 +45,7 @@ def test_data_and_models_come_from_the_seed_alone() -> None:
     for a, b, c in ((one.x, two.x, other.x), (one.y, two.y, other.y)):
         assert np.array_equal(a, b) and not np.array_equal(a, c)
     content = one.y.tobytes() + np.round(one.x, 3).tobytes() + one.start["logits.bias"].tobytes()
-    assert hashlib.blake2b(content, digest_size=8).hexdigest() == "e18cf084dd388f6d"
+    assert hashlib.blake2b(content, digest_size=8).hexdigest() == "e3ea74daf9ad0e77"
 
 
 @pytest.mark.parametrize("model", contest.WORKLOADS)
@@ -172,15 +172,18 @@ def test_a_contestant_that_is_not_there_or_fails_is_named(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
-def test_memory_counts_children_and_none_is_left_behind(tmp_path: Path) -> None:
+def test_memory_counts_children_and_none_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apart, "EVERY", 0.2)
     hold = "import time; x = bytearray(60 << 20); time.sleep(2.2); print('{\"times\": [0, 0]}')"
     two = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}], check=True)"
     found = apart.run_apart([sys.executable, "-c", two], {}, 30)
     assert 60 < found["peak_mib"] < 120
     forever = "import subprocess as s; print(s.Popen(['sleep', '60']).pid, file=open(PID, 'w'))"
     forever = forever.replace("PID", repr(f"{tmp_path}/pid")) + "; s.run(['sleep', '60'])"
-    with pytest.raises(apart.Failed, match="no end after 2 s"):
-        apart.run_apart([sys.executable, "-c", forever], {}, 2)
+    with pytest.raises(apart.Failed, match="no end after 4 s"):
+        apart.run_apart([sys.executable, "-c", forever], {}, 4)
     child = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
     assert not child.exists() or child.read_text().split()[2] == "Z"
 
