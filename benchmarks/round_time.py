@@ -117,7 +117,7 @@ def row_of(text: str, found: list[dict[str, Any]], baseline: float | None) -> Ro
     work, seconds = workload(text), [s for one in found for s in one["seconds"]]
     times = quantiles_ms(seconds)
     row: Row = {"workload": text, "examples": work.examples, "batch": work.batch}
-    row |= {"passes": len(found), "rounds": len(seconds)} | times
+    row |= {"passes": len(found), "rounds": len(seconds), **times}
     if baseline is not None:
         row["speedup"] = round(baseline / times["p50_ms"], 2)
     done = {"samples": work.clients * work.examples, "client_steps": work.steps}

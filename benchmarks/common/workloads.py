@@ -1,6 +1,6 @@
 """What the benchmarks train: generated data, and the same rounds by a plain loop and by vecfl."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import vecfl
 from vecfl.data import FederatedDataset
 from vecfl.models import CharLSTM, cifar_cnn, emnist_cnn, pfl_cnn, resnet18_gn, small_cnn
 
+Batches = Iterable[tuple[Tensor, Tensor]]
 AT_A_TIME = 500  # examples of an evaluation
 
 
@@ -20,7 +21,7 @@ class Workload:
     """`clients` clients of `examples` examples each, one epoch in batches of `batch`.
 
     shape    of an example, an image or a text
-    classes  of images, by a random linear rule; characters of texts, by a Markov chain
+    classes  of images, or characters of texts
     """
 
     make: Callable[[], nn.Module]
@@ -43,15 +44,15 @@ class Workload:
         return self.make()
 
     def data(self) -> FederatedDataset:
-        n, g = self.clients * self.examples, torch.Generator().manual_seed(0)
+        n, g = self.clients * self.examples, torch.Generator().manual_seed(1)
         columns = self.texts(n, g) if self.text else self.images(n, g)
         return FederatedDataset(columns, torch.arange(0, n + 1, self.examples))
 
     def images(self, n: int, g: torch.Generator) -> dict[str, Tensor]:
-        """Random pixels; the class has the largest product with them."""
-        x = torch.rand(n, *self.shape, generator=g)
-        rule = torch.randn(x[0].numel(), self.classes, generator=g)
-        return {"x": x, "y": ((x.flatten(1) - 0.5) @ rule).argmax(1)}
+        """The picture of a class, half covered by noise; pixels are in [0, 1]."""
+        pictures = torch.rand(self.classes, *self.shape, generator=g)
+        y = torch.randint(self.classes, (n,), generator=g)
+        return {"x": torch.rand(n, *self.shape, generator=g).lerp_(pictures[y], 0.5), "y": y}
 
     def texts(self, n: int, g: torch.Generator) -> dict[str, Tensor]:
         """Each character is followed by one other, but in a tenth of all places by any."""
@@ -101,32 +102,33 @@ MODELS = {
 }
 
 
-def plain_round(work: Workload, tuned: bool, device: str = "cpu") -> Player:
-    """Rounds by a plain loop: shuffle, local steps, float32 mean of the models.
+def loss_of(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy over examples, or over all places of texts."""
+    return F.cross_entropy(module(x).flatten(0, -2), y.flatten())
 
-    Tuned: `autograd.grad` and one foreach update; else `zero_grad`, `backward`, `torch.optim`.
-    """
+
+def train_tuned(module: nn.Module, params: list[Tensor], lr: float, batches: Batches) -> None:
+    """A client's steps by `autograd.grad` and one foreach update."""
+    for x, y in batches:
+        grads = torch.autograd.grad(loss_of(module, x, y), params)
+        with torch.no_grad():
+            torch._foreach_add_(params, grads, alpha=-lr)
+
+
+def train_written(module: nn.Module, params: list[Tensor], lr: float, batches: Batches) -> None:
+    """A client's steps as most would write them."""
+    optimizer = torch.optim.SGD(params, lr=lr)
+    for x, y in batches:
+        optimizer.zero_grad()
+        loss_of(module, x, y).backward()
+        optimizer.step()
+
+
+def plain_round(work: Workload, tuned: bool, device: str = "cpu") -> Player:
+    """Rounds by a plain loop: shuffle, local steps, float32 mean of the models."""
     data, module = work.data().to(device), work.module().to(device).train()
     params: list[Tensor] = list(module.parameters())
     clients = [data.client(k) for k in range(data.num_clients)]
-
-    def loss_of(x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(module(x).flatten(0, -2), y.flatten())
-
-    def train_tuned(x: Tensor, y: Tensor) -> None:
-        for i in range(0, len(x), work.batch):
-            loss = loss_of(x[i : i + work.batch], y[i : i + work.batch])
-            grads = torch.autograd.grad(loss, params)
-            with torch.no_grad():
-                torch._foreach_add_(params, grads, alpha=-work.lr)
-
-    def train_written(x: Tensor, y: Tensor) -> None:
-        optimizer = torch.optim.SGD(params, lr=work.lr)
-        for i in range(0, len(x), work.batch):
-            optimizer.zero_grad()
-            loss_of(x[i : i + work.batch], y[i : i + work.batch]).backward()
-            optimizer.step()
-
     train = train_tuned if tuned else train_written
 
     def play() -> dict[str, float | int | str]:
@@ -136,7 +138,8 @@ def plain_round(work: Workload, tuned: bool, device: str = "cpu") -> Player:
             with torch.no_grad():
                 torch._foreach_copy_(params, start)
             order = torch.randperm(len(client["x"]), device=device)
-            train(client["x"][order], client["y"][order])
+            parts = (client[name][order].split(work.batch) for name in "xy")
+            train(module, params, work.lr, zip(*parts, strict=True))
             with torch.no_grad():
                 torch._foreach_add_(total, params)
         with torch.no_grad():
@@ -147,7 +150,7 @@ def plain_round(work: Workload, tuned: bool, device: str = "cpu") -> Player:
     def loss() -> float:
         module.eval()
         parts = zip(*(data.columns[name].split(AT_A_TIME) for name in "xy"), strict=True)
-        total = sum(float(loss_of(x, y)) * len(x) for x, y in parts)
+        total = sum(float(loss_of(module, x, y)) * len(x) for x, y in parts)
         module.train()
         return total / len(data.columns["x"])
 
