@@ -14,6 +14,7 @@ import vecfl
 from tests.models.rounds import trained
 from vecfl.engine import make_backend
 from vecfl.models import GRU, LSTM, CharGRU, CharLSTM
+from vecfl.models.recurrent import layers
 
 KINDS = [(LSTM, nn.LSTM), (GRU, nn.GRU)]
 CLIENTS, BATCH, LENGTH, INPUTS, HIDDEN = 3, 2, 5, 3, 4
@@ -82,8 +83,14 @@ def test_clients_get_what_torch_gives_each(
 
 
 @pytest.mark.parametrize(("ours", "theirs"), KINDS)
-def test_values_and_shared_inputs(ours: type[LSTM], theirs: type[nn.LSTM]) -> None:
+def test_values_and_shared_inputs(
+    ours: type[LSTM], theirs: type[nn.LSTM], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One input for all clients, which torch.func does not wrap, and one module for all inputs."""
+    ran = []
+    monkeypatch.setattr(
+        "vecfl.models.recurrent.layers", lambda *args: ran.append(args) or layers(*args)
+    )
     module, plain = ours(INPUTS, HIDDEN).double(), theirs(INPUTS, HIDDEN).double()
     weights = {n: torch.randn(CLIENTS, *p.shape).double() for n, p in plain.named_parameters()}
     x = torch.randn(CLIENTS, LENGTH, BATCH, INPUTS).double()
@@ -95,6 +102,7 @@ def test_values_and_shared_inputs(ours: type[LSTM], theirs: type[nn.LSTM]) -> No
     out = vmap(lambda x: module(x)[0])(x)
     for k in range(CLIENTS):
         torch.testing.assert_close(out[k], plain(x[k])[0])
+    assert len(ran) == 2  # not torch's kernels, which torch.func may also call
 
 
 def test_which_of_both_runs() -> None:
