@@ -27,7 +27,6 @@ import torch
 import vecfl
 from benchmarks.common.rows import RESULTS, Row, peak_mib, provenance, quantiles_ms, write
 from benchmarks.common.workloads import MODELS, Workload, plain_round, vecfl_round
-from vecfl.engine.memory import keep_freed_memory
 
 COHORTS = {name: [work.clients] for name, work in MODELS.items()} | {"logistic": [100, 1000]}
 WORKLOADS = [f"{name}-{n}" for name, cohorts in COHORTS.items() for n in cohorts]
@@ -40,20 +39,16 @@ class Arrangement:
     """Who trains: a plain loop ("tuned" or "written"), or vecfl with arguments of its own.
 
     threads  operator threads of the process; None: as many as torch takes by itself
-    keeps    malloc keeps what is freed, as vecfl has it on Linux
     """
 
     kind: str
     threads: int | None = 1
     simulation: dict[str, Any] = field(default_factory=dict)
-    keeps: bool = False
 
 
 ARRANGEMENTS = {
     "tuned 1": Arrangement("tuned"),
     "tuned 2": Arrangement("tuned", 2),
-    "tuned 1, kept": Arrangement("tuned", 1, keeps=True),
-    "tuned 2, kept": Arrangement("tuned", 2, keeps=True),
     "written 1": Arrangement("written"),
     "written 2": Arrangement("written", 2),
     "loop 1": Arrangement("vecfl", 1, {"backend": "loop"}),
@@ -92,8 +87,6 @@ def measure(text: str, arrangement: str) -> dict[str, Any]:
     work, how = workload(text), ARRANGEMENTS[arrangement]
     if how.threads is not None:
         torch.set_num_threads(how.threads)
-    if how.keeps:
-        keep_freed_memory()
     try:
         player = (
             vecfl_round(work, **how.simulation)

@@ -2,7 +2,6 @@
 
 from vecfl.engine.backend import Backend
 from vecfl.engine.loop import LoopBackend
-from vecfl.engine.memory import keep_freed_memory
 from vecfl.engine.rule import LocalRule, make_update
 from vecfl.engine.size import CACHE, free_memory, slot_count
 from vecfl.engine.slots import Slots
@@ -26,7 +25,6 @@ __all__ = [
 
 def make_backend(name: str, task: Task, example: Batch) -> Backend:
     """The backend called `name`; InputError for one that is not known."""
-    keep_freed_memory()
     if name == "loop":
         return LoopBackend(task)
     if name == "vmap":
