@@ -25,6 +25,7 @@ from statistics import median
 
 import torch
 
+import vecfl
 from benchmarks.common.rows import RESULTS, Row, gpu_provenance, quantiles_ms, write
 from benchmarks.common.workloads import MODELS, Workload, plain_round, vecfl_round
 from vecfl.engine import Slots, make_backend, make_update
@@ -79,6 +80,8 @@ class Meter:
             return times
         except torch.OutOfMemoryError:
             return self.leave_out(name, "out of memory")
+        except vecfl.InputError as error:  # no stacked form
+            return self.leave_out(name, str(error))
         finally:
             if self.device == "cuda":
                 torch.cuda.empty_cache()  # vecfl looks at the free memory to choose its slots
@@ -130,7 +133,7 @@ def measure_steps(meter: Meter, model: str, sweep: list[int]) -> None:
 
 def measure_rounds(meter: Meter, model: str, cohorts: list[int]) -> None:
     """One row for each cohort and arrangement."""
-    backends = ["vmap"] if model == "cnn" else ["vmap", "stacked"]  # convolutions are not stacked
+    backends = ("vmap", "stacked")
     last = dict.fromkeys(("tuned", *backends), 0.0)
     for cohort in cohorts:
         work, seen = replace(MODELS[model], clients=cohort), dict[str, float]()
@@ -178,7 +181,7 @@ def each_apart(args: argparse.Namespace) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["logistic", "mlp", "cnn"])
     parser.add_argument("--cohorts", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--slots", nargs="+", type=int, default=[1, 10, 100, 1000, 4000])
     parser.add_argument("--seconds", type=float, default=2, help="for one measurement")

@@ -14,7 +14,6 @@ benchmarks/results/memory.jsonl, or to --out.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import vecfl
-from benchmarks.common.rows import RESULTS, provenance, write
+from benchmarks.common.rows import RESULTS, peak_mib, provenance, write
 
 COHORTS = [1_000, 10_000, 50_000]
 MALLOC = {
@@ -40,12 +39,6 @@ def windows(clients: int) -> vecfl.FederatedDataset:
     x = torch.rand(n + PIXELS - 1, generator=g).unfold(0, PIXELS, 1)
     y = torch.randint(CLASSES, (n,), generator=g, dtype=torch.uint8)
     return vecfl.FederatedDataset({"x": x, "y": y}, torch.arange(0, n + 1, EXAMPLES))
-
-
-def peak_mib() -> float:
-    """The highest resident memory of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def measure(cohort: int) -> dict[str, object]:

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,9 +36,9 @@ def wide() -> nn.Module:
 
 
 WORK = {  # clients that take two steps each
-    "logistic": Workload(MODELS["logistic"].module, (784,), clients=100, examples=20),
-    "mlp": Workload(MODELS["mlp"].module, (784,), clients=40, examples=20),
-    "cnn": Workload(MODELS["cnn"].module, (1, 28, 28), clients=4, examples=20),
+    "logistic": replace(MODELS["logistic"], clients=100, examples=20),
+    "mlp": replace(MODELS["mlp"], clients=40, examples=20),
+    "cnn": replace(MODELS["cnn"], clients=4, examples=20, batch=10),
     "wide": Workload(wide, (784,), clients=4, examples=20),
 }
 

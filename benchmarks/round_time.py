@@ -1,11 +1,14 @@
 """How long does a round take, against a plain loop over the clients?
 
-    python benchmarks/round_time.py --workloads logistic-100 --passes 5
+    python benchmarks/round_time.py --workloads logistic-100 lstm-10 --passes 5
 
-Every arrangement runs in a process of its own (threads that one leaves spinning would slow the
-next), the passes go round all arrangements, and a row holds the median, the 20th and 80th
-percentile of all timed rounds, and the ratio to the tuned loop on one thread. Data are random:
-only time is measured. Rows are added to benchmarks/results/round_time.jsonl, or to --out.
+A workload is a model and a cohort. Every arrangement runs in a process of its own (threads that one
+leaves spinning would slow the next), and the passes go round all arrangements. A row holds the
+median, the 20th and 80th percentile of all timed rounds, the ratio to the tuned loop on one thread,
+what is done in a second of the median round, the highest resident memory of the process, and the
+loss that the model reached: all begin with the same one and do the same work, in another order. An
+arrangement that cannot train a model has a row that says why. Rows are added to
+benchmarks/results/round_time.jsonl, or to --out.
 """
 
 import argparse
@@ -14,18 +17,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.common.rows import RESULTS, provenance, quantiles_ms, write
-from benchmarks.common.workloads import MODELS, plain_round, vecfl_round
+import vecfl
+from benchmarks.common.rows import RESULTS, Row, peak_mib, provenance, quantiles_ms, write
+from benchmarks.common.workloads import MODELS, Workload, plain_round, vecfl_round
 
-COHORTS = (("logistic", 100), ("logistic", 1000), ("mlp", 100), ("cnn", 10))
-WORKLOADS = {f"{name}-{n}": replace(MODELS[name], clients=n) for name, n in COHORTS}
+COHORTS = {name: [work.clients] for name, work in MODELS.items()} | {"logistic": [100, 1000]}
+WORKLOADS = [f"{name}-{n}" for name, cohorts in COHORTS.items() for n in cohorts]
 ROUNDS = 5  # timed rounds of a process, after two that are not
 BASELINE = "tuned 1"
 
@@ -63,60 +67,96 @@ ARRANGEMENTS = {
 RAN = ("backend", "workers", "threads", "slots")  # what vecfl says it ran on
 
 
-def measure(workload: str, arrangement: str) -> dict[str, Any]:
-    """Seconds of each timed round in this process, and what vecfl ran on."""
-    work, how = WORKLOADS[workload], ARRANGEMENTS[arrangement]
+def workload(text: str) -> Workload:
+    """That of "model-cohort"; ArgumentTypeError if there is none."""
+    name, _, cohort = text.rpartition("-")
+    if name not in MODELS or not cohort.isdecimal() or not int(cohort):
+        raise argparse.ArgumentTypeError(f"{text}: expected a model of {[*MODELS]} and a cohort")
+    return replace(MODELS[name], clients=int(cohort))
+
+
+def checked(text: str) -> str:
+    """The same text, if it names a workload."""
+    workload(text)
+    return text
+
+
+def measure(text: str, arrangement: str) -> dict[str, Any]:
+    """What this process finds of a workload: seconds of each timed round, loss, memory, and what
+    vecfl ran on; or why it cannot train the model that way."""
+    work, how = workload(text), ARRANGEMENTS[arrangement]
     if how.threads is not None:
         torch.set_num_threads(how.threads)
-    run: Callable[[], Any] = (
-        vecfl_round(work, **how.simulation)
-        if how.kind == "vecfl"
-        else plain_round(work, tuned=how.kind == "tuned")
-    )
+    try:
+        player = (
+            vecfl_round(work, **how.simulation)
+            if how.kind == "vecfl"
+            else plain_round(work, tuned=how.kind == "tuned")
+        )
+    except vecfl.InputError as error:
+        return {"skipped": str(error)}
     seconds = []
     for _ in range(ROUNDS + 2):
         began = time.perf_counter()
-        metrics = run()
+        told = player()
         seconds.append(time.perf_counter() - began)
-    ran = {key: metrics[f"system/{key}"] for key in RAN if f"system/{key}" in (metrics or {})}
-    return {"seconds": seconds[2:], "ran": ran}
+    peak = peak_mib()  # before an evaluation adds to it
+    ran = {key: told[f"system/{key}"] for key in RAN if f"system/{key}" in told}
+    return {"seconds": seconds[2:], "ran": ran, "peak_mib": peak, "loss": player.loss()}
 
 
-def measure_apart(workload: str, arrangement: str) -> dict[str, Any]:
+def measure_apart(text: str, arrangement: str) -> dict[str, Any]:
     """`measure` in a fresh process, where the arrangement alone decides on threads."""
-    command = [sys.executable, __file__, "--measure", workload, arrangement]
+    command = [sys.executable, __file__, "--measure", text, arrangement]
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=env).stdout)
 
 
-def compare(workload: str, arrangements: list[str], passes: int, out: Path) -> None:
+def row_of(text: str, found: list[dict[str, Any]], baseline: float | None) -> Row:
+    """What is told of the passes of an arrangement; `baseline`: the median of the tuned loop."""
+    work, seconds = workload(text), [s for one in found for s in one["seconds"]]
+    times = quantiles_ms(seconds)
+    row: Row = {"workload": text, "examples": work.examples, "batch": work.batch}
+    row |= {"passes": len(found), "rounds": len(seconds), **times}
+    if baseline is not None:
+        row["speedup"] = round(baseline / times["p50_ms"], 2)
+    done = {"samples": work.clients * work.examples, "client_steps": work.steps}
+    done["clients"] = work.clients
+    for name, n in done.items():
+        row[f"{name}_per_s"] = round(n / times["p50_ms"] * 1e3, 1)
+    row["peak_mib"] = round(max(one["peak_mib"] for one in found), 1)
+    row["loss"] = round(median(one["loss"] for one in found), 4)
+    ran = [dict(one) for one in dict.fromkeys(tuple(one["ran"].items()) for one in found)]
+    return row | ({"ran": ran} if ran != [{}] else {})  # "auto" may choose anew in each process
+
+
+def compare(text: str, arrangements: list[str], passes: int, out: Path) -> None:
     """Measure the arrangements in turn, `passes` times, and write and print a row for each."""
-    seconds: dict[str, list[float]] = {name: [] for name in arrangements}
-    ran: dict[str, list[dict[str, Any]]] = {name: [] for name in arrangements}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in arrangements}
     for _ in range(passes):
         for name in arrangements:
-            found = measure_apart(workload, name)
-            seconds[name] += found["seconds"]
-            if found["ran"] not in ran[name]:
-                ran[name].append(found["ran"])
-    where = provenance()
+            if not (found[name] and "skipped" in found[name][0]):
+                found[name].append(measure_apart(text, name))
+    where, baseline = provenance(), None
+    if BASELINE in arrangements:
+        baseline = quantiles_ms([s for one in found[BASELINE] for s in one["seconds"]])["p50_ms"]
     for name in arrangements:
-        times = quantiles_ms(seconds[name])
-        row = {"workload": workload, "arrangement": name, "rounds": len(seconds[name])} | times
-        if BASELINE in arrangements:
-            baseline = quantiles_ms(seconds[BASELINE])["p50_ms"]
-            row["speedup"] = round(baseline / times["p50_ms"], 2)
-        if ran[name] != [{}]:
-            row["ran"] = ran[name]  # a list: "auto" may choose anew in each process
+        what: Row = {"workload": text, "arrangement": name}
+        if "skipped" in found[name][0]:
+            write(out, what | found[name][0] | where)
+            print(f"{text:15} {name:17} {found[name][0]['skipped']}", flush=True)
+            continue
+        row = what | row_of(text, found[name], baseline)
         write(out, row | where)
-        low, median, high = times.values()
-        print(f"{workload:15} {name:17} {median:8.1f} ms ({low:.1f} to {high:.1f})", end="")
-        print(f"   x{row.get('speedup', '?')}   {row.get('ran', '')}", flush=True)
+        times = "{p50_ms:8} ms ({p20_ms} to {p80_ms})".format(**row)
+        print(f"{text:15} {name:17} {times}   x{row.get('speedup', '?')}", end="")
+        print("   {clients_per_s} clients/s, {peak_mib} MiB, loss {loss}".format(**row), end="")
+        print(f"   {row.get('ran', '')}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--workloads", nargs="+", type=checked, default=WORKLOADS)
     names = list(ARRANGEMENTS)
     parser.add_argument("--arrangements", nargs="+", choices=names, default=names)
     parser.add_argument("--passes", type=int, default=5)
@@ -126,10 +166,8 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(*args.measure)))
         return
-    for workload in args.workloads:
-        convolves = workload.startswith("cnn")  # no stacked form
-        some = [name for name in args.arrangements if not (convolves and "stacked" in name)]
-        compare(workload, some, args.passes, args.out)
+    for text in args.workloads:
+        compare(text, args.arrangements, args.passes, args.out)
 
 
 if __name__ == "__main__":

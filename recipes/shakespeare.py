@@ -21,8 +21,8 @@ from vecfl.algorithm_flags import AlgorithmArgs, check_algorithm, make_algorithm
 from vecfl.cli import main
 from vecfl.data import FederatedDataset, read_tff_pair, text
 from vecfl.evaluations import held_out, validated
-from vecfl.flags import check_run, simulation
-from vecfl.models import WindowLM
+from vecfl.flags import check_run, named_model, simulation
+from vecfl.models import CharGRU, CharLSTM, WindowLM
 from vecfl.record import record_run
 from vecfl.resume import resume
 
@@ -30,6 +30,7 @@ LENGTH = 80  # characters of a window
 # Of the clients' optimizer.
 LR = {"sgd": 1.0, "momentum": 0.1, "adam": 0.003, "adamw": 0.003, "rmsprop": 0.003}
 LR |= {"adagrad": 0.03}
+MODELS = {"window": WindowLM, "lstm": CharLSTM, "gru": CharGRU}
 DOWNLOAD = (
     "shakespeare_train.h5 and shakespeare_test.h5 of TensorFlow Federated, "
     "tff.simulation.datasets.shakespeare (HDF5, not the newer SQLite)"
@@ -49,6 +50,9 @@ class Args(AlgorithmArgs):
     """rounds from one evaluation to the next; the last round is always evaluated"""
     data: str | None = None
     """folder of TFF's *_train.h5 and *_test.h5; $VECFL_DATA/shakespeare_tff if not given"""
+    model: str = "window"
+    """window, of the last 10 characters; lstm, that of Reddi et al.; gru; or file.py:name, a
+    function of the classes, which are the characters"""
 
 
 def run(args: Args) -> None:
@@ -98,7 +102,8 @@ def most_frequent(train: Tensor, test: Tensor) -> tuple[int, float]:
 def make_simulation(args: Args, data: FederatedDataset, vocabulary: int) -> vecfl.Simulation:
     torch.manual_seed(args.seed)
     metrics = {"accuracy": vecfl.accuracy}
-    task = vecfl.Task(WindowLM(vocabulary), vecfl.cross_entropy, metrics, example=data.examples(2))
+    module = named_model(args.model, MODELS, vocabulary)
+    task = vecfl.Task(module, vecfl.cross_entropy, metrics, example=data.examples(2))
     algorithm = make_algorithm(args, vecfl.count_tokens(data.columns["y"]))
     return simulation(args, task, data, algorithm)
 

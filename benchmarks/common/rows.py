@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import resource
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -27,6 +29,12 @@ def quantiles_ms(seconds: Sequence[float]) -> dict[str, float]:
     """Median and the 20th and 80th percentile of `seconds`, in milliseconds."""
     low, median, high = np.percentile(seconds, (20, 50, 80)) * 1e3
     return {"p20_ms": round(low, 3), "p50_ms": round(median, 3), "p80_ms": round(high, 3)}
+
+
+def peak_mib() -> float:
+    """The highest resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def provenance() -> Row:

@@ -1,47 +1,85 @@
-"""What the benchmarks train: generated data, and the same round by a plain loop and by vecfl."""
+"""What the benchmarks train: generated data, and the same rounds by a plain loop and by vecfl."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import vecfl
 from vecfl.data import FederatedDataset
-from vecfl.models import emnist_cnn
+from vecfl.models import CharLSTM, cifar_cnn, emnist_cnn, pfl_cnn, resnet18_gn, small_cnn
 
-LR = 0.05
+Batches = Iterable[tuple[Tensor, Tensor]]
+AT_A_TIME = 500  # examples of an evaluation
 
 
 @dataclass(frozen=True)
 class Workload:
-    """`clients` clients of `examples` examples each, one epoch in batches of `batch`."""
+    """`clients` clients of `examples` examples each, one epoch in batches of `batch`.
 
-    module: Callable[[], nn.Module]
+    shape    of an example, an image or a text
+    classes  of images, or characters of texts
+    """
+
+    make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     clients: int = 1
     examples: int = 60
     batch: int = 10
+    classes: int = 10
+    lr: float = 0.05
+    text: bool = False
 
     @property
     def steps(self) -> int:
         """Client steps of a round."""
         return self.clients * -(-self.examples // self.batch)
 
+    def module(self) -> nn.Module:
+        """The first model, the same at each call."""
+        torch.manual_seed(0)
+        return self.make()
+
     def data(self) -> FederatedDataset:
-        n = self.clients * self.examples
-        g = torch.Generator().manual_seed(0)
-        x, y = torch.rand(n, *self.shape, generator=g), torch.randint(10, (n,), generator=g)
-        offsets = torch.arange(0, n + 1, self.examples)
-        return FederatedDataset({"x": x, "y": y}, offsets)
+        n, g = self.clients * self.examples, torch.Generator().manual_seed(1)
+        columns = self.texts(n, g) if self.text else self.images(n, g)
+        return FederatedDataset(columns, torch.arange(0, n + 1, self.examples))
+
+    def images(self, n: int, g: torch.Generator) -> dict[str, Tensor]:
+        """The picture of a class, half covered by noise; pixels are in [0, 1]."""
+        pictures = torch.rand(self.classes, *self.shape, generator=g)
+        y = torch.randint(self.classes, (n,), generator=g)
+        return {"x": torch.rand(n, *self.shape, generator=g).lerp_(pictures[y], 0.5), "y": y}
+
+    def texts(self, n: int, g: torch.Generator) -> dict[str, Tensor]:
+        """Each character is followed by one other, but in a tenth of all places by any."""
+        after = torch.randperm(self.classes, generator=g)
+        ids = torch.randint(self.classes, (n, self.shape[0] + 1), generator=g)
+        follows = torch.rand(ids.shape, generator=g) < 0.9
+        for t in range(1, ids.shape[1]):
+            ids[:, t] = torch.where(follows[:, t], after[ids[:, t - 1]], ids[:, t])
+        return {"x": ids[:, :-1].contiguous(), "y": ids[:, 1:].contiguous()}
 
     def task(self, data: FederatedDataset) -> vecfl.Task:
         return vecfl.Task(self.module(), vecfl.cross_entropy, example=data.examples(2))
 
     def algorithm(self) -> vecfl.Algorithm:
-        return vecfl.fedavg(lr=LR, batches=vecfl.Batches(self.batch))
+        return vecfl.fedavg(lr=self.lr, batches=vecfl.Batches(self.batch))
+
+
+@dataclass(frozen=True)
+class Player:
+    """Plays a round when it is called; `loss` is the mean over all examples by the model now."""
+
+    play: Callable[[], Mapping[str, float | int | str]]
+    loss: Callable[[], float]
+
+    def __call__(self) -> Mapping[str, float | int | str]:
+        """What is told of the round."""
+        return self.play()
 
 
 def mlp() -> nn.Module:
@@ -50,65 +88,86 @@ def mlp() -> nn.Module:
     )
 
 
+COLOR = (3, 32, 32)
 MODELS = {
-    "logistic": Workload(lambda: nn.Linear(784, 10), (784,)),
-    "mlp": Workload(mlp, (784,)),
-    "cnn": Workload(emnist_cnn, (1, 28, 28)),  # with its dropouts
+    "logistic": Workload(lambda: nn.Linear(784, 10), (784,), 100),
+    "mlp": Workload(mlp, (784,), 100),
+    "small_cnn": Workload(small_cnn, (1, 28, 28), 100),
+    # That of EMNIST: with its dropouts, as are those of pfl.
+    "cnn": Workload(lambda: emnist_cnn(62), (1, 28, 28), 10, 100, 20, classes=62),
+    "cifar_cnn": Workload(cifar_cnn, COLOR, 10, 100, 20),
+    "pfl_cnn": Workload(pfl_cnn, COLOR, 50, 50, 10),
+    "lstm": Workload(CharLSTM, (80,), 10, 20, 4, classes=90, lr=1.0, text=True),
+    "resnet": Workload(lambda: resnet18_gn(10), COLOR, 4, 20, 20),
 }
 
 
-def plain_round(work: Workload, tuned: bool, device: str = "cpu") -> Callable[[], object]:
-    """A round by a plain loop: shuffle, local steps, float32 mean of the models.
+def loss_of(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy over examples, or over all places of texts."""
+    return F.cross_entropy(module(x).flatten(0, -2), y.flatten())
 
-    Tuned: `autograd.grad` and one foreach update; else `zero_grad`, `backward`, `torch.optim`.
-    """
+
+def train_tuned(module: nn.Module, params: list[Tensor], lr: float, batches: Batches) -> None:
+    """A client's steps by `autograd.grad` and one foreach update."""
+    for x, y in batches:
+        grads = torch.autograd.grad(loss_of(module, x, y), params)
+        with torch.no_grad():
+            torch._foreach_add_(params, grads, alpha=-lr)
+
+
+def train_written(module: nn.Module, params: list[Tensor], lr: float, batches: Batches) -> None:
+    """A client's steps as most would write them."""
+    optimizer = torch.optim.SGD(params, lr=lr)
+    for x, y in batches:
+        optimizer.zero_grad()
+        loss_of(module, x, y).backward()
+        optimizer.step()
+
+
+def plain_round(work: Workload, tuned: bool, device: str = "cpu") -> Player:
+    """Rounds by a plain loop: shuffle, local steps, float32 mean of the models."""
     data, module = work.data().to(device), work.module().to(device).train()
-    params: list[torch.Tensor] = list(module.parameters())
+    params: list[Tensor] = list(module.parameters())
     clients = [data.client(k) for k in range(data.num_clients)]
-
-    def train_tuned(x: torch.Tensor, y: torch.Tensor) -> None:
-        for i in range(0, len(x), work.batch):
-            loss = F.cross_entropy(module(x[i : i + work.batch]), y[i : i + work.batch])
-            grads = torch.autograd.grad(loss, params)
-            with torch.no_grad():
-                torch._foreach_add_(params, grads, alpha=-LR)
-
-    def train_written(x: torch.Tensor, y: torch.Tensor) -> None:
-        optimizer = torch.optim.SGD(params, lr=LR)
-        for i in range(0, len(x), work.batch):
-            optimizer.zero_grad()
-            F.cross_entropy(module(x[i : i + work.batch]), y[i : i + work.batch]).backward()
-            optimizer.step()
-
     train = train_tuned if tuned else train_written
 
-    def run() -> None:
+    def play() -> dict[str, float | int | str]:
         start = [p.detach().clone() for p in params]
         total = [torch.zeros_like(p) for p in params]
         for client in clients:
             with torch.no_grad():
                 torch._foreach_copy_(params, start)
             order = torch.randperm(len(client["x"]), device=device)
-            train(client["x"][order], client["y"][order])
+            parts = (client[name][order].split(work.batch) for name in "xy")
+            train(module, params, work.lr, zip(*parts, strict=True))
             with torch.no_grad():
                 torch._foreach_add_(total, params)
         with torch.no_grad():
             torch._foreach_copy_(params, torch._foreach_div(total, len(clients)))
+        return {}
 
-    return run
+    @torch.no_grad()
+    def loss() -> float:
+        module.eval()
+        parts = zip(*(data.columns[name].split(AT_A_TIME) for name in "xy"), strict=True)
+        total = sum(float(loss_of(module, x, y)) * len(x) for x, y in parts)
+        module.train()
+        return total / len(data.columns["x"])
+
+    return Player(play, loss)
 
 
-def vecfl_round(work: Workload, **simulation: Any) -> Callable[[], dict[str, float | int | str]]:
-    """The same round by vecfl; `simulation` are further arguments of `vecfl.Simulation`."""
+def vecfl_round(work: Workload, **simulation: Any) -> Player:
+    """The same rounds by vecfl; `simulation` are further arguments of `vecfl.Simulation`."""
     data = work.data()
     sim = vecfl.Simulation(work.task(data), data, work.algorithm(), vecfl.everyone(), **simulation)
     state = sim.start()
 
-    def run() -> dict[str, float | int | str]:
+    def play() -> dict[str, float | int | str]:
         nonlocal state
         state, metrics = sim.round(state)
         assert metrics["system/client_steps"] == work.steps
         assert metrics["train/dropped_clients"] == 0
         return metrics
 
-    return run
+    return Player(play, lambda: float(sim.evaluate(state, data.columns)["eval/loss"]))

@@ -1,13 +1,19 @@
 """The benchmarks run, on a small scale and on the CPU, and write rows that tell what they are."""
 
 import json
+import math
 import os
+import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from benchmarks.common.workloads import MODELS, plain_round, vecfl_round
 
 ROOT = Path(__file__).resolve().parents[2]
 PROVENANCE = {"cpu", "cores", "torch", "python", "commit", "date"}
@@ -38,8 +44,76 @@ def test_round_time(tmp_path: Path) -> None:
     assert vmap["ran"][0].items() >= {"backend": "vmap", "slots": 100}.items()
     assert vmap["speedup"] == pytest.approx(tuned["p50_ms"] / vmap["p50_ms"], abs=0.01)
     for row in (tuned, vmap):
-        assert (row["workload"], row["rounds"]) == ("logistic-100", 5)
+        assert (row["workload"], row["rounds"], row["passes"]) == ("logistic-100", 5, 1)
+        assert (row["examples"], row["batch"]) == (60, 10)
         assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
+        # 100 clients a round, of 60 examples each in batches of 10
+        for name, clients in (("clients", 1), ("client_steps", 6), ("samples", 60)):
+            rate = 100 * clients / row["p50_ms"] * 1e3
+            assert row[f"{name}_per_s"] == pytest.approx(rate, rel=1e-3)
+        assert 50 < row["peak_mib"] < 4000
+    # The same first model, data and steps, but in another order; log(10) before the first step.
+    assert vmap["loss"] == pytest.approx(tuned["loss"], rel=0.02) and tuned["loss"] < 1
+
+
+def test_round_time_says_what_cannot_train(tmp_path: Path, monkeypatch: Any) -> None:
+    """What raises InputError, here for an unknown backend, is tried once and has a row."""
+    script = runpy.run_path(f"{ROOT}/benchmarks/round_time.py")["compare"].__globals__
+    how = script["Arrangement"]("vecfl", 1, {"backend": "none"})
+    monkeypatch.setitem(script["ARRANGEMENTS"], "none 1", how)
+    calls = []
+
+    def here(*what: str) -> dict[str, Any]:
+        calls.append(what)
+        return script["measure"](*what)
+
+    monkeypatch.setitem(script, "measure_apart", here)
+    script["compare"]("logistic-2", ["none 1", "tuned 1"], 2, tmp_path / "rows.jsonl")
+    none, tuned = (json.loads(row) for row in (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert none["skipped"].startswith("backend 'none' is not known") and "p50_ms" not in none
+    assert (tuned["passes"], tuned["rounds"], len(calls)) == (2, 10, 3)
+    assert tuned["clients_per_s"] == pytest.approx(2 / tuned["p50_ms"] * 1e3, rel=1e-3)
+
+
+def test_the_losses_of_a_round_are_those_of_each_other() -> None:
+    """Texts, in float32: one client whose examples are one batch, so that order means nothing."""
+    work = replace(MODELS["lstm"], clients=1, examples=2, batch=2, shape=(5,))
+    plain, ours = plain_round(work, tuned=False), vecfl_round(work, backend="loop")
+    assert plain.loss() == pytest.approx(ours.loss(), rel=1e-6)
+    assert plain.loss() == pytest.approx(math.log(90), rel=0.02)
+    before = plain.loss()
+    for player in (plain, ours):
+        player()
+    assert plain.loss() == pytest.approx(ours.loss(), rel=1e-5) and plain.loss() < before - 1e-3
+
+
+def test_generated_data() -> None:
+    """Of an image, half is the picture of its class; a character has one successor, mostly."""
+    images = replace(MODELS["cifar_cnn"], clients=3).data()
+    x, y = images.columns["x"], images.columns["y"]
+    assert x.shape == (300, 3, 32, 32) and x.min() >= 0 and x.max() <= 1 and len(y.unique()) == 10
+    same = x[y == 3].mean(0)
+    assert (x[y == 3][0] - same).abs().mean() < (x[y == 4][0] - same).abs().mean()
+    texts = MODELS["lstm"].data()
+    x, y = texts.columns["x"], texts.columns["y"]
+    assert x.shape == y.shape == (200, 80) and torch.equal(x[:, 1:], y[:, :-1])
+    pairs = torch.zeros(90, 90)
+    pairs.index_put_((x.flatten(), y.flatten()), torch.tensor(1.0), accumulate=True)
+    often = pairs.max(1).values.sum() / pairs.sum()
+    assert often == pytest.approx(0.9 + 0.1 / 90, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "parameters"),
+    [
+        *(("logistic", 600, 7_850), ("mlp", 600, 199_210), ("small_cnn", 600, 14_410)),
+        *(("cnn", 50, 1_206_590), ("cifar_cnn", 50, 545_098), ("pfl_cnn", 250, 1_626_442)),
+        *(("lstm", 50, 822_570), ("resnet", 4, 11_173_962)),
+    ],
+)
+def test_workloads(name: str, steps: int, parameters: int) -> None:
+    work = MODELS[name]
+    assert (work.steps, sum(p.numel() for p in work.module().parameters())) == (steps, parameters)
 
 
 def test_memory(tmp_path: Path) -> None:

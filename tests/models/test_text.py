@@ -1,10 +1,11 @@
-"""The model for texts by its size, what it may look at, and as clients train it."""
+"""The models for texts by their sizes, what they may look at, and as clients train them."""
 
+import pytest
 import torch
+from torch import nn
 
-import vecfl
-from vecfl.data import FederatedDataset
-from vecfl.models import WindowLM
+from tests.models.rounds import check_backends_agree
+from vecfl.models import CharGRU, CharLSTM, WindowLM
 
 
 def test_parameter_count_by_hand() -> None:
@@ -39,22 +40,50 @@ def test_logits_by_hand() -> None:
     assert module(torch.tensor([[7, 2, 5, 4]]))[0, :, 0].tolist() == [7, 72, 725, 254]
 
 
-def test_backends_agree() -> None:
+@pytest.mark.parametrize(
+    "module",
+    [WindowLM(11, context=4, embedding=3, hidden=8), CharLSTM(11, 3, 8), CharGRU(11, 3, 8)],
+)
+def test_backends_agree(module: nn.Module) -> None:
     torch.manual_seed(0)
-    x = torch.randint(0, 11, (7, 6))
-    y = torch.randint(0, 11, (7, 6))
+    x, y = torch.randint(0, 11, (2, 7, 6))
     y[:, 4:] = -100
-    data = FederatedDataset.from_arrays({"x": x, "y": y}, [0, 0, 0, 1, 2, 2, 2])
-    module = WindowLM(11, context=4, embedding=3, hidden=8)
-    task = vecfl.Task(module, vecfl.cross_entropy, example=data.examples(2))
-    algorithm = vecfl.fedavg(lr=0.5, batches=vecfl.Batches(size=2, epochs=1))
-    models = []
-    for backend in ("vmap", "loop"):
-        sim = vecfl.Simulation(
-            *(task, data, algorithm, vecfl.everyone()),
-            **{"backend": backend, "slots": 2, "seed": 3, "dtype": torch.float64},
-        )
-        state, _ = sim.round(sim.start())
-        models.append(state.server["w"])
-    assert (models[0] - sim.start().server["w"]).abs().max() > 1e-3  # it moved
-    assert torch.allclose(*models, rtol=0, atol=1e-9)
+    check_backends_agree(module, x, y, lr=0.5)
+
+
+def test_parameter_counts_of_the_recurrent_models() -> None:
+    # 4 gates of 256 rows: weights of the 8 or 256 inputs and of 256 states, and two biases.
+    gate = [256 * (inputs + 256 + 2) for inputs in (8, 256)]
+    count = sum(p.numel() for p in CharLSTM().parameters())
+    assert count == 90 * 8 + 4 * sum(gate) + (256 * 90 + 90) == 822_570
+    count = sum(p.numel() for p in CharGRU().parameters())
+    assert count == 90 * 8 + 3 * sum(gate) + (256 * 90 + 90) == 622_890
+
+
+@pytest.mark.parametrize("make", [CharLSTM, CharGRU])
+def test_recurrent_models_see_all_tokens_before_and_none_ahead(make: type[CharLSTM]) -> None:
+    torch.manual_seed(0)
+    module, ids = make(11, embedding=3, hidden=8).double(), torch.randint(0, 11, (2, 6))
+    logits = module(ids)
+    assert logits.shape == (2, 6, 11)
+    for place in range(6):
+        other = ids.clone()
+        other[0, place] = (other[0, place] + 1) % 11
+        changed = (module(other) != logits).any(-1)
+        assert changed[0].nonzero().flatten().tolist() == list(range(place, 6))
+        assert not changed[1].any()
+
+
+@pytest.mark.parametrize(
+    ("make", "plain"),
+    [(CharLSTM, nn.LSTM(8, 256, 2, batch_first=True)), (CharGRU, nn.GRU(8, 256, 2, True, True))],
+)
+def test_recurrent_layers_are_those_of_torch(make: type[CharLSTM], plain: nn.RNNBase) -> None:
+    torch.manual_seed(0)
+    module, x = make(), torch.randn(2, 5, 8)
+    plain.load_state_dict(module.recurrent.state_dict())
+    for ours, theirs in zip(module.recurrent(x), plain(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    other = make()
+    other.recurrent.load_state_dict(plain.state_dict())
+    assert torch.equal(other.recurrent.weight_hh_l1, module.recurrent.weight_hh_l1)

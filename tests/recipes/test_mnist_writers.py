@@ -81,7 +81,7 @@ def test_the_test_writers_are_what_is_evaluated(command: Any, data: Path) -> Non
     assert row["client/accuracy_worst"] == right.view(3, 4).mean(1).min().item()
 
 
-@pytest.mark.parametrize("model", ["logistic", "cnn"])
+@pytest.mark.parametrize("model", ["logistic", "cnn", "small_cnn"])
 def test_backends_agree(command: Any, model: str) -> None:
     common = (f"--model={model}", "--dtype=float64", "--rounds=1")
     rows = [command(name, f"--backend={name}", *common) for name in ("vmap", "loop")]

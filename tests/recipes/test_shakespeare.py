@@ -13,7 +13,7 @@ import yaml
 from tests.data.files import tff_file
 from tests.data.real import DATA, real
 from vecfl.data import read_tff_pair, text
-from vecfl.models import WindowLM
+from vecfl.models import CharGRU, CharLSTM, WindowLM
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "shakespeare.py"
 TRAIN = {"HAMLET": ["aaaa bbb", "ab"], "OTHELLO": ["aaaa"], "YORICK": ["ba" * 60]}
@@ -70,6 +70,15 @@ def test_a_run_and_what_it_counts(
 def test_it_learns(command: Any, data: Path) -> None:
     rows = command(f"--data={data}", "--rounds=30", "--cohort=3", "--eval-every=30")
     assert rows[-1]["train/loss"] < 0.5 * rows[0]["train/loss"]
+
+
+@pytest.mark.parametrize(("name", "model"), [("lstm", CharLSTM), ("gru", CharGRU)])
+def test_recurrent_models(command: Any, data: Path, name: str, model: type[CharLSTM]) -> None:
+    rows = command(f"--data={data}", f"--model={name}", "--rounds=1")
+    trained = model(90)
+    trained.load_state_dict(torch.load("run/model.pt"))
+    ids = torch.tensor([88, *text.tff_characters().encode("aab"), 89])  # <bos>, characters, <eos>
+    assert 0 < rows[-1]["eval/loss"] < 10 and trained(ids[None]).shape == (1, 5, 90)
 
 
 def test_settings_repeat_a_run(command: Any, data: Path) -> None:
