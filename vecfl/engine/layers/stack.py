@@ -12,6 +12,7 @@ from vecfl.engine.layers.embedding import StackedEmbedding
 from vecfl.engine.layers.norm import StackedNorm
 from vecfl.engine.layers.recurrent import StackedRecurrent
 from vecfl.errors import InputError
+from vecfl.models import GRU, LSTM
 from vecfl.modules import Draws, replace
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -28,6 +29,8 @@ FORMS: dict[type[nn.Module], type[StackedLayer]] = {
     nn.InstanceNorm3d: StackedNorm,
     nn.LSTM: StackedRecurrent,
     nn.GRU: StackedRecurrent,
+    LSTM: StackedRecurrent,
+    GRU: StackedRecurrent,
 }
 
 
