@@ -22,8 +22,9 @@ from vecfl.cli import check, main
 from vecfl.data import FederatedDataset, hold_out, mnist_writers, read
 from vecfl.data.mnist_writers import default_folder
 from vecfl.evaluations import held_out, validated
-from vecfl.flags import check_run, named_model, simulation
+from vecfl.flags import check_run, simulation
 from vecfl.models import emnist_cnn, logistic, small_cnn
+from vecfl.named import named_model
 from vecfl.plugins import Known, part
 from vecfl.record import record_run
 from vecfl.resume import resume

@@ -21,8 +21,9 @@ from vecfl.algorithm_flags import AlgorithmArgs, check_algorithm, make_algorithm
 from vecfl.cli import main
 from vecfl.data import FederatedDataset, read_tff_pair, text
 from vecfl.evaluations import held_out, validated
-from vecfl.flags import check_run, named_model, simulation
+from vecfl.flags import check_run, simulation
 from vecfl.models import CharGRU, CharLSTM, WindowLM
+from vecfl.named import named_model
 from vecfl.record import record_run
 from vecfl.resume import resume
 

@@ -77,7 +77,7 @@ def test_the_fastest_is_searched_by_backend_then_cores_then_slots(
     tried = pretend(monkeypatch, seconds)
     with operator_threads(2):
         chosen = arrange(Wanted("auto", "auto", None, "auto"), probe())
-    assert chosen == Arrangement("vmap", workers=2, threads=1, slots=1)
+    assert chosen == Arrangement("vmap", workers=2, threads=1, slots=2, processes=2)
     layout = [(a.backend, a.workers, a.threads) for a in tried[:7]]
     assert layout == [  # stacked, three times as slow as vmap, is not tried on two cores
         ("loop", 1, 1),
@@ -88,7 +88,7 @@ def test_the_fastest_is_searched_by_backend_then_cores_then_slots(
         ("loop", 1, 2),
         ("vmap", 1, 2),
     ]
-    assert [a.slots for a in tried[7:]] == [1]  # of four, as many as there are clients for
+    assert [a.slots for a in tried[7:]] == [1, 2]  # a quarter of four, and half of it
 
 
 def test_convolutions_are_tried_by_every_formulation_and_one_goes_on(
@@ -121,10 +121,16 @@ def test_a_backend_that_the_cores_cannot_save_is_measured_once(
 
 
 def test_what_is_given_is_not_measured() -> None:
-    assert layouts(Wanted("vmap", 3, None, "auto"), cores=8) == [(3, 2)]
-    assert layouts(Wanted("vmap", 3, 5, "auto"), cores=8) == [(3, 5)]
-    assert layouts(Wanted("auto", "auto", 2, None), cores=8) == [(1, 2), (4, 2)]
-    assert layouts(Wanted("auto", "auto", None, None), cores=1) == [(1, 1)]
+    for forks in (False, True):
+        assert layouts(Wanted("vmap", 3, None, "auto"), 8, forks) == [(3, 2, 1)]
+        assert layouts(Wanted("vmap", 3, 5, "auto"), 8, forks) == [(3, 5, 1)]
+        assert layouts(Wanted("vmap", 3, 1, "auto", 3), 8, forks) == [(3, 1, 3)]
+        assert layouts(Wanted("auto", "auto", 2, None), 8, forks) == [(1, 2, 1), (4, 2, 1)]
+        assert layouts(Wanted("auto", "auto", None, None), 1, forks) == [(1, 1, 1)]
+    threads, apart = [(1, 1, 1), (4, 1, 1), (1, 4, 1)], [(1, 1, 1), (4, 1, 4), (1, 4, 1)]
+    assert layouts(Wanted("auto", "auto", None, None), 4, False) == threads
+    assert layouts(Wanted("auto", "auto", None, None, 1), 4, True) == threads
+    assert layouts(Wanted("auto", "auto", None, None), 4, True) == apart
     with operator_threads(2):
         p = probe()
         chosen = arrange(Wanted("vmap", 2, None, 3), p)

@@ -45,6 +45,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         {
             "vecfl.job",
             "vecfl.one_batch",
+            "vecfl.processes",
             "vecfl.worker",
             "vecfl.trainer",
             "vecfl.choices",
@@ -56,7 +57,13 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset(
         {"vecfl.report", "vecfl.record", "vecfl.cli", "vecfl.flags", "vecfl.rounds"}
-        | {"vecfl.plugins", "vecfl.parts", "vecfl.evaluations", "vecfl.algorithm_flags"}
+        | {
+            "vecfl.plugins",
+            "vecfl.named",
+            "vecfl.parts",
+            "vecfl.evaluations",
+            "vecfl.algorithm_flags",
+        }
         | {"vecfl.finish"}
         | {"vecfl.watch", "vecfl.changes", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
         | {"vecfl.stop", "vecfl.compare"}
@@ -91,6 +98,10 @@ SAME_FLOOR = {
     ("vecfl.aggregator", "vecfl.aggregate"),
     ("vecfl.robust", "vecfl.algorithms"),
     ("vecfl.aggregator", "vecfl.algorithms"),
+    ("vecfl.processes", "vecfl.job"),
+    ("vecfl.one_batch", "vecfl.processes"),
+    ("vecfl.trainer", "vecfl.processes"),
+    ("vecfl.worker", "vecfl.processes"),
     ("vecfl.one_batch", "vecfl.job"),
     ("vecfl.worker", "vecfl.one_batch"),
     ("vecfl.worker", "vecfl.job"),
@@ -115,7 +126,8 @@ SAME_FLOOR = {
     ("vecfl.simulation", "vecfl.job"),
     ("vecfl.simulation", "vecfl.trainer"),
     ("vecfl.flags", "vecfl.cli"),
-    ("vecfl.flags", "vecfl.plugins"),
+    ("vecfl.named", "vecfl.plugins"),
+    ("vecfl.flags", "vecfl.named"),
     ("vecfl.flags", "vecfl.parts"),
     ("vecfl.parts", "vecfl.plugins"),
     ("vecfl.algorithm_flags", "vecfl.parts"),

@@ -159,7 +159,7 @@ def by_norm(done: vecfl.algorithms.Finished) -> Tensor:
         vecfl.chain(FEDAVG, vecfl.clip_by_layer(1.0)),
         vecfl.chain(FEDAVG, vecfl.clip_by_norm(1.0), vecfl.top_k(0.5)),
         vecfl.delayed(FEDAVG, vecfl.drawn_delay([0.5, 0.5])),
-        vecfl.aggregated_by(FEDAVG, vecfl.coordinate_median),
+        vecfl.aggregated_by(FEDAVG, vecfl.coordinate_median()),
     ],
     ids=lambda a: a.name,
 )

@@ -9,7 +9,7 @@ import torch
 import vecfl
 from tests.test_parts import DATA, HOW, by_flags, task
 from vecfl.errors import InputError
-from vecfl.flags import named_model
+from vecfl.named import named_model
 
 OWN = """
 import torch

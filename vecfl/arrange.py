@@ -31,6 +31,7 @@ class Wanted:
     workers: int | str
     threads: int | None
     slots: int | str | None
+    processes: int | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in (*BACKENDS, *FORMULATIONS, "auto"):
@@ -42,6 +43,11 @@ class Wanted:
             by_rule = value == other or (name == "slots" and value is None)
             if not by_rule and not (is_integer(value) and value >= 1):
                 raise InputError(f"{name} must be an integer of at least 1, not {value!r}")
+        if self.processes is not None and self.processes not in (1, self.workers):
+            raise InputError(
+                f"processes={self.processes!r}: must be 1, or the number of workers "
+                f"({self.workers}), each of which then is one"
+            )
 
     @property
     def measured(self) -> bool:
@@ -59,8 +65,8 @@ def arrange(wanted: Wanted, probe: Probe) -> Arrangement:
     except ValueError as error:
         raise InputError(str(error)) from None
     if not wanted.measured:
-        (workers, threads), *_ = layouts(wanted, probe.cores)
-        return candidate(wanted, probe, wanted.backend, workers, threads)
+        layout, *_ = layouts(wanted, probe.cores, probe.forks)
+        return candidate(wanted, probe, wanted.backend, *layout)
     facts = probe.facts() | {"wanted": asdict(wanted)}
     if kept := chosen_before(facts, probe):
         log.info("%s, as measured before (delete %s to measure again)", kept, choices_file())
@@ -88,7 +94,7 @@ def chosen_before(facts: dict[str, object], probe: Probe) -> Arrangement | None:
     if kept is None:
         return None
     try:
-        numbers = [kept[name] for name in ("workers", "threads", "slots")]
+        numbers = [kept[name] for name in ("workers", "threads", "slots", "processes")]
         if kept["backend"] not in (*BACKENDS, *FORMULATIONS) or not all(
             is_integer(n) and n >= 1 for n in numbers
         ):
@@ -117,10 +123,10 @@ def beaten(probe: Probe, chosen: Arrangement) -> dict[str, float]:
 
 def search(wanted: Wanted, probe: Probe) -> Arrangement:
     """The fastest arrangement, found one question after the other: backend, cores, slots."""
-    (workers, threads), *others = layouts(wanted, probe.cores)
+    first, *others = layouts(wanted, probe.cores, probe.forks)
     for backend in BACKENDS if wanted.backend == "auto" else (wanted.backend,):
         try:
-            probe.time(candidate(wanted, probe, backend, workers, threads))
+            probe.time(candidate(wanted, probe, backend, *first))
         except InputError as error:
             if wanted.backend != "auto":
                 raise
@@ -129,11 +135,11 @@ def search(wanted: Wanted, probe: Probe) -> Arrangement:
         formulate(probe)
     limit = probe.cores * min(probe.seconds.values())  # the cores cannot gain more
     close = [a for a, seconds in probe.seconds.items() if seconds <= limit]
-    for w, t in others:
+    for layout in others:
         for a in close:
-            probe.time(candidate(wanted, probe, a.backend, w, t))
+            probe.time(candidate(wanted, probe, a.backend, *layout))
     if wanted.slots == "auto":
-        for factor in (4, 0.25):
+        for factor in (4, 0.25, 2, 0.5):
             climb(probe, factor)
     return agreeing(probe)
 
@@ -154,24 +160,30 @@ def formulate(probe: Probe) -> None:
             probe.drop(a.backend)
 
 
-def layouts(wanted: Wanted, cores: int) -> list[tuple[int, int]]:
-    """(workers, threads) to try: one core first, then the cores for clients, and for operators."""
+def layouts(wanted: Wanted, cores: int, forks: bool) -> list[tuple[int, int, int]]:
+    """(workers, threads, processes) to try: one core, then the cores for clients, for operators.
+
+    Workers are processes where they can be, unless they shall be none.
+    """
+    apart = wanted.processes is None and forks
     if wanted.workers != "auto":
         workers = int(wanted.workers)
-        return [(workers, wanted.threads or max(1, cores // workers))]
+        threads = wanted.threads or max(1, cores // workers)
+        return [(workers, threads, wanted.processes or 1)]
     if wanted.threads:
-        tried = [(1, wanted.threads), (max(1, cores // wanted.threads), wanted.threads)]
+        workers = max(1, cores // wanted.threads)
+        tried = [(1, wanted.threads, 1), (workers, wanted.threads, 1)]
     else:
-        tried = [(1, 1), (cores, 1), (1, cores)]
+        tried = [(1, 1, 1), (cores, 1, cores if apart else 1), (1, cores, 1)]
     return list(dict.fromkeys(tried))
 
 
 def candidate(
-    wanted: Wanted, probe: Probe, backend: str, workers: int, threads: int
+    wanted: Wanted, probe: Probe, backend: str, workers: int, threads: int, processes: int
 ) -> Arrangement:
     """An arrangement with the slots that are wanted, or those of the rule."""
     slots = probe.slots(backend, workers) if wanted.slots in (None, "auto") else int(wanted.slots)
-    return Arrangement(backend, workers, threads, slots)
+    return Arrangement(backend, workers, threads, slots, processes)
 
 
 def climb(probe: Probe, factor: float) -> None:

@@ -1,45 +1,28 @@
 """Flags that all recipes share: a dataclass to inherit from, and what its values mean."""
 
-import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
-import vecfl.metrics
-import vecfl.robust as robust
 import vecfl.sampling as sampling
 import vecfl.transforms as transforms
-from vecfl.aggregator import aggregated_by
 from vecfl.algorithms import Algorithm
 from vecfl.cli import check, has_device
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.evaluations import EvaluationArgs
-from vecfl.losses import Batch, Score
+from vecfl.losses import Batch
 from vecfl.model_file import check_safetensors, warm_start
-from vecfl.participation import separated
+from vecfl.named import named_aggregator, named_metrics, named_sampler, named_transform
 from vecfl.parts import surrounded
-from vecfl.plugins import part, takes
 from vecfl.report import check_matplotlib
 from vecfl.simulation import Simulation
 from vecfl.stop import Stop
 from vecfl.task import Task
 from vecfl.track import check_out, check_wandb
 from vecfl.watch import Watch
-
-log = logging.getLogger("vecfl")
-NAMES = ("everyone", "uniform", "fraction", "uniform_between", "poisson", "cyclic")
-SAMPLERS = {name: getattr(sampling, name) for name in NAMES} | {"separated": separated}
-TRANSFORMS = {
-    n: getattr(transforms, n) for n in transforms.__all__ if n[0].islower() and n != "chain"
-}
-AGGREGATORS = {name: getattr(robust, name) for name in ("coordinate_median", "trimmed_mean")}
-ALIKE = ("coordinate_median", "trimmed_mean")  # they have no use for weights
-METRICS = {n: getattr(vecfl.metrics, n) for n in ("top_k_accuracy", "recall", "precision", "f1")}
 
 
 @dataclass
@@ -69,7 +52,9 @@ class RunArgs(EvaluationArgs):
     ] = "auto"
     """train clients one after the other, or many at a time (two ways); auto: the fastest here"""
     workers: int | Literal["auto"] = "auto"
-    """threads that train clients, on a CPU"""
+    """threads or processes that train clients, on a CPU"""
+    processes: int | None = None
+    """1, or as many as workers: one for each; measured with --workers auto, else 1"""
     threads: int | None = None
     """operator threads of each worker; measured with --workers auto, else torch's shared out"""
     slots: int | Literal["auto"] = "auto"
@@ -122,7 +107,16 @@ class RunArgs(EvaluationArgs):
 
 def check_run(args: RunArgs) -> None:
     """Raise InputError, with the name of the flag, before anything is made."""
-    numbers = ("rounds", "cohort", "batch", "threads", "patience", "eval_every", "test_every")
+    numbers = (
+        "rounds",
+        "cohort",
+        "batch",
+        "threads",
+        "processes",
+        "patience",
+        "eval_every",
+        "test_every",
+    )
     check(args, (*numbers, "checkpoint_every", "keep"), lambda n: n >= 1, "at least 1")
     check(args, ("seed", "sample_seed"), lambda n: 0 <= n < 2**63, "0 to 2^63 - 1")
     check(args, ("statistics", "validation"), lambda x: x >= 0, "a number of at least 0")
@@ -174,9 +168,7 @@ def simulation(
         algorithm = named_aggregator(args.aggregator, algorithm, getattr(args, "weights", None))
     sampler = sampling.uniform(args.cohort)
     if args.sampler is not None:
-        found = part("--sampler", args.sampler, SAMPLERS)
-        sampler = takes("--sampler", args.sampler, found, "eligible", "seed", "round")
-        log.info("--sampler %s says who takes part; --cohort is not used", args.sampler)
+        sampler = named_sampler(args.sampler)
     task = task.scored(named_metrics(args.metrics))
     if args.freeze is not None:
         task = task.frozen(args.freeze)
@@ -195,50 +187,10 @@ def simulation(
         dtype=getattr(torch, args.dtype),
         backend=args.backend,
         workers=args.workers,
+        processes=args.processes,
         threads=args.threads,
         slots=args.slots,
         exact_sums=args.exact_sums,
         table=args.table if table is None else table,
         statistics=args.statistics,
     )
-
-
-def named_transform(text: str) -> transforms.Transform:
-    """The transform of one text of --transforms."""
-    found = part("--transforms", text, TRANSFORMS)
-    if not isinstance(found, transforms.Transform):
-        made = "" if "(" in text else f"; one that makes it takes arguments, or (): {text}(...)"
-        raise InputError(f"--transforms: {text} gives {found!r}; expected a vecfl.Transform{made}")
-    return found
-
-
-def named_aggregator(text: str, algorithm: Algorithm, weights: str | None) -> Algorithm:
-    """`algorithm` with the aggregator of --aggregator, and a line where weights are in vain."""
-    found = part("--aggregator", text, AGGREGATORS)
-    takes("--aggregator", text, found, "messages", "weights")
-    asked = f"--weights {weights}" if weights else "dga" * (algorithm.name[:3] == "dga")
-    if text.partition("(")[0].strip() in ALIKE and asked not in ("", "--weights uniform_weights"):
-        log.info("--aggregator %s: clients count alike, in spite of %s", text, asked)
-    return aggregated_by(algorithm, found)
-
-
-def named_metrics(texts: tuple[str, ...]) -> dict[str, Score]:
-    """The metrics of --metrics by their names."""
-    named = {}
-    for text in texts:
-        name, equals, what = text.partition("=")
-        if not equals:
-            raise InputError(f"--metrics: {text}: expected NAME=file.py:function")
-        if name in named:
-            raise InputError(f"--metrics: {text}: there is one of this name; choose another")
-        named[name] = takes("--metrics", what, part("--metrics", what, METRICS), "output", "batch")
-    return named
-
-
-def named_model(text: str, known: Mapping[str, Callable[..., nn.Module]], size: int) -> nn.Module:
-    """The module of --model for an output of `size` numbers."""
-    make = known[text] if text in known else part("--model", text, known)
-    module = make(size) if text in known else takes("--model", text, make, "classes")(size)
-    if not isinstance(module, nn.Module):
-        raise InputError(f"--model: {text} gives {module!r}; expected an nn.Module")
-    return module

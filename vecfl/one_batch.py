@@ -8,7 +8,6 @@ messages are clipped, norms of single gradients come first (`vecfl.engine.ghost`
 import copy
 import logging
 from collections.abc import Callable
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from vecfl.engine.together import weighed
 from vecfl.errors import InputError
 from vecfl.job import Fold, Job
 from vecfl.losses import Batch
+from vecfl.processes import Stop
 from vecfl.random import Kind, stream
 from vecfl.tape import Block, Tape
 from vecfl.task import Task
@@ -55,7 +55,7 @@ class OneBatch:
         self.ghost = Ghost(self.task) if self.gradient.clips else None
         require_no_rows(self)
 
-    def train(self, job: Job, lr: float, fold: Fold, stop: Event | None) -> np.ndarray:
+    def train(self, job: Job, lr: float, fold: Fold, stop: Stop | None) -> np.ndarray:
         """Fold the clients that take one step; the others, as positions in the plan, need rows."""
         one = np.flatnonzero(job.plan.steps == 1)
         if job.grid is not None or job.sampled is not None or job.keep is not None or not len(one):

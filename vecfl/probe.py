@@ -18,7 +18,7 @@ from vecfl.feed import Examples
 from vecfl.job import Job
 from vecfl.schedule import Plan, assign
 from vecfl.task import Task
-from vecfl.trainer import Arrangement, Trainer
+from vecfl.trainer import Arrangement, Trainer, no_processes
 
 LONG = 0.3  # seconds: a part of a round that takes as long is timed once, shorter ones three times
 
@@ -47,6 +47,11 @@ class Probe:
     def cores(self) -> int:
         """Threads that torch may use; on a GPU one, which launches."""
         return torch.get_num_threads() if self.device.type == "cpu" else 1
+
+    @property
+    def forks(self) -> bool:
+        """Whether workers can be processes."""
+        return self.device.type == "cpu" and not no_processes(self.algorithm, self.task.layout)
 
     def slots(self, backend: str, workers: int) -> int:
         """The slots of each worker by the rule: what the CPU's cache or the GPU's memory holds."""

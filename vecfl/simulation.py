@@ -44,14 +44,13 @@ class Simulation:
     device, dtype   where and in which precision clients train
     backend   "vmap", "stacked" (clients side by side, by torch.func or by layers of all of them) or
               "loop" (one after the other, the reference)
-    workers   threads that train clients, on a CPU; threads: operator threads of each (None:
-              torch's number shared out among the workers)
+    workers   threads that train clients, on a CPU, or `processes`, as many: forks, in which stays
+              what functions remember; threads: operator threads of each (None: torch's shared out)
     slots     clients in training at a time on each worker (None: by cache or GPU memory)
     resident  whether all data are copied to the device, or the examples of each cohort, while the
               one before it trains (None: the former on a CPU, and where they fit: `vecfl.feed`)
     table     folder for what the algorithm's clients keep between rounds (None: in memory)
-    exact_sums  add clients up on a grid, so that the sums have the same bits for any slots, workers
-              and ranks (`vecfl.aggregate.exact_grid` tells the range)
+    exact_sums  the same bits for any slots, workers, ranks (`vecfl.aggregate.exact_grid`)
     statistics  of updates, as `update/...` metrics: how many clients of a cohort are compared with
               the mean (0: none, and no norms either); `geometry.last` has what was measured
 
@@ -78,6 +77,7 @@ class Simulation:
         dtype: torch.dtype = torch.float32,
         backend: str = "vmap",
         workers: int | str = 1,
+        processes: int | None = None,
         threads: int | None = None,
         slots: int | str | None = None,
         resident: bool | None = None,
@@ -99,7 +99,7 @@ class Simulation:
         batches, seeds = algorithm.rule.batches, (self.sample_seed, self.seed)
         lost = client_dropout, algorithm.delay
         self.cohorts = Cohorts(sampler, self.data, batches, seeds, *lost, self.mesh)
-        wanted = Wanted(backend, workers, threads, slots)
+        wanted = Wanted(backend, workers, threads, slots, processes)
         large, fetch = self.cohorts.large(), self.source.fetch
         probe = Probe(self.task, self.data, algorithm, large, self.seed, fetch)
         arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))

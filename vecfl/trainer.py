@@ -1,11 +1,11 @@
 """How a cohort is laid out on the machine: workers, their threads, and the order of their sums."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from threading import Event
 
 import numpy as np
@@ -16,6 +16,8 @@ from vecfl.algorithms import Algorithm
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.job import Fold, Job
+from vecfl.layout import Layout
+from vecfl.processes import Crew, possible
 from vecfl.schedule import Plan, make_plan, share
 from vecfl.table import Table
 from vecfl.task import Task
@@ -30,15 +32,17 @@ class Arrangement:
     """How a cohort is laid out on the machine.
 
     backend  "vmap" or "stacked" (clients side by side), "loop" (one after the other)
-    workers  threads that train clients, each with slots and a module of its own
+    workers  threads or processes that train clients, each with slots and a module of its own
     threads  operator threads of each worker
     slots    clients in training at a time on each worker
+    processes  1, or as many as workers: one for each (`vecfl.processes`)
     """
 
     backend: str
     workers: int
     threads: int
     slots: int
+    processes: int = 1
 
     @property
     def cores(self) -> int:
@@ -46,9 +50,38 @@ class Arrangement:
         return self.workers * self.threads
 
     def __str__(self) -> str:
-        workers = f"{self.workers} worker{'s' * (self.workers > 1)}"
+        kind = "process" if self.processes > 1 else "worker"
+        workers = f"{self.workers} {kind}{('es' if kind[0] == 'p' else 's') * (self.workers > 1)}"
         threads = f"{self.threads} operator thread{'s' * (self.threads > 1)}"
         return f"{self.backend}, {workers} of {self.slots} slots and {threads}"
+
+
+def check_arrangement(
+    arrangement: Arrangement, device: torch.device, algorithm: Algorithm, layout: Layout
+) -> None:
+    """InputError for workers that this device, system or algorithm cannot have."""
+    workers, processes = arrangement.workers, arrangement.processes
+    if workers > 1 and device.type != "cpu":
+        raise InputError(
+            f"{workers} workers on {device}: workers are for the cores of a CPU, a GPU takes one"
+        )
+    if processes == 1:
+        return
+    if processes != workers:
+        raise InputError(f"processes={processes} for workers={workers}: give 1, or as many")
+    if why := no_processes(algorithm, layout):
+        raise InputError(f"processes={processes}: {why}; use threads (processes=1)")
+    if arrangement.threads > 1:
+        raise InputError(f"processes={processes}: each has one operator thread; give threads=1")
+
+
+def no_processes(algorithm: Algorithm, layout: Layout) -> str:
+    """Why workers cannot be processes; "" where they can."""
+    if not possible():
+        return f"on {sys.platform} torch's threads do not outlive a fork"
+    if algorithm.table(layout) or algorithm.before is not None:
+        return f"{algorithm.name} keeps rows of clients, which processes do not share"
+    return ""
 
 
 @contextmanager
@@ -78,14 +111,11 @@ class Trainer:
         seed: int,
     ) -> None:
         device = next(task.module.parameters()).device
-        if arrangement.workers > 1 and device.type != "cpu":
-            raise InputError(
-                f"{arrangement.workers} workers on {device}: workers are threads for the cores of "
-                "a CPU, a GPU takes one"
-            )
+        check_arrangement(arrangement, device, algorithm, task.layout)
         self.task, self.data, self.algorithm, self.seed = task, data, algorithm, seed
         self.pool = ThreadPoolExecutor(arrangement.workers, "vecfl-worker")
         self.stop, self.workers, self.halved = Event(), list[Worker](), False
+        self.crew: Crew | None = None
         self.before: Trainer | None = None
         self.rearrange(arrangement)
         if algorithm.before is not None:  # on slots of its own
@@ -94,6 +124,7 @@ class Trainer:
     def rearrange(self, arrangement: Arrangement) -> None:
         """Make the workers of `arrangement`; the memory of those before is free first."""
         self.workers.clear()
+        self.crew = None
         if self.before is not None:
             self.before.rearrange(arrangement)
         self.arrangement = arrangement
@@ -144,12 +175,16 @@ class Trainer:
             plan = job.plan.once(self.before.algorithm.rule.batches.size)
             part = replace(job, plan=plan, table=None, sampled=None, keep=rows)
             earlier, job = self.before.train(part), replace(job, before=rows)
-        jobs = [
-            partial(worker.train, job.of(members), self.stop)
-            for worker, members in zip(self.workers, self.share(job.plan), strict=True)
-        ]
+        jobs = [job.of(members) for members in self.share(job.plan)]
         with operator_threads(self.arrangement.threads):
-            first, *others = self._do(jobs)
+            if self.arrangement.processes > 1 and self.crew is None:
+                self.crew = Crew([worker.train for worker in self.workers], job.columns)
+            do = self._do if self.crew is None else self.crew.train
+            try:
+                first, *others = do(jobs)
+            except BaseException:
+                self.crew = None  # its processes may still be at it
+                raise
         for fold in others:
             first.merge_(fold)
         if earlier is not None:  # its time counts, not its steps
@@ -192,12 +227,13 @@ class Trainer:
         together = 1 if self.arrangement.backend == "loop" else self.arrangement.slots
         return share(plan.steps, len(self.workers), together)
 
-    def _do(self, jobs: Sequence[Callable[[], Fold]]) -> list[Fold]:
-        """What the jobs return, each run by a thread; where one fails, the others stop too."""
+    def _do(self, jobs: Sequence[Job]) -> list[Fold]:
+        """What comes of the jobs, each done by a thread; where one fails, the others stop too."""
         self.stop.clear()
         if len(jobs) == 1:
-            return [jobs[0]()]
-        futures = [self.pool.submit(job) for job in jobs]
+            return [self.workers[0].train(jobs[0], self.stop)]
+        pairs = zip(self.workers, jobs, strict=True)
+        futures = [self.pool.submit(worker.train, job, self.stop) for worker, job in pairs]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             self.stop.set()

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from threading import Event
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from vecfl.geometry import measure
 from vecfl.job import Fold, Job
 from vecfl.losses import Batch
 from vecfl.one_batch import one_batch
+from vecfl.processes import Stop
 from vecfl.schedule import Plan
 from vecfl.table import Table
 from vecfl.tape import Tape
@@ -59,7 +59,7 @@ class Worker:
         self.message = task.layout.of_message(algorithm.messages).size
 
     @torch.no_grad()  # grad mode belongs to a thread
-    def train(self, job: Job, stop: Event | None = None) -> Fold:
+    def train(self, job: Job, stop: Stop | None = None) -> Fold:
         """Train the clients of `job`; ends between two blocks when `stop` is set."""
         began = time.perf_counter()
         rule, slots = self.algorithm.local(job.server, self.algorithm.rule), self.slots

@@ -8,7 +8,6 @@ from vecfl.errors import InputError
 from vecfl.layout import Layout
 from vecfl.optim import Rows
 
-
 LINE = 16  # numbers
 
 

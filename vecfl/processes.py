@@ -1,0 +1,157 @@
+"""Workers in processes of their own: forks, which have the task, the data and the algorithm as they
+are.
+
+Threads share Python's interpreter, which one of them holds at a time; where steps are short, they
+wait for each other. What an algorithm's functions remember stays in their process.
+"""
+
+import io
+import os
+import pickle
+import signal
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vecfl.job import Fold, Job
+from vecfl.losses import Batch
+
+IDLE = 1.0  # seconds after which a process that waits looks whether it is still needed
+
+
+class Stop(Protocol):
+    """An event of threads, or of processes."""
+
+    def is_set(self) -> bool: ...
+
+    def set(self) -> None: ...
+
+
+Train = Callable[[Job, Stop], Fold]
+
+
+class Crew:
+    """Workers that train at the same time: the first in this process, each other in a fork of it.
+
+    columns  those of the jobs; a job that comes with others brings them along
+    """
+
+    def __init__(self, workers: Sequence[Train], columns: Batch) -> None:
+        self.stop = get_context("fork").Event()
+        self.first, *others = workers
+        self.forks = [Fork(train, columns, self.stop) for train in others]
+
+    def train(self, jobs: Sequence[Job]) -> list[Fold]:
+        """What comes of the jobs, one for each worker; where one fails, the others stop too.
+
+        Raises what failed, RuntimeError where a process has ended; then the crew is not used again.
+        """
+        self.stop.clear()
+        mine, *others = jobs
+        try:
+            for fork, job in zip(self.forks, others, strict=True):
+                fork.start(job)
+            first = self.first(mine, self.stop)
+            return [first, *(fork.result() for fork in self.forks)]
+        except BaseException:
+            self.stop.set()
+            raise
+
+
+class Fork:
+    """A process that trains."""
+
+    def __init__(self, train: Train, columns: Batch, stop: Stop) -> None:
+        self.columns, parent = columns, os.getpid()
+        self.ours, theirs = Pipe()
+        with warnings.catch_warnings():  # other threads of this process hold no lock of a worker
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        if not self.pid:
+            self.ours.close()
+            serve(train, columns, theirs, stop, parent)
+        theirs.close()
+        weakref.finalize(self, end, self.pid, self.ours, parent)
+
+    def start(self, job: Job) -> None:
+        """Let it train the clients of a job."""
+        columns: Any = None if job.columns is self.columns else job.columns
+        with suppress(OSError):  # `result` tells
+            self.ours.send_bytes(dump(replace(job, columns=columns)))
+
+    def result(self) -> Fold:
+        """What it made of the last job; raises what failed."""
+        try:
+            found = pickle.loads(self.ours.recv_bytes())
+        except (EOFError, OSError) as error:
+            why = f"process {self.pid} of a worker has ended: killed, for memory?"
+            raise RuntimeError(why) from error
+        if isinstance(found, BaseException):
+            raise found
+        assert isinstance(found, Fold)
+        return found
+
+
+def possible() -> bool:
+    """Whether this system can fork a process that uses torch."""
+    return sys.platform == "linux"
+
+
+def serve(train: Train, columns: Batch, ours: Connection, stop: Stop, parent: int) -> None:
+    """Train what comes, in the process of a worker, and never return."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        torch.set_num_threads(1)  # those of the parent's pool are not here
+        while os.getppid() == parent:
+            if not ours.poll(IDLE):
+                continue
+            job: Job = pickle.loads(ours.recv_bytes())
+            found: Fold | BaseException
+            try:
+                found = train(job if job.columns else replace(job, columns=columns), stop)
+            except BaseException as error:
+                stop.set()
+                found = error
+            ours.send_bytes(dump(found))
+    finally:
+        os._exit(0)  # nothing of the parent's is to be ended here
+
+
+def end(pid: int, ours: Connection, parent: int) -> None:
+    """End a process: it holds nothing that is needed."""
+    if os.getpid() != parent:  # another fork of the parent
+        return
+    ours.close()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+class Pickler(pickle.Pickler):
+    """Writes tensors as numpy's arrays: torch's own way takes ten times as long for small ones."""
+
+    def reducer_override(self, value: object) -> Any:
+        if isinstance(value, Tensor):
+            return torch.from_numpy, (value.detach().numpy(),)
+        return NotImplemented
+
+
+def dump(value: object) -> bytes:
+    """`value` as bytes; an exception that cannot be written, as its text."""
+    file = io.BytesIO()
+    try:
+        Pickler(file, protocol=5).dump(value)
+    except Exception:
+        if not isinstance(value, BaseException):
+            raise
+        return pickle.dumps(RuntimeError(f"{type(value).__name__}: {value}"))
+    return file.getvalue()
