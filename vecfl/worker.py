@@ -24,7 +24,7 @@ from vecfl.task import Task
 
 # Bytes of finished rows that are folded at a time: they stay in a CPU's cache, or take little of a
 # GPU's memory.
-COMMIT = {"cpu": 1 << 22, "cuda": 1 << 28}
+COMMIT = {"cpu": 1 << 23, "cuda": 1 << 28}
 
 
 class Worker:

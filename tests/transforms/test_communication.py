@@ -12,7 +12,7 @@ from torch import Tensor
 import vecfl
 from vecfl import checkpoint
 from vecfl.algorithms import Algorithm, Finished, Upload
-from vecfl.flags import TRANSFORMS
+from vecfl.named import TRANSFORMS
 from vecfl.plugins import part
 
 from ..oracles.bridge import dataset
