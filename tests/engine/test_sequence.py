@@ -62,14 +62,17 @@ def together(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("module, batch", SEQUENCES.values(), ids=SEQUENCES)
-@pytest.mark.parametrize("loss", ["cross_entropy", "squares"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "squares", "sums"])
 def test_gradients_and_steps_are_those_of_a_plain_module(
     module: Callable[[], nn.Module], batch: dict[str, Tensor], loss: str
 ) -> None:
     def squares(output: Tensor, batch: vecfl.losses.Batch) -> vecfl.losses.Pair:
         return output.flatten(1).square().sum(1), 1.0 + batch["x"].flatten(1)[:, 0].abs()
 
-    score = squares if loss == "squares" else vecfl.cross_entropy
+    def sums(output: Tensor, batch: vecfl.losses.Batch) -> vecfl.losses.Pair:
+        return output.flatten(1).sum(1), None  # its gradient is one number, written once
+
+    score = {"squares": squares, "sums": sums}.get(loss, vecfl.cross_entropy)
     sequence, w, right = steps(module(), score, batch)
     streams = stream(Kind.DROPOUT, client=torch.arange(S))
     before = [t.clone() for t in w]
@@ -82,13 +85,17 @@ def test_gradients_and_steps_are_those_of_a_plain_module(
     assert moved is None and torch.equal(total, again)
     expected = [t - 0.5 * g for t, g in zip(before, grads, strict=True)]
     torch.testing.assert_close(w, expected, rtol=1e-9, atol=1e-12)
+    elsewhere, _, _ = sequence.step(before, together(batch), None, streams, True, None)
+    assert elsewhere is not None
+    for s, plain in enumerate(right):
+        torch.testing.assert_close([g[s] for g in elsewhere], plain, rtol=1e-9, atol=1e-12)
 
 
 def test_masked_and_ignored_examples_have_no_gradient_and_no_loss() -> None:
     """An example that is masked, or whose label is -100, may as well be another."""
     batch = {k: c.clone() for k, c in ROWS.items()}
     batch["y"][1] = -100
-    sequence, w, _ = steps(nn.Linear(5, 3), vecfl.cross_entropy, batch)
+    sequence, w, right = steps(nn.Linear(5, 3), vecfl.cross_entropy, batch)
     mask = torch.ones(S, B, dtype=torch.float64)
     mask[2, 3] = 0
     found = []
@@ -99,8 +106,16 @@ def test_masked_and_ignored_examples_have_no_gradient_and_no_loss() -> None:
         assert grads is not None and count is None
         found.append([*(g.clone() for g in grads), total])
     assert all(map(torch.equal, *found))
-    grads, _, _ = sequence.step(w, together(batch), None, None, False, None)
-    assert grads is not None and all(g[s].any() for g in grads for s in range(S))
+    mask[:] = 1
+    mask[0, 1] = 0
+    sums, _, _ = sequence.step(w, together(batch), mask, None, False, None)
+    assert sums is not None
+    for s, count in ((0, B), (1, B)):  # an ignored example has weight 1, and its sum is zero
+        means = [g[s] / count for g in sums]
+        torch.testing.assert_close(means, right[s], rtol=1e-9, atol=1e-12)
+    means, _, _ = sequence.step(w, together(batch), mask, None, True, None)
+    assert means is not None  # three examples are left of the first client, one of them ignored
+    torch.testing.assert_close([g[0] * 3 / B for g in means], right[0], rtol=1e-9, atol=1e-12)
 
 
 def test_a_large_logit_does_not_overflow() -> None:

@@ -12,7 +12,7 @@ class Memory:
     def empty(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """The tensor `name` of a shape, of the kind of `like`; its values are what was left."""
         kept = self.kept.get(name)
-        if kept is None or kept.shape != shape or kept.dtype != like.dtype:
+        if kept is None or kept.shape != shape:
             kept = self.kept[name] = like.new_empty(shape)
         return kept
 
