@@ -1,6 +1,7 @@
 """Clients of one plain step, whose gradients are added up in one batch: the same as with rows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -148,9 +149,26 @@ def by_norm(done: vecfl.algorithms.Finished) -> Tensor:
     return 1 / (1 + done.model.norm(dim=1)).double()
 
 
+def noisy() -> vecfl.transforms.Transform:
+    """A transform of the sums alone."""
+    return vecfl.Transform("noisy", server=lambda own, sums, round: (sums, own))
+
+
+@pytest.mark.parametrize("around", [lambda a: vecfl.ema(a, 0.9), lambda a: vecfl.chain(a, noisy())])
+def test_what_leaves_messages_as_they_are_leaves_the_batch(around, folded: list[int]) -> None:
+    module, data = mlp().double(), of((5,))
+    w, _ = rounds(module, data, around(FEDAVG), backend="stacked", slots=3)
+    right, _ = rounds(module, data, around(FEDAVG), backend="loop")
+    torch.testing.assert_close(w, right, rtol=1e-9, atol=1e-12)
+    assert folded == [3, 2] * 3
+
+
 @pytest.mark.parametrize(
     "algorithm",
     [
+        replace(FEDAVG, upload=lambda server, done: FEDAVG.upload(server, done)),
+        replace(FEDAVG, begin=lambda server, starting: FEDAVG.begin(server, starting)),
+        replace(FEDAVG, rule=replace(FEDAVG.rule, clip=1.0)),
         vecfl.fedavg(lr=0.1, batches=Batches(4), weights=by_norm),
         vecfl.fedavg(lr=0.1, batches=Batches(4), clip=1.0),
         vecfl.fedavg(lr=0.1, batches=Batches(4), optimizer=vecfl.adam()),

@@ -42,11 +42,12 @@ class OneBatch:
     def __init__(
         self, task: Task, algorithm: Algorithm, slots: int, seed: int, clients: int
     ) -> None:
-        if algorithm.gradient is None or algorithm.delay or algorithm.aggregator:
+        gradient = algorithm.one_gradient
+        if gradient is None or algorithm.delay or algorithm.aggregator:
             raise InputError(f"{algorithm.name}: messages are not gradients alone")
         if task.layout.buffers:
             raise InputError("buffers change in training")
-        self.gradient, self.batches = algorithm.gradient, algorithm.rule.batches
+        self.gradient, self.batches = gradient, algorithm.rule.batches
         self.slots, self.seed, self.clients = slots, seed, clients
         self.task, self.keyed = copy.deepcopy(task), task.keyed
         module = self.task.module.train()

@@ -25,8 +25,6 @@ from torch import Tensor
 from vecfl.job import Fold, Job
 from vecfl.losses import Batch
 
-IDLE = 1.0  # seconds after which a process that waits looks whether it is still needed
-
 
 class Stop(Protocol):
     """An event of threads, or of processes."""
@@ -55,7 +53,6 @@ class Crew:
 
         Raises what failed, RuntimeError where a process has ended; then the crew is not used again.
         """
-        self.stop.clear()
         mine, *others = jobs
         try:
             for fork, job in zip(self.forks, others, strict=True):
@@ -78,7 +75,7 @@ class Fork:
             self.pid = os.fork()
         if not self.pid:
             self.ours.close()
-            serve(train, columns, theirs, stop, parent)
+            serve(train, columns, theirs, stop)
         theirs.close()
         weakref.finalize(self, end, self.pid, self.ours, parent)
 
@@ -106,15 +103,14 @@ def possible() -> bool:
     return sys.platform == "linux"
 
 
-def serve(train: Train, columns: Batch, ours: Connection, stop: Stop, parent: int) -> None:
-    """Train what comes, in the process of a worker, and never return."""
+def serve(train: Train, columns: Batch, ours: Connection, stop: Stop) -> None:
+    """Train what comes, in the process of a worker, until nobody is left who could send; never
+    return."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)  # those of the parent's pool are not here
-        while os.getppid() == parent:
-            if not ours.poll(IDLE):
-                continue
+        while True:
             job: Job = pickle.loads(ours.recv_bytes())
             found: Fold | BaseException
             try:

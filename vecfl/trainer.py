@@ -124,7 +124,6 @@ class Trainer:
     def rearrange(self, arrangement: Arrangement) -> None:
         """Make the workers of `arrangement`; the memory of those before is free first."""
         self.workers.clear()
-        self.crew = None
         if self.before is not None:
             self.before.rearrange(arrangement)
         self.arrangement = arrangement

@@ -11,7 +11,7 @@ import vecfl
 from vecfl import Batches, InputError, Simulation, Task, fedprox, fedprox_adaptive
 from vecfl.algorithms import Algorithm
 from vecfl.algorithms.fedprox import FALLS, LOSS, MU
-from vecfl.engine.stacked import Stack
+from vecfl.engine.sequence import Sequence
 from vecfl.layout import Entry, Layout
 from vecfl.watch import Watch
 
@@ -68,9 +68,9 @@ def simulation(algorithm: Algorithm, backend: str = "loop") -> Simulation:
 @pytest.mark.parametrize("backend", ["loop", "vmap", "stacked"])
 def test_every_round_trains_by_its_own_mu(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each round has the model of FedProx with that mu, from the same state."""
-    plain, step = set(), Stack.step
+    plain, step = set(), Sequence.step
 
-    def watched(self: Stack, *args: Any) -> Any:
+    def watched(self: Sequence, *args: Any) -> Any:
         plain.add(args[-1] is not None)  # a layer's step by itself
         return step(self, *args)
 
@@ -80,7 +80,7 @@ def test_every_round_trains_by_its_own_mu(backend: str, monkeypatch: pytest.Monk
     for _ in range(6):
         plain.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(Stack, "step", watched)
+            patch.setattr(Sequence, "step", watched)
             after, metrics = sim.round(state)
         mu = metrics["train/mu"]
         right = simulation(fedprox(lr=adaptive.rule.lr, mu=mu, batches=B), backend)

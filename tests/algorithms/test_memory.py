@@ -16,7 +16,7 @@ from torch import Tensor
 import vecfl
 from vecfl import Batches, InputError, Simulation, Task
 from vecfl.algorithms import Algorithm, Begin, Starting
-from vecfl.engine.stacked import Stack
+from vecfl.engine.sequence import Sequence
 from vecfl.layout import Entry, Layout
 
 from ..oracles.bridge import dataset
@@ -212,8 +212,8 @@ def test_the_time_of_the_earlier_pass_counts_and_its_steps_do_not() -> None:
 def test_stacked_makes_gradients_under_variates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer's own step would leave the correction out."""
     p, rates = PROBLEMS["linear"], []
-    step = Stack.step
-    monkeypatch.setattr(Stack, "step", lambda self, *a: rates.append(a[-1]) or step(self, *a))
+    step = Sequence.step
+    monkeypatch.setattr(Sequence, "step", lambda self, *a: rates.append(a[-1]) or step(self, *a))
     data = dataset(p.clients())
     task = Task(p.build(), p.loss, example=data.examples(2))
     for algorithm, own in ((vecfl.scaffold, False), (vecfl.fedavg, True)):

@@ -5,7 +5,7 @@ trainable parameters, then the buffers that training changes.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -137,11 +137,14 @@ class Gradient:
     weights  Finished -> [K], how much it counts
     scale    what the gradient is multiplied by; None: the learning rate of the round
     clips    bounds of the norm of the message, in turn, each with the prefix of its extra sums
+    about    begin, upload and rule of the algorithm that it tells of: who replaces one of them has
+             said nothing of the new one
     """
 
     weights: Callable[[Finished], Tensor] = field(repr=False)
     scale: float | None = None
     clips: tuple[tuple[str, float], ...] = ()
+    about: tuple[object, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -197,3 +200,15 @@ class Algorithm:
     coded: bool = False
     facts: Mapping[str, object] = field(default_factory=dict, repr=False)
     places: int = 0
+
+    def sends(self, gradient: Gradient | None) -> "Algorithm":
+        """The same algorithm, which tells what its clients of one plain step send."""
+        about = (self.begin, self.upload, self.rule)
+        return replace(self, gradient=gradient and replace(gradient, about=about))
+
+    @property
+    def one_gradient(self) -> Gradient | None:
+        """`gradient`, if it is about this algorithm."""
+        parts, g = (self.begin, self.upload, self.rule), self.gradient
+        known = g is not None and all(a is b for a, b in zip(parts, g.about, strict=True))
+        return g if known else None

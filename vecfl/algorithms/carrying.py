@@ -60,7 +60,7 @@ def carrying(
         model=lambda server: inner.model(rest(server)),
         metrics=lambda server, sums, round: inner.metrics(rest(server), sums, round),
         observe=None if inner.observe is None else observe,
-    )
+    ).sends(inner.one_gradient)
 
 
 def named(prefix: str, values: Mapping[str, T]) -> dict[str, T]:

@@ -55,17 +55,9 @@ def averaging(
         return Upload(state["w"] - done.model, weights(done))
 
     init, step, metrics = server_init(server), server_step(server), server_metrics(server)
-    return Algorithm(
-        name,
-        rule,
-        init,
-        broadcast,
-        upload,
-        step,
-        metrics=metrics,
-        gradient=Gradient(weights) if rule.one_gradient else None,
-        facts=known(server, weights),
-    )
+    facts = known(server, weights)
+    made = Algorithm(name, rule, init, broadcast, upload, step, metrics=metrics, facts=facts)
+    return made.sends(Gradient(weights) if rule.one_gradient else None)
 
 
 def known(server: ServerOptimizer, weights: Weights) -> dict[str, object]:

@@ -39,14 +39,6 @@ def fedsgd(
         return Upload(update, weights(done))
 
     init, step, metrics = server_init(server), server_step(server), server_metrics(server)
-    return Algorithm(
-        "fedsgd",
-        rule,
-        init,
-        broadcast,
-        upload,
-        step,
-        metrics=metrics,
-        gradient=Gradient(weights, scale=1.0),
-        facts=known(server, weights),
-    )
+    facts = known(server, weights)
+    made = Algorithm("fedsgd", rule, init, broadcast, upload, step, metrics=metrics, facts=facts)
+    return made.sends(Gradient(weights, scale=1.0))

@@ -136,19 +136,19 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
         model=lambda server: inner.model(others(prefix, server)),
         metrics=metrics,
         observe=observe if inner.observe else None,
-        gradient=gradient_of(inner, transform, prefix),
         coded=inner.coded or transform.codec is not None,
         places=place + 1,
-    )
+    ).sends(gradient_of(inner, transform, prefix))
 
 
 def gradient_of(inner: Algorithm, transform: Transform, prefix: str) -> Gradient | None:
     """`Algorithm.gradient` behind a transform: what is clipped, or stays as it is, still is one."""
-    if inner.gradient is None or transform.client is sent_as_it_is:
-        return inner.gradient
+    gradient = inner.one_gradient
+    if gradient is None or transform.client is sent_as_it_is:
+        return gradient
     if transform.bound is None:
         return None
-    return replace(inner.gradient, clips=(*inner.gradient.clips, (prefix, transform.bound)))
+    return replace(gradient, clips=(*gradient.clips, (prefix, transform.bound)))
 
 
 def kept_of(inner: Algorithm, transform: Transform, done: Finished, sent: Tensor) -> Server:
@@ -171,7 +171,7 @@ def of_message(transform: Transform, messages: tuple[str, ...]) -> Transform:
         transform,
         init=lambda layout: transform.init(layout.of_message(messages)),
         table=lambda size: transform.table(size * len(messages)),
-        client=client,
+        client=sent_as_it_is if transform.client is sent_as_it_is else client,
         server=lambda own, sums, round: transform.server(own, sums, seen(round)),
         metrics=lambda own, sums, round: transform.metrics(own, sums, seen(round)),
     )
