@@ -200,11 +200,11 @@ def test_another_frozen_body_is_refused(pair: tuple[Any, Any]) -> None:
         simulation("sgd", module=there).load(content)
 
 
-def test_older_checkpoints_tell_nothing_of_what_is_frozen() -> None:
+def test_older_checkpoints_tell_nothing_of_what_is_frozen_and_of_processes() -> None:
     for module, right in ((lambda: nn.Linear(3, 2), True), (Counting, False)):
         sim = simulation("sgd", module=module)
         content = sim.save(sim.start())
-        del content["facts"]["frozen"]
+        del content["facts"]["frozen"], content["facts"]["processes"]
         if right:
             sim.load(content)
         else:

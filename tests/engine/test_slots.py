@@ -75,12 +75,17 @@ def test_shapes_and_what_a_rule_needs() -> None:
     assert len(make(momentum()).state) == len(make(keep_gradient()).state) == 1
 
 
+def test_rows_begin_on_cache_lines_of_64_bytes() -> None:
+    slots = make()
+    assert slots.flat.data_ptr() % 64 == 0 and slots.flat.stride() == (16, 1)  # for P = 10
+
+
 def test_start_resets_everything_a_slot_has() -> None:
     """With rubbish in all memory, slots 1 and 3 start: they are as in fresh slots, no other is."""
     model, bias = torch.arange(2.0 * P).view(2, P).double(), torch.ones(2, TRAINABLE).double()
     seats = torch.tensor([3, 1])
     slots, fresh = make(), make()
-    for t in memory(slots).values():
+    for t in (*memory(slots).values(), *memory(fresh).values()):
         t.fill_(77)
     fresh.start_(torch.arange(S), torch.zeros(P).double(), torch.zeros(S, TRAINABLE).double())
     for s in (slots, fresh):
