@@ -10,7 +10,6 @@ import torch
 import vecfl
 from vecfl import Batches, Task, fedprox
 from vecfl.engine import Slots, make_backend, make_update, stacked
-from vecfl.engine.stacked import Stack
 from vecfl.optim import ClientOptimizer
 from vecfl.schedule import make_plan
 from vecfl.tape import Tape
@@ -42,7 +41,8 @@ def test_steps_stay_on_their_device(
     full: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stacked, "check", lambda task, _: Stack(task))  # it looks at values
+    # the check looks at values
+    monkeypatch.setattr(stacked, "check", lambda task, _: stacked.stacked(task))
     p, batches = ALL[problem], Batches(4, epochs=2, full=full)
     data = dataset(p.clients((8, 5, 7)))
     corrections = {"mu": 0.0} if plain else {"mu": 0.1, "clip": 0.5}
