@@ -50,6 +50,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "vecfl.choices",
             "vecfl.probe",
             "vecfl.arrange",
+            "vecfl.precision",
         }
         | {"vecfl.replay"}
         | {"vecfl.feed", "vecfl.cohorts", "vecfl.tally", "vecfl.simulation"}
@@ -105,6 +106,8 @@ SAME_FLOOR = {
     ("vecfl.arrange", "vecfl.choices"),
     ("vecfl.arrange", "vecfl.probe"),
     ("vecfl.arrange", "vecfl.trainer"),
+    ("vecfl.arrange", "vecfl.precision"),
+    ("vecfl.trainer", "vecfl.precision"),
     ("vecfl.simulation", "vecfl.arrange"),
     ("vecfl.simulation", "vecfl.feed"),
     ("vecfl.simulation", "vecfl.probe"),

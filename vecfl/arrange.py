@@ -10,7 +10,9 @@ import time
 from dataclasses import asdict, dataclass, replace
 
 from vecfl.choices import choices_file, keep, recall
+from vecfl.engine import require_cuda
 from vecfl.errors import InputError, is_integer
+from vecfl.precision import check_precision
 from vecfl.probe import Probe
 from vecfl.trainer import Arrangement
 from vecfl_kernels import by_triton
@@ -29,6 +31,8 @@ class Wanted:
     workers: int | str
     threads: int | None
     slots: int | str | None
+    precision: str = "float32"
+    graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.backend not in (*BACKENDS, "auto"):
@@ -56,6 +60,9 @@ def arrange(wanted: Wanted, probe: Probe) -> Arrangement:
         by_triton(probe.device)
     except ValueError as error:
         raise InputError(str(error)) from None
+    check_precision(wanted.precision, probe.device, probe.dtype)
+    if wanted.graphs:
+        require_cuda(probe.device)
     if not wanted.measured:
         (workers, threads), *_ = layouts(wanted, probe.cores)
         return candidate(wanted, probe, wanted.backend, workers, threads)
@@ -149,7 +156,7 @@ def candidate(
 ) -> Arrangement:
     """An arrangement with the slots that are wanted, or those of the rule."""
     slots = probe.slots(backend, workers) if wanted.slots in (None, "auto") else int(wanted.slots)
-    return Arrangement(backend, workers, threads, slots)
+    return Arrangement(backend, workers, threads, slots, wanted.precision, wanted.graphs)
 
 
 def climb(probe: Probe, factor: float) -> None:

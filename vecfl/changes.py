@@ -15,7 +15,8 @@ FREE |= {"stop_at", "patience", "table"}  # the rows of another table are refuse
 # They say when it may fall back, and when a learning rate may.
 FREE_UNLESS_SEEN = {"rounds", "eval_every", "test_every", "initial_evaluation"}
 FREE_UNLESS_SEEN |= {"watch", "statistics", "metrics"}
-ARRANGEMENT = {field.name for field in fields(Arrangement)}  # taken from the checkpoint
+# Taken from the checkpoint, but for the precision, which is a part of the result.
+ARRANGEMENT = {field.name for field in fields(Arrangement)} - {"precision"}
 
 
 def changes(there: Mapping[str, Any], here: Mapping[str, Any], looks: bool = False) -> list[str]:
@@ -24,6 +25,7 @@ def changes(there: Mapping[str, Any], here: Mapping[str, Any], looks: bool = Fal
     looks  whether the algorithm sees metrics, which then decide the rounds, as in a fall back
     """
     free = without_effect(there, here, looks)
+    there = {"precision": "float32"} | dict(there)  # older versions had no other
     return [
         f"{name} {there.get(name)} there, {here.get(name)} here"
         for name in {**there, **here}

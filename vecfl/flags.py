@@ -72,6 +72,10 @@ class RunArgs(EvaluationArgs):
     """operator threads of each worker; measured with --workers auto, else torch's shared out"""
     slots: int | Literal["auto"] = "auto"
     """clients that train at the same time on each worker"""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """of products of float32 numbers in training: tf32 on a GPU; bf16 not with stacked"""
+    graphs: bool = False
+    """capture a GPU's steps once and replay them (no GPU has run this yet)"""
     exact_sums: bool = False
     """add up clients on a grid: the same bits for any slots, workers and ranks"""
     table: str | None = None
@@ -198,6 +202,8 @@ def simulation(
         exact_sums=args.exact_sums,
         table=args.table if table is None else table,
         statistics=args.statistics,
+        precision=args.precision,
+        graphs=args.graphs,
     )
 
 

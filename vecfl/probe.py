@@ -44,6 +44,10 @@ class Probe:
         return next(self.task.module.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return next(self.task.module.parameters()).dtype
+
+    @property
     def cores(self) -> int:
         """Threads that torch may use; on a GPU one, which launches."""
         return torch.get_num_threads() if self.device.type == "cpu" else 1
@@ -72,7 +76,7 @@ class Probe:
             "model": repr(self.task.module),
             "row": self.task.layout,
             "loss": getattr(self.task.loss, "__qualname__", ""),
-            "dtype": next(self.task.module.parameters()).dtype,
+            "dtype": self.dtype,
             "augment": [
                 getattr(t, "__qualname__", type(t).__qualname__) for t in self.task.augment
             ],

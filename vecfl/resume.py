@@ -69,7 +69,7 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
     stop = Stop(args.stop_at, args.patience, args.watch)
     if done < args.rounds and stop.before(before.content.get("stopped")) is None:
         log.info("going on with %s after round %d of %d", before.run_dir, done, args.rounds)
-    facts = before.content["run"]["facts"]
+    facts = {"graphs": False} | before.content["run"]["facts"]  # older checkpoints do not tell
     for name in ARRANGEMENT:
         if getattr(args, name) not in ("auto", None, facts[name]):
             log.warning("%s: the run has %s and keeps it", flag(name), facts[name])

@@ -54,6 +54,7 @@ class Simulation:
               and ranks (`vecfl.aggregate.exact_grid` tells the range)
     statistics  of updates, as `update/...` metrics: how many clients of a cohort are compared with
               the mean (0: none, and no norms either); `geometry.last` has what was measured
+    precision, graphs  of a GPU's steps, bf16 of a CPU's: `vecfl.precision`, `vecfl.engine.graphs`
 
     "auto" for backend, workers or slots measures the fastest here (see `vecfl.probe`); what was
     taken is `arrangement`, and stands in the metrics of each round. Where a GPU's memory runs out,
@@ -84,6 +85,8 @@ class Simulation:
         exact_sums: bool = False,
         table: str | Path | None = None,
         statistics: int = 0,
+        precision: str = "float32",
+        graphs: bool = False,
     ) -> None:
         self.mesh, self.exact_sums = join(), exact_sums
         self.seed = check_seed("seed", seed)
@@ -96,10 +99,9 @@ class Simulation:
         self.task, self.data = task.to(self.device, dtype), self.source.data
         self.task.draws.seed = self.seed
         self.algorithm = algorithm
-        batches, seeds = algorithm.rule.batches, (self.sample_seed, self.seed)
-        lost = client_dropout, algorithm.delay
-        self.cohorts = Cohorts(sampler, self.data, batches, seeds, *lost, self.mesh)
-        wanted = Wanted(backend, workers, threads, slots)
+        seeds, lost = (self.sample_seed, self.seed), (client_dropout, algorithm.delay)
+        self.cohorts = Cohorts(sampler, self.data, algorithm.rule.batches, seeds, *lost, self.mesh)
+        wanted = Wanted(backend, workers, threads, slots, precision, graphs)
         large, fetch = self.cohorts.large(), self.source.fetch
         probe = Probe(self.task, self.data, algorithm, large, self.seed, fetch)
         arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
@@ -186,8 +188,7 @@ class Simulation:
         check_name(name)
         self.task.check(columns)
         with operator_threads(self.arrangement.cores):
-            w = self.algorithm.model(state.server)
-            values = evaluate(self.task, w, columns, self.mesh)
+            values = evaluate(self.task, self.algorithm.model(state.server), columns, self.mesh)
         return {f"{name}/{metric}": value for metric, value in values.items()}
 
     def evaluate_clients(
@@ -205,9 +206,9 @@ class Simulation:
         Beside them "client", their ids; "examples"; "weight", the loss weight; and, of those that
         train, with `statistics`, "update_norm" of the last round, NaN where a client sent nothing.
         """
+        some = data or self.data
         with operator_threads(self.arrangement.cores):
-            w, some = self.algorithm.model(state.server), data or self.data
-            found = evaluate_clients(self.task, w, some, self.mesh)
+            found = evaluate_clients(self.task, self.algorithm.model(state.server), some, self.mesh)
         norm = self.geometry.norms(state.round, some.num_clients) if data is None else None
         return columns_of(found, some, norm)
 

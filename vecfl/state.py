@@ -160,7 +160,8 @@ def unpack(content: Mapping[str, Any], fresh: Server, facts: Facts, changed: boo
                 f"the checkpoint is of another model, precision or server optimizer: "
                 f"{name!r} is {there} there, {here} here"
             )
-    there = {"frozen": "nothing"} | content["facts"]  # older checkpoints do not tell
+    # older checkpoints do not tell
+    there = {"frozen": "nothing", "precision": "float32", "graphs": False} | content["facts"]
     different = [
         f"{name} {there.get(name)} there, {value} here"
         for name, value in facts.items()

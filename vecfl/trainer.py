@@ -16,6 +16,7 @@ from vecfl.algorithms import Algorithm
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.job import Fold, Job
+from vecfl.precision import lowered, products
 from vecfl.schedule import Plan, make_plan, share
 from vecfl.table import Table
 from vecfl.task import Task
@@ -33,12 +34,16 @@ class Arrangement:
     workers  threads that train clients, each with slots and a module of its own
     threads  operator threads of each worker
     slots    clients in training at a time on each worker
+    precision  of products: see `vecfl.precision`
+    graphs   whether steps are captured and replayed: see `vecfl.engine.graphs`
     """
 
     backend: str
     workers: int
     threads: int
     slots: int
+    precision: str = "float32"
+    graphs: bool = False
 
     @property
     def cores(self) -> int:
@@ -48,7 +53,9 @@ class Arrangement:
     def __str__(self) -> str:
         workers = f"{self.workers} worker{'s' * (self.workers > 1)}"
         threads = f"{self.threads} operator thread{'s' * (self.threads > 1)}"
-        return f"{self.backend}, {workers} of {self.slots} slots and {threads}"
+        precision = f", {self.precision}" * (self.precision != "float32")
+        how = self.backend + precision + ", graphs" * self.graphs
+        return f"{how}, {workers} of {self.slots} slots and {threads}"
 
 
 @contextmanager
@@ -83,7 +90,8 @@ class Trainer:
                 f"{arrangement.workers} workers on {device}: workers are threads for the cores of "
                 "a CPU, a GPU takes one"
             )
-        self.task, self.data, self.algorithm, self.seed = task, data, algorithm, seed
+        self.task = lowered(task, arrangement.precision)
+        self.data, self.algorithm, self.seed = data, algorithm, seed
         self.pool = ThreadPoolExecutor(arrangement.workers, "vecfl-worker")
         self.stop, self.workers, self.halved = Event(), list[Worker](), False
         self.before: Trainer | None = None
@@ -107,6 +115,7 @@ class Trainer:
                 slots=arrangement.slots,
                 seed=self.seed,
                 clients=self.data.num_clients,
+                graphs=arrangement.graphs,
             )
             for _ in range(arrangement.workers)
         ]
@@ -137,7 +146,8 @@ class Trainer:
             partial(worker.train, job.of(members), self.stop)
             for worker, members in zip(self.workers, self.share(job.plan), strict=True)
         ]
-        with operator_threads(self.arrangement.threads):
+        how = self.arrangement
+        with operator_threads(how.threads), products(how.precision):
             first, *others = self._do(jobs)
         for fold in others:
             first.merge_(fold)

@@ -1,6 +1,7 @@
 """The engine: slots, the local rule, and the backends that train rows."""
 
 from vecfl.engine.backend import Backend
+from vecfl.engine.graphs import Graphs, make_graphs, require_cuda
 from vecfl.engine.loop import LoopBackend
 from vecfl.engine.rule import LocalRule, make_update
 from vecfl.engine.size import CACHE, free_memory, slot_count
@@ -14,11 +15,14 @@ from vecfl.task import Task
 __all__ = [
     "CACHE",
     "Backend",
+    "Graphs",
     "LocalRule",
     "Slots",
     "free_memory",
     "make_backend",
+    "make_graphs",
     "make_update",
+    "require_cuda",
     "slot_count",
 ]
 
