@@ -60,7 +60,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         | {"vecfl.plugins", "vecfl.parts", "vecfl.evaluations", "vecfl.algorithm_flags"}
         | {"vecfl.finish"}
         | {"vecfl.watch", "vecfl.changes", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
-        | {"vecfl.stop", "vecfl.compare"}
+        | {"vecfl.stop", "vecfl.compare", "vecfl.profile", "vecfl.roof"}
     ),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
     frozenset({"benchmarks.common"}),
@@ -127,6 +127,9 @@ SAME_FLOOR = {
     ("vecfl.algorithm_flags", "vecfl.cli"),
     ("vecfl.flags", "vecfl.evaluations"),
     ("vecfl.record", "vecfl.evaluations"),
+    ("vecfl.record", "vecfl.profile"),
+    ("vecfl.flags", "vecfl.profile"),
+    ("vecfl.profile", "vecfl.roof"),
     ("vecfl.flags", "vecfl.report"),
     ("vecfl.flags", "vecfl.watch"),
     ("vecfl.stop", "vecfl.watch"),

@@ -9,7 +9,7 @@ from vecfl.plugins import digests
 from vecfl.trainer import Arrangement
 
 # What a run may be resumed with although it was begun otherwise: the rounds stay what they are.
-OF_THIS_START = {"resume", "resume_changed", "out"}
+OF_THIS_START = {"resume", "resume_changed", "out", "profile"}
 FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors", "client_results"}
 FREE |= {"stop_at", "patience", "table"}  # the rows of another table are refused
 # They say when it may fall back, and when a learning rate may.

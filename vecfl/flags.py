@@ -24,6 +24,7 @@ from vecfl.model_file import check_safetensors, warm_start
 from vecfl.participation import separated
 from vecfl.parts import surrounded
 from vecfl.plugins import part, takes
+from vecfl.profile import ROUNDS
 from vecfl.report import check_matplotlib
 from vecfl.simulation import Simulation
 from vecfl.stop import Stop
@@ -39,6 +40,8 @@ TRANSFORMS = {
 }
 AGGREGATORS = {name: getattr(robust, name) for name in ("coordinate_median", "trimmed_mean")}
 ALIKE = ("coordinate_median", "trimmed_mean")  # they have no use for weights
+AS_HERE = "seed sample_seed client_dropout device backend workers threads slots precision graphs"
+AS_HERE += " exact_sums statistics"  # arguments of Simulation by the same names
 METRICS = {n: getattr(vecfl.metrics, n) for n in ("top_k_accuracy", "recall", "precision", "f1")}
 
 
@@ -134,6 +137,9 @@ def check_run(args: RunArgs) -> None:
     check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
     right = f"auto or at most --cohort ({args.cohort})"
     check(args, some, lambda n: n == "auto" or n <= args.cohort, right)
+    check(
+        args, ("profile",), lambda on: not on or args.rounds >= ROUNDS, f"--rounds {ROUNDS} or more"
+    )
     check(args, ("device",), has_device, "a device of this machine, such as cpu")
     check_matplotlib()
     check_saving(args)
@@ -190,20 +196,9 @@ def simulation(
         data,
         surrounded(algorithm, args.around, task, own),
         sampler,
-        seed=args.seed,
-        sample_seed=args.sample_seed,
-        client_dropout=args.client_dropout,
-        device=args.device,
         dtype=getattr(torch, args.dtype),
-        backend=args.backend,
-        workers=args.workers,
-        threads=args.threads,
-        slots=args.slots,
-        exact_sums=args.exact_sums,
         table=args.table if table is None else table,
-        statistics=args.statistics,
-        precision=args.precision,
-        graphs=args.graphs,
+        **{name: getattr(args, name) for name in AS_HERE.split()},
     )
 
 

@@ -39,7 +39,7 @@ KEYS = {
     *(f"client/accuracy_{name}" for name in ("mean", "p10", "p50", "p90", "worst")),
     *(f"system/{name}" for name in ("clients_per_s", "round_s", "slots", "slot_efficiency")),
     *(f"system/{name}" for name in ("client_steps", "backend", "workers", "threads")),
-    *("system/wait_s", "system/data", "system/ranks"),
+    *("system/wait_s", "system/data", "system/ranks", "system/precision", "system/graphs"),
     *(f"system/{name}_s" for name in ("train", "aggregate", "client", "worker_max")),
     *(f"system/{name}_s" for name in ("evaluate", "housekeeping")),
 }
