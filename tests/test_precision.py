@@ -46,7 +46,7 @@ def test_bf16_rounds_products_and_nothing_else(module: nn.Module, backend: str) 
     # bfloat16 has 8 bits of mantissa: a factor is off by 2^-9 = 0.2 % at most. Sums in bfloat16, or
     # rows, would be off by more: an lr of 0.1 moves weights of 0.1 by less than they are rounded.
     error = float((low - right).norm() / right.norm())
-    assert 1e-4 < error < 2e-2
+    assert 1e-4 < error < 4e-2
 
 
 def test_rows_gradients_losses_and_evaluation_stay_float32() -> None:
