@@ -18,17 +18,14 @@ from torch import Tensor
 
 import vecfl
 from benchmarks.common.rows import RESULTS, gpu_provenance, quantiles_ms, write
-from benchmarks.common.workloads import MODELS, Workload
+from benchmarks.common.workloads import MODELS, Workload, simulation
 
 
-def simulation(work: Workload, backend: str, precision: str, device: str) -> vecfl.Simulation:
+def make(work: Workload, backend: str, precision: str, device: str) -> vecfl.Simulation:
     torch.manual_seed(0)
-    data, exact = work.data(), precision == "float64"
-    return vecfl.Simulation(
-        work.task(data),
-        data,
-        work.algorithm(),
-        vecfl.everyone(),
+    exact = precision == "float64"
+    return simulation(
+        work,
         backend=backend,
         device=device,
         dtype=torch.float64 if exact else torch.float32,
@@ -39,7 +36,7 @@ def simulation(work: Workload, backend: str, precision: str, device: str) -> vec
 def compare(work: Workload, backend: str, device: str, passes: int) -> dict[str, dict]:
     """Seconds and error by precision."""
     names = ["float64", "float32", "bf16"] + ["tf32"] * (device == "cuda")
-    sims = {name: simulation(work, backend, name, device) for name in names}
+    sims = {name: make(work, backend, name, device) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     changes: dict[str, Tensor] = {}
     for _ in range(passes + 1):

@@ -5,7 +5,8 @@
 Every arrangement runs in a process of its own (threads that one leaves spinning would slow the
 next), the passes go round all arrangements, and a row holds the median, the 20th and 80th
 percentile of all timed rounds, and the ratio to the tuned loop on one thread. Data are random:
-only time is measured. Rows are added to benchmarks/results/round_time.jsonl, or to --out.
+only time is measured. Rows are added to benchmarks/results/round_time.jsonl, or to --out. With
+--profile nothing is compared: each arrangement of vecfl prints where the time of its rounds goes.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,7 +24,8 @@ from typing import Any
 import torch
 
 from benchmarks.common.rows import RESULTS, provenance, quantiles_ms, write
-from benchmarks.common.workloads import MODELS, plain_round, vecfl_round
+from benchmarks.common.workloads import MODELS, plain_round, simulation, vecfl_round
+from vecfl import profile
 
 COHORTS = (("logistic", 100), ("logistic", 1000), ("mlp", 100), ("cnn", 10))
 WORKLOADS = {f"{name}-{n}": replace(MODELS[name], clients=n) for name, n in COHORTS}
@@ -114,6 +117,19 @@ def compare(workload: str, arrangements: list[str], passes: int, out: Path) -> N
         print(f"   x{row.get('speedup', '?')}   {row.get('ran', '')}", flush=True)
 
 
+def show(workload: str, arrangement: str) -> None:
+    """Profile some rounds in this process; the trace goes to a temporary folder."""
+    how = ARRANGEMENTS[arrangement]
+    if how.threads is not None:
+        torch.set_num_threads(how.threads)
+    print(f"{workload}, {arrangement}", flush=True)
+    sim = simulation(WORKLOADS[workload], **how.simulation)
+    state, seen = sim.start(), profile.Profile(sim, Path(tempfile.mkdtemp(prefix="vecfl-")))
+    for _ in range(profile.ROUNDS):
+        state, metrics = sim.round(state)
+        seen.log(metrics)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
@@ -121,6 +137,7 @@ def main() -> None:
     parser.add_argument("--arrangements", nargs="+", choices=names, default=names)
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "round_time.jsonl")
+    parser.add_argument("--profile", action="store_true", help="print the parts of a round")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -129,6 +146,11 @@ def main() -> None:
     for workload in args.workloads:
         convolves = workload.startswith("cnn")  # no stacked form
         some = [name for name in args.arrangements if not (convolves and "stacked" in name)]
+        if args.profile:
+            for name in some:
+                if ARRANGEMENTS[name].kind == "vecfl":
+                    show(workload, name)
+            continue
         compare(workload, some, args.passes, args.out)
 
 

@@ -98,10 +98,15 @@ def plain_round(work: Workload, tuned: bool, device: str = "cpu") -> Callable[[]
     return run
 
 
-def vecfl_round(work: Workload, **simulation: Any) -> Callable[[], dict[str, float | int | str]]:
-    """The same round by vecfl; `simulation` are further arguments of `vecfl.Simulation`."""
+def simulation(work: Workload, **arguments: Any) -> vecfl.Simulation:
+    """The rounds of a workload by vecfl; further `arguments` of `vecfl.Simulation`."""
     data = work.data()
-    sim = vecfl.Simulation(work.task(data), data, work.algorithm(), vecfl.everyone(), **simulation)
+    return vecfl.Simulation(work.task(data), data, work.algorithm(), vecfl.everyone(), **arguments)
+
+
+def vecfl_round(work: Workload, **arguments: Any) -> Callable[[], dict[str, float | int | str]]:
+    """The same round by vecfl; further `arguments` of `vecfl.Simulation`."""
+    sim = simulation(work, **arguments)
     state = sim.start()
 
     def run() -> dict[str, float | int | str]:
