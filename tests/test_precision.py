@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import vecfl
 from vecfl import Batches, FederatedDataset, Simulation, Task
+from vecfl.changes import changes
 from vecfl.errors import InputError
 from vecfl.precision import products
 
@@ -117,6 +118,15 @@ def test_another_precision_is_another_run() -> None:
     assert simulation(MLP).load(older).round == 0
     with pytest.raises(InputError, match="precision float32 there, bf16 here"):
         sim.load(older)
+
+
+def test_going_on_names_the_precision() -> None:
+    there = {"lr": 0.1, "precision": "bf16"}
+    assert changes(there, {"lr": 0.1, "precision": "float32"}) == [
+        "precision bf16 there, float32 here"
+    ]
+    assert changes({"lr": 0.1}, {"lr": 0.1, "precision": "float32"}) == []  # of an older version
+    assert changes({"lr": 0.1}, there) == ["precision float32 there, bf16 here"]
 
 
 def test_tf32_holds_while_clients_train(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,60 @@ def test_the_stand_in_sees_a_step_that_asks_and_one_that_keeps(
     run()
     assert y.tolist() == [15.0]
     assert kept[0].isnan().all()
+
+
+def test_what_is_said_to_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+
+    class Stream:
+        def __init__(self, device: object = None) -> None:
+            self.name = "side" if device is not None else "main"
+
+        def wait_stream(self, other: "Stream") -> None:
+            said.append((self.name, "waits for", other.name))
+
+    class Graph:
+        def replay(self) -> None:
+            said.append("replay")
+
+    @contextmanager
+    def stream(of: Stream) -> Iterator[None]:
+        said.append(f"on {of.name}")
+        yield
+
+    @contextmanager
+    def graph(made: Graph, *, pool: str, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        said.append((pool, stream.name, capture_error_mode))
+        yield
+
+    for name, stands_in in (
+        ("Stream", Stream),
+        ("graph_pool_handle", lambda: "pool"),
+        ("current_stream", lambda device: Stream()),
+        ("stream", stream),
+        ("graph", graph),
+        ("CUDAGraph", Graph),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stands_in)
+    cuda = graphs.Cuda(torch.device("cuda"))
+    cuda.warm(lambda: said.append("step"))
+    side, main = "side", "main"
+    assert said == [(side, "waits for", main), "on side", "step", (main, "waits for", side)]
+    said.clear()
+    replay = cuda.record(lambda: said.append("step"))
+    assert said == [("pool", side, "thread_local"), "step"]
+    replay()
+    assert said[2:] == ["replay"]
+
+    def ask() -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    def fill() -> None:
+        raise torch.OutOfMemoryError("full")
+
+    what = "graphs: the step cannot be captured: CUDA error: operation not permitted when stream is"
+    with pytest.raises(InputError) as caught:
+        cuda.record(ask)
+    assert str(caught.value) == f"{what} capturing; leave out graphs"
+    with pytest.raises(torch.OutOfMemoryError):  # slots are halved
+        cuda.record(fill)
