@@ -25,7 +25,8 @@ def changes(there: Mapping[str, Any], here: Mapping[str, Any], looks: bool = Fal
     looks  whether the algorithm sees metrics, which then decide the rounds, as in a fall back
     """
     free = without_effect(there, here, looks)
-    there = {"precision": "float32"} | dict(there)  # older versions had no other
+    # older versions had no other precision
+    there, here = ({"precision": "float32"} | dict(one) for one in (there, here))
     return [
         f"{name} {there.get(name)} there, {here.get(name)} here"
         for name in {**there, **here}
