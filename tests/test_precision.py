@@ -22,9 +22,10 @@ MODULES = {"mlp": MLP, "cnn": CNN}
 
 
 def simulation(module: nn.Module, **how: object) -> Simulation:
-    """Six clients of 20 images of 8 x 8, which take one step of 20."""
+    """Six clients of 20 images of 8 x 8, which take one step of 20; of two classes, so that what
+    they have in common is no small difference of large gradients."""
     g = torch.Generator().manual_seed(3)
-    columns = {"x": torch.rand(120, 1, 8, 8, generator=g), "y": torch.arange(120) % 10}
+    columns = {"x": torch.rand(120, 1, 8, 8, generator=g), "y": torch.arange(120) % 2}
     data = FederatedDataset(columns, torch.arange(0, 121, 20))
     task = Task(module, vecfl.cross_entropy, example=data.examples(2))
     algorithm = vecfl.fedavg(lr=0.1, batches=Batches(20))
@@ -49,7 +50,7 @@ def test_bf16_rounds_products_and_nothing_else(module: nn.Module, backend: str) 
     # bfloat16 has 8 bits of mantissa: a factor is off by 2^-9 = 0.2 % at most. Sums in bfloat16, or
     # rows, would be off by more: an lr of 0.1 moves weights of 0.1 by less than they are rounded.
     error = float((low - right).norm() / right.norm())
-    assert 1e-4 < error < 6e-2
+    assert 1e-4 < error < 2e-2
 
 
 def test_rows_gradients_losses_and_evaluation_stay_float32() -> None:
