@@ -6,7 +6,8 @@ Two kinds of rows, with TF32 on:
 
 step   one step of the vmap engine for `slots` clients: `host_ms` is what the host spends to launch
        it, the percentiles hold until the GPU is done
-round  a round of `cohort` clients, by the tuned plain loop, by vmap and by stacked
+round  a round of `cohort` clients, by the tuned plain loop, by vmap and by stacked, these two
+       also with captured steps ("vmap graphs")
 
 Each model is measured in a process of its own, within its share of --budget seconds; what would not
 fit is left out, and a row says so. Rows are added to benchmarks/results/gpu.jsonl, or to --out.
@@ -22,6 +23,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -133,15 +135,21 @@ def measure_steps(meter: Meter, model: str, sweep: list[int]) -> None:
 
 def measure_rounds(meter: Meter, model: str, cohorts: list[int]) -> None:
     """One row for each cohort and arrangement."""
-    backends = ("vmap", "stacked")
-    last = dict.fromkeys(("tuned", *backends), 0.0)
+    backends = ["vmap", "stacked"]
+    graphs = [f"{backend} graphs" for backend in backends] if meter.device == "cuda" else []
+    arrangements = [*backends, *graphs]
+    last = dict.fromkeys(("tuned", *arrangements), 0.0)
     for cohort in cohorts:
         work, seen = replace(MODELS[model], clients=cohort), dict[str, float]()
         makers: dict[str, Maker] = {
             "tuned": partial(plain_round, work, True, meter.device),
         }
-        for backend in backends:
-            makers[backend] = partial(vecfl_round, work, backend=backend, device=meter.device)
+        for arrangement in arrangements:
+            backend, *graphs = arrangement.split()
+            how: dict[str, Any] = {"backend": backend, "device": meter.device}
+            if graphs:
+                how["graphs"] = True
+            makers[arrangement] = partial(vecfl_round, work, **how)
         for arrangement, make in makers.items():
             name: Row = {"measure": "round", "workload": model, "cohort": cohort}
             name |= {"arrangement": arrangement}

@@ -8,7 +8,8 @@ median, the 20th and 80th percentile of all timed rounds, the ratio to the tuned
 what is done in a second of the median round, the highest resident memory of the process, and the
 loss that the model reached: all begin with the same one and do the same work, in another order. An
 arrangement that cannot train a model has a row that says why. Rows are added to
-benchmarks/results/round_time.jsonl, or to --out.
+benchmarks/results/round_time.jsonl, or to --out. With
+--profile nothing is compared: each arrangement of vecfl prints where the time of its rounds goes.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +28,8 @@ import torch
 
 import vecfl
 from benchmarks.common.rows import RESULTS, Row, peak_mib, provenance, quantiles_ms, write
-from benchmarks.common.workloads import MODELS, Workload, plain_round, vecfl_round
+from benchmarks.common.workloads import MODELS, Workload, plain_round, simulation, vecfl_round
+from vecfl import profile
 
 COHORTS = {name: [work.clients] for name, work in MODELS.items()} | {"logistic": [100, 1000]}
 WORKLOADS = [f"{name}-{n}" for name, cohorts in COHORTS.items() for n in cohorts]
@@ -154,6 +157,19 @@ def compare(text: str, arrangements: list[str], passes: int, out: Path) -> None:
         print(f"   {row.get('ran', '')}", flush=True)
 
 
+def show(text: str, arrangement: str) -> None:
+    """Profile some rounds in this process; the trace goes to a temporary folder."""
+    how = ARRANGEMENTS[arrangement]
+    if how.threads is not None:
+        torch.set_num_threads(how.threads)
+    print(f"{text}, {arrangement}", flush=True)
+    sim = simulation(workload(text), **how.simulation)
+    state, seen = sim.start(), profile.Profile(sim, Path(tempfile.mkdtemp(prefix="vecfl-")))
+    for _ in range(profile.ROUNDS):
+        state, metrics = sim.round(state)
+        seen.log(metrics)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", type=checked, default=WORKLOADS)
@@ -161,12 +177,18 @@ def main() -> None:
     parser.add_argument("--arrangements", nargs="+", choices=names, default=names)
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "round_time.jsonl")
+    parser.add_argument("--profile", action="store_true", help="print the parts of a round")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(*args.measure)))
         return
     for text in args.workloads:
+        if args.profile:
+            for name in args.arrangements:
+                if ARRANGEMENTS[name].kind == "vecfl":
+                    show(text, name)
+            continue
         compare(text, args.arrangements, args.passes, args.out)
 
 

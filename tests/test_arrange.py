@@ -12,11 +12,12 @@ import torch
 import vecfl
 from vecfl import Batches, InputError, Simulation, Task, choices, fedavg, fedprox, fedsgd
 from vecfl.arrange import Wanted, arrange, layouts
+from vecfl.arrangement import Arrangement
 from vecfl.engine.vmap import VmapBackend
 from vecfl.feed import Resident
 from vecfl.job import Job
 from vecfl.probe import Probe, slot_steps
-from vecfl.trainer import Arrangement, Trainer, operator_threads
+from vecfl.trainer import Trainer, operator_threads
 
 from .oracles.bridge import dataset
 from .oracles.tasks import PROBLEMS

@@ -46,11 +46,13 @@ FLOORS: tuple[frozenset[str], ...] = (
             "vecfl.job",
             "vecfl.one_batch",
             "vecfl.processes",
+            "vecfl.arrangement",
             "vecfl.worker",
             "vecfl.trainer",
             "vecfl.choices",
             "vecfl.probe",
             "vecfl.arrange",
+            "vecfl.precision",
         }
         | {"vecfl.replay"}
         | {"vecfl.feed", "vecfl.cohorts", "vecfl.tally", "vecfl.simulation"}
@@ -66,7 +68,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         }
         | {"vecfl.finish"}
         | {"vecfl.watch", "vecfl.changes", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
-        | {"vecfl.stop", "vecfl.compare"}
+        | {"vecfl.stop", "vecfl.compare", "vecfl.profile", "vecfl.roof"}
     ),
     frozenset({"vecfl"}),  # vecfl/__init__.py, which names what is public
     frozenset({"benchmarks.common"}),
@@ -101,6 +103,11 @@ SAME_FLOOR = {
     ("vecfl.processes", "vecfl.job"),
     ("vecfl.one_batch", "vecfl.processes"),
     ("vecfl.trainer", "vecfl.processes"),
+    ("vecfl.arrangement", "vecfl.processes"),
+    ("vecfl.trainer", "vecfl.arrangement"),
+    ("vecfl.probe", "vecfl.arrangement"),
+    ("vecfl.arrange", "vecfl.arrangement"),
+    ("vecfl.simulation", "vecfl.arrangement"),
     ("vecfl.worker", "vecfl.processes"),
     ("vecfl.one_batch", "vecfl.job"),
     ("vecfl.worker", "vecfl.one_batch"),
@@ -115,7 +122,8 @@ SAME_FLOOR = {
     ("vecfl.probe", "vecfl.job"),
     ("vecfl.arrange", "vecfl.choices"),
     ("vecfl.arrange", "vecfl.probe"),
-    ("vecfl.arrange", "vecfl.trainer"),
+    ("vecfl.arrange", "vecfl.precision"),
+    ("vecfl.trainer", "vecfl.precision"),
     ("vecfl.simulation", "vecfl.arrange"),
     ("vecfl.simulation", "vecfl.feed"),
     ("vecfl.simulation", "vecfl.probe"),
@@ -136,6 +144,9 @@ SAME_FLOOR = {
     ("vecfl.algorithm_flags", "vecfl.cli"),
     ("vecfl.flags", "vecfl.evaluations"),
     ("vecfl.record", "vecfl.evaluations"),
+    ("vecfl.record", "vecfl.profile"),
+    ("vecfl.flags", "vecfl.profile"),
+    ("vecfl.profile", "vecfl.roof"),
     ("vecfl.flags", "vecfl.report"),
     ("vecfl.flags", "vecfl.watch"),
     ("vecfl.stop", "vecfl.watch"),

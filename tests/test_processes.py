@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import vecfl
-from vecfl import Batches, InputError, Simulation, Task, trainer
+from vecfl import Batches, InputError, Simulation, Task, arrangement
 from vecfl.losses import Batch, Pair
 
 from .oracles.bridge import dataset
@@ -202,6 +202,6 @@ def test_threads_and_systems_that_do_not_survive_a_fork_are_refused(
     parts = task, data, FEDAVG, vecfl.everyone()
     with pytest.raises(InputError, match="each has one operator thread; give threads=1"):
         Simulation(*parts, workers=2, processes=2, threads=2)
-    monkeypatch.setattr(trainer, "possible", lambda: False)
+    monkeypatch.setattr(arrangement, "possible", lambda: False)
     with pytest.raises(InputError, match="threads do not outlive a fork; use threads"):
         Simulation(*parts, workers=2, processes=2, threads=1)

@@ -107,6 +107,8 @@ ROUND_KEYS = [
     "system/workers",
     "system/threads",
     "system/slots",
+    "system/precision",
+    "system/graphs",
     "system/slot_efficiency",
     "system/client_steps",
 ]

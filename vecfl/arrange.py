@@ -9,11 +9,12 @@ import logging
 import time
 from dataclasses import asdict, dataclass, replace
 
+from vecfl.arrangement import Arrangement
 from vecfl.choices import choices_file, keep, recall
-from vecfl.engine import has_convolutions, usual_formulation
+from vecfl.engine import has_convolutions, require_cuda, usual_formulation
 from vecfl.errors import InputError, is_integer
+from vecfl.precision import check_precision
 from vecfl.probe import Probe
-from vecfl.trainer import Arrangement
 from vecfl_kernels import by_triton
 
 log = logging.getLogger("vecfl")
@@ -32,6 +33,8 @@ class Wanted:
     threads: int | None
     slots: int | str | None
     processes: int | None = None
+    precision: str = "float32"
+    graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.backend not in (*BACKENDS, *FORMULATIONS, "auto"):
@@ -64,6 +67,9 @@ def arrange(wanted: Wanted, probe: Probe) -> Arrangement:
         by_triton(probe.device)
     except ValueError as error:
         raise InputError(str(error)) from None
+    check_precision(wanted.precision, probe.device, probe.dtype)
+    if wanted.graphs:
+        require_cuda(probe.device)
     if not wanted.measured:
         layout, *_ = layouts(wanted, probe.cores, probe.forks)
         return candidate(wanted, probe, wanted.backend, *layout)
@@ -183,7 +189,7 @@ def candidate(
 ) -> Arrangement:
     """An arrangement with the slots that are wanted, or those of the rule."""
     slots = probe.slots(backend, workers) if wanted.slots in (None, "auto") else int(wanted.slots)
-    return Arrangement(backend, workers, threads, slots, processes)
+    return Arrangement(backend, workers, threads, slots, processes, wanted.precision, wanted.graphs)
 
 
 def climb(probe: Probe, factor: float) -> None:

@@ -5,17 +5,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from vecfl.arrangement import Arrangement
 from vecfl.plugins import digests
-from vecfl.trainer import Arrangement
 
 # What a run may be resumed with although it was begun otherwise: the rounds stay what they are.
-OF_THIS_START = {"resume", "resume_changed", "out"}
+OF_THIS_START = {"resume", "resume_changed", "out", "profile"}
 FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors", "client_results"}
 FREE |= {"stop_at", "patience", "table"}  # the rows of another table are refused
 # They say when it may fall back, and when a learning rate may.
 FREE_UNLESS_SEEN = {"rounds", "eval_every", "test_every", "initial_evaluation"}
 FREE_UNLESS_SEEN |= {"watch", "statistics", "metrics"}
-ARRANGEMENT = {field.name for field in fields(Arrangement)}  # taken from the checkpoint
+# Taken from the checkpoint, but for the precision, which is a part of the result.
+ARRANGEMENT = {field.name for field in fields(Arrangement)} - {"precision"}
 
 
 def changes(there: Mapping[str, Any], here: Mapping[str, Any], looks: bool = False) -> list[str]:
@@ -24,6 +25,8 @@ def changes(there: Mapping[str, Any], here: Mapping[str, Any], looks: bool = Fal
     looks  whether the algorithm sees metrics, which then decide the rounds, as in a fall back
     """
     free = without_effect(there, here, looks)
+    # older versions had no other precision
+    there, here = ({"precision": "float32"} | dict(one) for one in (there, here))
     return [
         f"{name} {there.get(name)} there, {here.get(name)} here"
         for name in {**there, **here}

@@ -29,6 +29,8 @@ class EvaluationArgs:
     """write what each client came to in each evaluation: clients/round-000010.csv"""
     statistics: int = 0
     """clients of a round whose updates are compared with the mean, as update/...; 0 for none"""
+    profile: bool = False
+    """print where the time of rounds 2 and 3 went, and write a trace of round 4: trace.json"""
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,16 @@ from vecfl.losses import Batch
 from vecfl.model_file import check_safetensors, warm_start
 from vecfl.named import named_aggregator, named_metrics, named_sampler, named_transform
 from vecfl.parts import surrounded
+from vecfl.profile import ROUNDS
 from vecfl.report import check_matplotlib
 from vecfl.simulation import Simulation
 from vecfl.stop import Stop
 from vecfl.task import Task
 from vecfl.track import check_out, check_wandb
 from vecfl.watch import Watch
+
+AS_HERE = "seed sample_seed client_dropout device backend workers processes threads slots precision"
+AS_HERE += " graphs exact_sums statistics"  # arguments of Simulation by the same names
 
 
 @dataclass
@@ -59,6 +63,10 @@ class RunArgs(EvaluationArgs):
     """operator threads of each worker; measured with --workers auto, else torch's shared out"""
     slots: int | Literal["auto"] = "auto"
     """clients that train at the same time on each worker"""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """of products of float32 numbers in training: tf32 on a GPU; bf16 not with stacked"""
+    graphs: bool = False
+    """capture a GPU's steps once and replay them (no GPU has run this yet)"""
     exact_sums: bool = False
     """add up clients on a grid: the same bits for any slots, workers and ranks"""
     table: str | None = None
@@ -126,6 +134,9 @@ def check_run(args: RunArgs) -> None:
     check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
     right = f"auto or at most --cohort ({args.cohort})"
     check(args, some, lambda n: n == "auto" or n <= args.cohort, right)
+    check(
+        args, ("profile",), lambda on: not on or args.rounds >= ROUNDS, f"--rounds {ROUNDS} or more"
+    )
     check(args, ("device",), has_device, "a device of this machine, such as cpu")
     check_matplotlib()
     check_saving(args)
@@ -180,17 +191,7 @@ def simulation(
         data,
         surrounded(algorithm, args.around, task, own),
         sampler,
-        seed=args.seed,
-        sample_seed=args.sample_seed,
-        client_dropout=args.client_dropout,
-        device=args.device,
         dtype=getattr(torch, args.dtype),
-        backend=args.backend,
-        workers=args.workers,
-        processes=args.processes,
-        threads=args.threads,
-        slots=args.slots,
-        exact_sums=args.exact_sums,
         table=args.table if table is None else table,
-        statistics=args.statistics,
+        **{name: getattr(args, name) for name in AS_HERE.split()},
     )

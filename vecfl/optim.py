@@ -54,7 +54,7 @@ class ClientOptimizer:
 
     name: str
     states: int
-    step_: Callable[[Rows, list[Tensor], float], None] = field(repr=False)
+    step_: Callable[[Rows, list[Tensor], "Rate"], None] = field(repr=False)
     counts: bool = False
     beta: float | None = None
     numbers: tuple[float, ...] = ()
@@ -65,12 +65,24 @@ class ClientOptimizer:
         return self.beta == 0
 
 
+Tensors = list[Tensor] | tuple[Tensor, ...]
+Rate = float | Tensor  # a tensor [] on the rows' device, where a captured step is replayed
+
+
+def move_(w: list[Tensor], by: Tensors, lr: Rate) -> None:
+    """w <- w - lr by."""
+    if isinstance(lr, Tensor):
+        torch._foreach_sub_(w, torch._foreach_mul(by, lr))
+    else:
+        torch._foreach_add_(w, by, alpha=-lr)
+
+
 def sgd(weight_decay: float = 0.0) -> ClientOptimizer:
     """w <- w - lr g; here and below g has weight_decay * w added, the gradient of an L2 penalty."""
     at_least_zero("sgd(weight_decay)", weight_decay)
 
-    def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
-        torch._foreach_add_(rows.w, decayed(rows, grads, weight_decay), alpha=-lr)
+    def step_(rows: Rows, grads: list[Tensor], lr: Rate) -> None:
+        move_(rows.w, decayed(rows, grads, weight_decay), lr)
 
     return ClientOptimizer(
         "sgd", 0, step_, beta=None if weight_decay else 0.0, numbers=(weight_decay,)
@@ -87,7 +99,7 @@ def momentum(
     fraction("momentum(beta)", beta)
     at_least_zero("momentum(weight_decay)", weight_decay)
 
-    def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
+    def step_(rows: Rows, grads: list[Tensor], lr: Rate) -> None:
         momentum_(rows, decayed(rows, grads, weight_decay), lr, beta, nesterov)
 
     numbers = beta, weight_decay
@@ -117,7 +129,7 @@ def rmsprop(
     at_least_zero("rmsprop(eps)", eps)
     at_least_zero("rmsprop(weight_decay)", weight_decay)
 
-    def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
+    def step_(rows: Rows, grads: list[Tensor], lr: Rate) -> None:
         square, *more = rows.state
         grads = decayed(rows, grads, weight_decay)
         torch._foreach_mul_(square, alpha)
@@ -132,9 +144,9 @@ def rmsprop(
         if momentum:
             torch._foreach_mul_(more[-1], momentum)
             torch._foreach_addcdiv_(more[-1], grads, scale)
-            torch._foreach_add_(rows.w, more[-1], alpha=-lr)
+            move_(rows.w, more[-1], lr)
         else:
-            torch._foreach_addcdiv_(rows.w, grads, scale, value=-lr)
+            move_by_ratio_(rows.w, grads, scale, lr)
 
     numbers = alpha, eps, momentum, centered, weight_decay
     return ClientOptimizer("rmsprop", 1 + centered + (momentum > 0), step_, numbers=numbers)
@@ -148,12 +160,12 @@ def adagrad(eps: float = 1e-10, weight_decay: float = 0.0) -> ClientOptimizer:
     at_least_zero("adagrad(eps)", eps)
     at_least_zero("adagrad(weight_decay)", weight_decay)
 
-    def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
+    def step_(rows: Rows, grads: list[Tensor], lr: Rate) -> None:
         (total,), grads = rows.state, decayed(rows, grads, weight_decay)
         torch._foreach_addcmul_(total, grads, grads)
         scale = torch._foreach_sqrt(total)
         torch._foreach_add_(scale, eps)
-        torch._foreach_addcdiv_(rows.w, grads, scale, value=-lr)
+        move_by_ratio_(rows.w, grads, scale, lr)
 
     return ClientOptimizer("adagrad", 1, step_, numbers=(eps, weight_decay))
 
@@ -181,7 +193,7 @@ def _adam(
     at_least_zero(f"{name}(weight_decay)", weight_decay)
     numbers = dict(beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay)
 
-    def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
+    def step_(rows: Rows, grads: list[Tensor], lr: Rate) -> None:
         adam_(rows, grads, lr, fused_, **numbers)
 
     return ClientOptimizer(name, 2, step_, counts=True, numbers=tuple(numbers.values()))
@@ -190,10 +202,18 @@ def _adam(
 def keep_gradient() -> ClientOptimizer:
     """Leaves the model where it is and keeps the last gradient as its state (for FedSGD)."""
 
-    def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
+    def step_(rows: Rows, grads: list[Tensor], lr: Rate) -> None:
         torch._foreach_copy_(rows.state[0], grads)
 
     return ClientOptimizer("keep_gradient", 1, step_)
+
+
+def move_by_ratio_(w: list[Tensor], over: list[Tensor], under: Tensors, lr: Rate) -> None:
+    """w <- w - lr over / under."""
+    if isinstance(lr, Tensor):
+        move_(w, torch._foreach_div(over, under), lr)
+    else:
+        torch._foreach_addcdiv_(w, over, under, value=-lr)
 
 
 def decayed(rows: Rows, grads: list[Tensor], weight_decay: float) -> list[Tensor]:

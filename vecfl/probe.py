@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vecfl.algorithms import Algorithm
+from vecfl.arrangement import Arrangement, no_processes
 from vecfl.choices import machine
 from vecfl.data import FederatedDataset
 from vecfl.engine import CACHE, LocalRule, slot_count
@@ -18,7 +19,7 @@ from vecfl.feed import Examples
 from vecfl.job import Job
 from vecfl.schedule import Plan, assign
 from vecfl.task import Task
-from vecfl.trainer import Arrangement, Trainer, no_processes
+from vecfl.trainer import Trainer
 
 LONG = 0.3  # seconds: a part of a round that takes as long is timed once, shorter ones three times
 
@@ -42,6 +43,10 @@ class Probe:
     @property
     def device(self) -> torch.device:
         return next(self.task.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.task.module.parameters()).dtype
 
     @property
     def cores(self) -> int:
@@ -77,7 +82,7 @@ class Probe:
             "model": repr(self.task.module),
             "row": self.task.layout,
             "loss": getattr(self.task.loss, "__qualname__", ""),
-            "dtype": next(self.task.module.parameters()).dtype,
+            "dtype": self.dtype,
             "augment": [
                 getattr(t, "__qualname__", type(t).__qualname__) for t in self.task.augment
             ],

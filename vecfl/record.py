@@ -20,6 +20,7 @@ from vecfl.keeper import Keeper, keep_first, reason
 from vecfl.mesh import RankError
 from vecfl.model_file import SAFE
 from vecfl.plugins import digests
+from vecfl.profile import Profile
 from vecfl.resume import CHECKPOINTS, FIRST, TABLE, Before, check_observed, go_on, settings
 from vecfl.signals import Signals, Stopped
 from vecfl.simulation import Simulation
@@ -197,7 +198,7 @@ def run_rounds(
     try:
         with signals, ExitStack() as files:
             if sim.mesh.rank == 0:
-                trackers = opened(files, keeper, args.rounds, board)
+                trackers = opened(files, keeper, args, board)
             if state.round == 0 and args.initial_evaluation:
                 log_first(state, evaluate, keeper, trackers)
             while state.round < args.rounds and not keeper.stopped and not came():
@@ -228,10 +229,13 @@ def run_rounds(
     return state
 
 
-def opened(files: ExitStack, keeper: Keeper, rounds: int, board: Wandb) -> list[Tracker]:
+def opened(files: ExitStack, keeper: Keeper, args: RunArgs, board: Wandb) -> list[Tracker]:
     """Where metrics go, open until `files` is closed."""
     keeper.rows = files.enter_context(closing(Jsonl(keeper.run_dir / "metrics.jsonl")))
-    return [keeper.rows, files.enter_context(closing(Console(rounds))), board]
+    trackers: list[Tracker] = [keeper.rows, files.enter_context(closing(Console(args.rounds)))]
+    if args.profile:
+        trackers.append(files.enter_context(closing(Profile(keeper.sim, keeper.run_dir))))
+    return [*trackers, board]
 
 
 def log_first(

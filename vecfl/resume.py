@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vecfl.arrangement import Arrangement
 from vecfl.changes import ARRANGEMENT, OF_THIS_START, changes, edited, same
 from vecfl.checkpoint import load, newest_good, rewind, rounds_in
 from vecfl.cli import flag
@@ -19,7 +20,6 @@ from vecfl.flags import RunArgs
 from vecfl.mesh import join
 from vecfl.stop import Stop
 from vecfl.track import as_yaml, forget_clients, hold
-from vecfl.trainer import Arrangement
 
 log = logging.getLogger("vecfl")
 Args = TypeVar("Args", bound=RunArgs)
@@ -69,7 +69,7 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
     stop = Stop(args.stop_at, args.patience, args.watch)
     if done < args.rounds and stop.before(before.content.get("stopped")) is None:
         log.info("going on with %s after round %d of %d", before.run_dir, done, args.rounds)
-    facts = before.content["run"]["facts"]
+    facts = {"graphs": False} | before.content["run"]["facts"]  # older checkpoints do not tell
     for name in ARRANGEMENT:
         if getattr(args, name) not in ("auto", None, facts[name]):
             log.warning("%s: the run has %s and keeps it", flag(name), facts[name])

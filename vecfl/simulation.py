@@ -12,6 +12,7 @@ from torch import Tensor
 from vecfl.aggregate import exact_grid
 from vecfl.algorithms import Algorithm, Round
 from vecfl.arrange import Wanted, arrange
+from vecfl.arrangement import Arrangement
 from vecfl.cohorts import Cohorts
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
@@ -29,7 +30,7 @@ from vecfl.state import State, facts, open_table, pack, require_observed, sent, 
 from vecfl.table import Tables
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
-from vecfl.trainer import Arrangement, Trainer, operator_threads
+from vecfl.trainer import Trainer, operator_threads
 
 Metrics = dict[str, float | int | str]
 
@@ -39,8 +40,7 @@ class Simulation:
 
     task, data, algorithm, sampler   what is learned, from whom, how, and who takes part
     seed      of shuffles, dropout, augmentation, work; sample_seed: of cohorts (default: seed)
-    client_dropout  clients of a cohort that are lost before they send anything: the probability of
-              each, or a trace (see `vecfl.available`) that is True where a client drops out
+    client_dropout  of a cohort, before they send: a probability, or a trace (`vecfl.available`)
     device, dtype   where and in which precision clients train
     backend   "vmap", "stacked" (clients side by side, by torch.func or by layers of all of them) or
               "loop" (one after the other, the reference)
@@ -53,14 +53,14 @@ class Simulation:
     exact_sums  the same bits for any slots, workers, ranks (`vecfl.aggregate.exact_grid`)
     statistics  of updates, as `update/...` metrics: how many clients of a cohort are compared with
               the mean (0: none, and no norms either); `geometry.last` has what was measured
+    precision, graphs  of a GPU's steps, bf16 of a CPU's: `vecfl.precision`, `vecfl.engine.graphs`
 
     "auto" for backend, workers or slots measures the fastest here (see `vecfl.probe`); what was
     taken is `arrangement`, and stands in the metrics of each round. Where a GPU's memory runs out,
     its slots are halved, once. Several ranks (`vecfl.mesh`) make the same simulation and call the
     same methods: they share the work and all get the result.
 
-    Raises InputError if the parts do not fit: labels out of range, a cohort larger than the
-    population, a module that the backend cannot train, ranks with different parts.
+    Raises InputError if the parts do not fit one another, the backend or those of other ranks.
     """
 
     def __init__(
@@ -84,6 +84,8 @@ class Simulation:
         exact_sums: bool = False,
         table: str | Path | None = None,
         statistics: int = 0,
+        precision: str = "float32",
+        graphs: bool = False,
     ) -> None:
         self.mesh, self.exact_sums = join(), exact_sums
         self.seed = check_seed("seed", seed)
@@ -96,10 +98,9 @@ class Simulation:
         self.task, self.data = task.to(self.device, dtype), self.source.data
         self.task.draws.seed = self.seed
         self.algorithm = algorithm
-        batches, seeds = algorithm.rule.batches, (self.sample_seed, self.seed)
-        lost = client_dropout, algorithm.delay
-        self.cohorts = Cohorts(sampler, self.data, batches, seeds, *lost, self.mesh)
-        wanted = Wanted(backend, workers, threads, slots, processes)
+        seeds, lost = (self.sample_seed, self.seed), (client_dropout, algorithm.delay)
+        self.cohorts = Cohorts(sampler, self.data, algorithm.rule.batches, seeds, *lost, self.mesh)
+        wanted = Wanted(backend, workers, threads, slots, processes, precision, graphs)
         large, fetch = self.cohorts.large(), self.source.fetch
         probe = Probe(self.task, self.data, algorithm, large, self.seed, fetch)
         arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
@@ -187,8 +188,7 @@ class Simulation:
         check_name(name)
         self.task.check(columns)
         with operator_threads(self.arrangement.cores):
-            w = self.algorithm.model(state.server)
-            values = evaluate(self.task, w, columns, self.mesh)
+            values = evaluate(self.task, self.algorithm.model(state.server), columns, self.mesh)
         return {f"{name}/{metric}": value for metric, value in values.items()}
 
     def evaluate_clients(
@@ -206,9 +206,9 @@ class Simulation:
         Beside them "client", their ids; "examples"; "weight", the loss weight; and, of those that
         train, with `statistics`, "update_norm" of the last round, NaN where a client sent nothing.
         """
+        some = data or self.data
         with operator_threads(self.arrangement.cores):
-            w, some = self.algorithm.model(state.server), data or self.data
-            found = evaluate_clients(self.task, w, some, self.mesh)
+            found = evaluate_clients(self.task, self.algorithm.model(state.server), some, self.mesh)
         norm = self.geometry.norms(state.round, some.num_clients) if data is None else None
         return columns_of(found, some, norm)
 

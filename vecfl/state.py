@@ -160,7 +160,8 @@ def unpack(content: Mapping[str, Any], fresh: Server, facts: Facts, changed: boo
                 f"the checkpoint is of another model, precision or server optimizer: "
                 f"{name!r} is {there} there, {here} here"
             )
-    there = {"frozen": "nothing", "processes": 1} | content["facts"]  # older ones do not tell
+    older = {"frozen": "nothing", "processes": 1, "precision": "float32", "graphs": False}
+    there = older | content["facts"]
     different = [
         f"{name} {there.get(name)} there, {value} here"
         for name, value in facts.items()

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from vecfl.augment import Transform, augmented, checked, random_places
 from vecfl.errors import InputError
@@ -73,7 +75,7 @@ class Task:
         if not any(p.requires_grad for p in module.parameters()):
             raise InputError("the module has no trainable parameter: all have requires_grad=False")
         check_metrics(metrics or {})
-        self.draws = Draws()
+        self.draws, self.bf16 = Draws(), False
         self.module = key_dropouts(copy.deepcopy(module), self.draws).train()
         self.loss: Score = loss
         self.metrics: Mapping[str, Score] = dict(metrics or {})
@@ -138,9 +140,22 @@ class Task:
             ready[self.inputs[0]] = augmented(x, self.augment, streams, self.draws.seed)
         return ready
 
-    def output(self, batch: Batch) -> Any:
-        """The module's output for a prepared batch."""
-        return self.module(*[batch[name] for name in self.inputs])
+    def output(self, batch: Batch, w: dict[str, Tensor] | None = None) -> Any:
+        """The module's output for a prepared batch, with the tensors `w` in place of its own,
+        where it leaves the buffers that it changes.
+
+        With `bf16` it runs in autocast, and bfloat16 outputs come back in the module's dtype.
+        """
+        if self.bf16:
+            kind = next(self.module.parameters())
+            with torch.autocast(kind.device.type, torch.bfloat16, cache_enabled=False):
+                found = self._called(batch, w)
+            return tree_map(lambda x: x.to(kind.dtype) if is_bf16(x) else x, found)
+        return self._called(batch, w)
+
+    def _called(self, batch: Batch, w: dict[str, Tensor] | None) -> Any:
+        inputs = tuple(batch[name] for name in self.inputs)
+        return self.module(*inputs) if w is None else functional_call(self.module, w, inputs)
 
     def check_labels(self, output: Any, columns: Batch) -> None:
         """InputError if the loss knows that labels of `columns` do not fit the module's output."""
@@ -161,6 +176,10 @@ class Task:
         with torch.no_grad():
             check_embeddings(task, columns)
             self.check_labels(task.output(task.prepare(one)), columns)
+
+
+def is_bf16(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dtype == torch.bfloat16
 
 
 def check_metrics(metrics: Mapping[str, Score]) -> None:

@@ -1,11 +1,10 @@
 """How a cohort is laid out on the machine: workers, their threads, and the order of their sums."""
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from threading import Event
 
 import numpy as np
@@ -13,11 +12,12 @@ import torch
 from torch import Tensor
 
 from vecfl.algorithms import Algorithm
+from vecfl.arrangement import Arrangement, check
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.job import Fold, Job
-from vecfl.layout import Layout
-from vecfl.processes import Crew, possible
+from vecfl.precision import lowered, products
+from vecfl.processes import Crew
 from vecfl.schedule import Plan, make_plan, share
 from vecfl.table import Table
 from vecfl.task import Task
@@ -25,63 +25,6 @@ from vecfl.trial import first_line
 from vecfl.worker import Worker
 
 log = logging.getLogger("vecfl")
-
-
-@dataclass(frozen=True)
-class Arrangement:
-    """How a cohort is laid out on the machine.
-
-    backend  "vmap" or "stacked" (clients side by side), "loop" (one after the other)
-    workers  threads or processes that train clients, each with slots and a module of its own
-    threads  operator threads of each worker
-    slots    clients in training at a time on each worker
-    processes  1, or as many as workers: one for each (`vecfl.processes`)
-    """
-
-    backend: str
-    workers: int
-    threads: int
-    slots: int
-    processes: int = 1
-
-    @property
-    def cores(self) -> int:
-        """Operator threads of all workers together."""
-        return self.workers * self.threads
-
-    def __str__(self) -> str:
-        kind = "process" if self.processes > 1 else "worker"
-        workers = f"{self.workers} {kind}{('es' if kind[0] == 'p' else 's') * (self.workers > 1)}"
-        threads = f"{self.threads} operator thread{'s' * (self.threads > 1)}"
-        return f"{self.backend}, {workers} of {self.slots} slots and {threads}"
-
-
-def check_arrangement(
-    arrangement: Arrangement, device: torch.device, algorithm: Algorithm, layout: Layout
-) -> None:
-    """InputError for workers that this device, system or algorithm cannot have."""
-    workers, processes = arrangement.workers, arrangement.processes
-    if workers > 1 and device.type != "cpu":
-        raise InputError(
-            f"{workers} workers on {device}: workers are for the cores of a CPU, a GPU takes one"
-        )
-    if processes == 1:
-        return
-    if processes != workers:
-        raise InputError(f"processes={processes} for workers={workers}: give 1, or as many")
-    if why := no_processes(algorithm, layout):
-        raise InputError(f"processes={processes}: {why}; use threads (processes=1)")
-    if arrangement.threads > 1:
-        raise InputError(f"processes={processes}: each has one operator thread; give threads=1")
-
-
-def no_processes(algorithm: Algorithm, layout: Layout) -> str:
-    """Why workers cannot be processes; "" where they can."""
-    if not possible():
-        return f"on {sys.platform} torch's threads do not outlive a fork"
-    if algorithm.table(layout) or algorithm.before is not None:
-        return f"{algorithm.name} keeps rows of clients, which processes do not share"
-    return ""
 
 
 @contextmanager
@@ -111,8 +54,9 @@ class Trainer:
         seed: int,
     ) -> None:
         device = next(task.module.parameters()).device
-        check_arrangement(arrangement, device, algorithm, task.layout)
-        self.task, self.data, self.algorithm, self.seed = task, data, algorithm, seed
+        check(arrangement, device, algorithm, task.layout)
+        self.task = lowered(task, arrangement.precision)
+        self.data, self.algorithm, self.seed = data, algorithm, seed
         self.pool = ThreadPoolExecutor(arrangement.workers, "vecfl-worker")
         self.stop, self.workers, self.halved = Event(), list[Worker](), False
         self.crew: Crew | None = None
@@ -137,6 +81,7 @@ class Trainer:
                 slots=arrangement.slots,
                 seed=self.seed,
                 clients=self.data.num_clients,
+                graphs=arrangement.graphs,
             )
             for _ in range(arrangement.workers)
         ]
@@ -175,8 +120,9 @@ class Trainer:
             part = replace(job, plan=plan, table=None, sampled=None, keep=rows)
             earlier, job = self.before.train(part), replace(job, before=rows)
         jobs = [job.of(members) for members in self.share(job.plan)]
-        with operator_threads(self.arrangement.threads):
-            if self.arrangement.processes > 1 and self.crew is None:
+        how = self.arrangement
+        with operator_threads(how.threads), products(how.precision):
+            if how.processes > 1 and self.crew is None:
                 self.crew = Crew([worker.train for worker in self.workers], job.columns)
             do = self._do if self.crew is None else self.crew.train
             try:

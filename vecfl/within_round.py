@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vecfl.errors import InputError
-from vecfl.optim import ClientOptimizer, Rows
+from vecfl.optim import ClientOptimizer, Rate, Rows
 from vecfl.schedules import Schedule
 from vecfl.work import said
 
@@ -24,7 +24,7 @@ def within_round(optimizer: ClientOptimizer, factor: Factor) -> ClientOptimizer:
     """
     check(factor)
 
-    def step_(rows: Rows, grads: list[Tensor], lr: float) -> None:
+    def step_(rows: Rows, grads: list[Tensor], lr: Rate) -> None:
         assert rows.steps is not None
         share = factor(rows.steps.double()).to(rows.w[0].dtype)  # before the optimizer counts
         shares = [share.view(-1, *(1,) * (w.dim() - 1)) for w in rows.w]

@@ -11,7 +11,7 @@ from torch import Tensor
 from vecfl.aggregate import Aggregate, add_, add_extra_, empty, late_
 from vecfl.aggregator import keep
 from vecfl.algorithms import Algorithm, Finished, Round, Starting, Upload
-from vecfl.engine import Slots, make_backend, make_update
+from vecfl.engine import Slots, make_backend, make_graphs, make_update
 from vecfl.geometry import measure
 from vecfl.job import Fold, Job
 from vecfl.losses import Batch
@@ -44,6 +44,7 @@ class Worker:
         slots: int,
         seed: int,
         clients: int,
+        graphs: bool = False,
     ) -> None:
         self.algorithm, self.seed, self.clients, self.lr = algorithm, seed, clients, 0.0
         self.layout, self.draws, self.batches = task.layout, task.keyed, algorithm.rule.batches
@@ -51,6 +52,7 @@ class Worker:
         self.device = weight.device
         self.slots = Slots(task.layout, algorithm.rule, slots, self.device, weight.dtype)
         self.backend = make_backend(backend, task, example)
+        self.graphs = make_graphs(self.slots, algorithm.rule, backend) if graphs else None
         row = self.layout.size * weight.element_size()
         self.rows = max(1, COMMIT.get(self.device.type, 1 << 28) // row)
         one = task, example, algorithm, slots, seed, clients
@@ -68,7 +70,10 @@ class Worker:
         if self.one is not None:
             job = job.of(self.one.train(job, self.lr, fold, stop))
         tape = Tape(job.plan, rule.batches, slots.number, seed=seed, round=job.round, draws=draws)
-        update = make_update(rule, self.layout.param_views(job.server["w"]), job.round)
+        if self.graphs is not None:
+            update = self.graphs.update(rule, job.round, job.server["w"])
+        else:
+            update = make_update(rule, self.layout.param_views(job.server["w"]), job.round)
         for idle in torch.from_numpy(tape.idle).split(slots.number):
             seats = torch.arange(len(idle))
             self._seat(job, seats, idle)

@@ -157,10 +157,15 @@ def plain_round(work: Workload, tuned: bool, device: str = "cpu") -> Player:
     return Player(play, loss)
 
 
-def vecfl_round(work: Workload, **simulation: Any) -> Player:
-    """The same rounds by vecfl; `simulation` are further arguments of `vecfl.Simulation`."""
+def simulation(work: Workload, **arguments: Any) -> vecfl.Simulation:
+    """The rounds of a workload by vecfl; further `arguments` of `vecfl.Simulation`."""
     data = work.data()
-    sim = vecfl.Simulation(work.task(data), data, work.algorithm(), vecfl.everyone(), **simulation)
+    return vecfl.Simulation(work.task(data), data, work.algorithm(), vecfl.everyone(), **arguments)
+
+
+def vecfl_round(work: Workload, **arguments: Any) -> Player:
+    """The same rounds by vecfl."""
+    sim = simulation(work, **arguments)
     state = sim.start()
 
     def play() -> dict[str, float | int | str]:
@@ -170,4 +175,4 @@ def vecfl_round(work: Workload, **simulation: Any) -> Player:
         assert metrics["train/dropped_clients"] == 0
         return metrics
 
-    return Player(play, lambda: float(sim.evaluate(state, data.columns)["eval/loss"]))
+    return Player(play, lambda: float(sim.evaluate(state, sim.data.columns)["eval/loss"]))

@@ -260,3 +260,24 @@ def test_a_table_of_44_gib_takes_no_memory(tmp_path: Path, option: str) -> None:
     for row in rows:  # what clients sent before training is held, by option 1
         assert row["anon_peak_mib"] - row["anon_start_mib"] < 400
         assert row["on_disk_mib"] < 100 * row["round"]
+
+
+def test_precision(tmp_path: Path) -> None:
+    small = ("--models", "mlp", "--backends", "loop", "--clients", "1", "--passes", "1")
+    rows = rows_of("precision", tmp_path / "rows.jsonl", *small)
+    assert [(r["steps"], r["precision"]) for r in rows] == [
+        (steps, name) for steps in (1, 6) for name in ("float64", "float32", "bf16")
+    ]
+    assert [r["error"] for r in rows[::3]] == [0, 0]
+    assert all(0 < r["error"] < 1e-4 for r in rows[1::3])
+    assert all(1e-3 < r["error"] < 0.3 for r in rows[2::3])
+
+
+@pytest.mark.slow
+def test_round_time_profiles(tmp_path: Path) -> None:
+    flags = ("--workloads", "logistic-100", "--arrangements", "tuned 1", "stacked 1", "--profile")
+    printed = call(sys.executable, f"{ROOT}/benchmarks/round_time.py", *flags, TMPDIR=str(tmp_path))
+    lines = printed.splitlines()
+    assert lines[0] == "logistic-100, stacked 1"
+    assert lines[1].startswith("a round ") and lines[-1].startswith("trace ")
+    assert len(lines) == 17

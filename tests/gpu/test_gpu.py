@@ -4,8 +4,6 @@ Skipped without a CUDA device; VECFL_TEST_DEVICE=cpu runs them on the CPU, which
 Float32 is compared without TF32, and torch is asked for deterministic operations.
 """
 
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +34,6 @@ from ..oracles.tasks import (
     integers,
 )
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
 pytestmark = [
     pytest.mark.gpu,
     # Operations that have no deterministic kernel are let pass: equality is asserted below.
@@ -59,23 +56,6 @@ SETTINGS = {
     "rows of clients": Setting(rounds=3, seed=9, algorithm="habit"),
     "drawn, capped": Setting(rounds=2, seed=9, cohort=4, sample_seed=3, cap=10, steps=3),
 }
-
-
-@pytest.fixture
-def device() -> Iterator[str]:
-    """The device under test, exact in float32 and as deterministic as torch can be."""
-    name = os.environ.get("VECFL_TEST_DEVICE", "cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device (VECFL_TEST_DEVICE=cpu tries the code of the test)")
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = "ieee"
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield name
-    torch.use_deterministic_algorithms(False)
-    for switch, precision in zip(switches, before, strict=True):
-        switch.fp32_precision = precision
 
 
 def simulation(

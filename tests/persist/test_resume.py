@@ -301,6 +301,7 @@ COUNT = [
     "freeze",
     "init",
     "fall_back",
+    "precision",
 ]
 COUNT += [f.name for f in fields(AlgorithmArgs) if f.name not in asdict(RunArgs())]
 COUNT += ["own"]  # a recipe's own count, too

@@ -39,10 +39,11 @@ KEYS = {
     *(f"client/accuracy_{name}" for name in ("mean", "p10", "p50", "p90", "worst")),
     *(f"system/{name}" for name in ("clients_per_s", "round_s", "slots", "slot_efficiency")),
     *(f"system/{name}" for name in ("client_steps", "backend", "workers", "threads")),
-    *("system/wait_s", "system/data", "system/ranks"),
+    *("system/wait_s", "system/data", "system/ranks", "system/precision", "system/graphs"),
     *(f"system/{name}_s" for name in ("train", "aggregate", "client", "worker_max")),
     *(f"system/{name}_s" for name in ("evaluate", "housekeeping")),
 }
+CHOSEN = ("backend", "workers", "threads", "slots", "precision", "graphs")
 FIRST = {name for name in KEYS if name.startswith(("eval/", "client/"))}  # of the first model
 FIRST |= {"round", "system/evaluate_s", "system/housekeeping_s"}
 
@@ -128,7 +129,7 @@ def test_config_holds_the_effective_settings(
     command(monkeypatch, *flags, str(tmp_path / "a"))
     config = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
     _, row = rows_of(tmp_path / "a")
-    chosen = {name: config.pop(name) for name in ("backend", "workers", "threads", "slots")}
+    chosen = {name: config.pop(name) for name in CHOSEN}
     assert chosen == {name: row[f"system/{name}"] for name in chosen}  # what "auto" came to
     assert config == {
         "track": "auto",

@@ -1,6 +1,7 @@
 """The engine: slots, the local rule, and the backends that train rows."""
 
 from vecfl.engine.backend import Backend
+from vecfl.engine.graphs import Graphs, make_graphs, require_cuda
 from vecfl.engine.layers import has_convolutions, usual_formulation
 from vecfl.engine.loop import LoopBackend
 from vecfl.engine.rule import LocalRule, make_update
@@ -15,12 +16,15 @@ from vecfl.task import Task
 __all__ = [
     "CACHE",
     "Backend",
+    "Graphs",
     "LocalRule",
     "Slots",
     "free_memory",
     "has_convolutions",
     "make_backend",
+    "make_graphs",
     "make_update",
+    "require_cuda",
     "slot_count",
     "usual_formulation",
 ]

@@ -94,11 +94,13 @@ def clip_rows(grads: list[Tensor], limit: float) -> list[Tensor]:
 class Update:
     """`update(rows, grads)` for one round: clip, correct, step.
 
-    plain  lr, where all it does is w <- w - lr g: a backend may do that while it computes g
+    plain   lr, where all it does is w <- w - lr g: a backend may do that while it computes g
+    replay  takes the steps of a block (`vecfl.engine.graphs`), None: they are taken one by one
     """
 
     act: Callable[[Rows, list[Tensor]], None]
-    plain: float | None
+    plain: float | Tensor | None
+    replay: Callable[..., None] | None = None
 
     def __call__(self, rows: Rows, grads: list[Tensor]) -> None:
         self.act(rows, grads)
@@ -106,7 +108,12 @@ class Update:
 
 def make_update(rule: LocalRule, anchor: list[Tensor], round: int) -> Update:
     """The update of a round; `anchor` holds the parameters [*shape] that mu pulls to."""
-    lr, clip, mu, step_ = rule.lr_of(round), rule.clip, rule.mu, rule.optimizer.step_
+    return update_of(rule, anchor, rule.lr_of(round))
+
+
+def update_of(rule: LocalRule, anchor: list[Tensor], lr: float | Tensor) -> Update:
+    """The update at a learning rate, a number or a tensor []."""
+    clip, mu, step_ = rule.clip, rule.mu, rule.optimizer.step_
 
     def act(rows: Rows, grads: list[Tensor]) -> None:
         if clip is not None:

@@ -13,7 +13,7 @@ from vecfl.engine.by_hand import SIMPLE, Dropout, Elementwise, Flatten, Layer, L
 from vecfl.engine.graded import CrossEntropy, by_graph
 from vecfl.engine.layers.stack import HOOKS
 from vecfl.engine.memory import Memory
-from vecfl.engine.together import Step, weighed
+from vecfl.engine.together import Step, at_rate, weighed
 from vecfl.errors import InputError
 from vecfl.losses import Batch, cross_entropy
 from vecfl.modules import KeyedDropout, called, lanes
@@ -72,9 +72,10 @@ class Sequence:
         mask: Tensor | None,
         streams: Tensor | None,
         mean: bool,
-        lr: float | None,
+        rate: float | Tensor | None,
     ) -> Step:
-        """Gradients at w ([S, *shape] each), or with `lr` a step of w; loss sums and weights."""
+        """Gradients at w ([S, *shape] each), or at a `rate` a step of w; loss sums and weights."""
+        lr, factor = at_rate(rate)
         shape = next(iter(batch.values())).shape[:2]
         grads = [self.memory.like(str(i), t) for i, t in enumerate(w)] if lr is None else []
         for linear in self.linear.values():
@@ -88,7 +89,7 @@ class Sequence:
             x = layer.forward(x)
         value, weight, backward = self.loss(x, ready)
         outer, total, count = weighed(value, weight, mask, shape, mean)
-        grad = backward(outer)
+        grad = backward(outer if factor is None else outer * factor)
         for layer in reversed(self.layers[self.first :]):
             grad = layer.backward(grad)
         return None if lr is not None else grads, total, count

@@ -17,7 +17,7 @@ from vecfl.engine.loop import run_backward
 from vecfl.engine.rule import Update, mean_weight
 from vecfl.engine.sequence import Sequence
 from vecfl.engine.slots import Slots
-from vecfl.engine.together import Step, gathered, train_together_, weighed
+from vecfl.engine.together import Step, at_rate, gathered, train_together_, weighed
 from vecfl.engine.vmap import VmapBackend
 from vecfl.errors import InputError
 from vecfl.losses import Batch
@@ -64,12 +64,13 @@ class Stack:
         mask: Tensor | None,
         streams: Tensor | None,
         mean: bool,
-        lr: float | None,
+        rate: float | Tensor | None,
     ) -> Step:
-        """Gradients at w ([S, *shape] each), or with `lr` a step of w; loss sums and weights.
+        """Gradients at w ([S, *shape] each), or at a `rate` a step of w; loss sums and weights.
 
-        With `lr` there are gradients all the same where a layer is called twice.
+        With `rate` there are gradients all the same where a layer is called twice.
         """
+        lr, factor = at_rate(rate)
         # Unlike those of detach(), they have versions of their own: a layer may move its own while
         # autograd still needs another's.
         leaves = [view.data.requires_grad_() for view in w]
@@ -87,6 +88,8 @@ class Stack:
             for layer in self.layers:
                 layer.lr = None
         outer, total, count = weighed(value, weight, mask, shape, mean)
+        if factor is not None and lr is not None:
+            outer = outer * factor
         grads = run_backward(
             (value,),
             (outer,),
@@ -201,6 +204,8 @@ class StackedBackend:
     name = "stacked"
 
     def __init__(self, task: Task, example: Batch, formulation: str = "") -> None:
+        if task.bf16:
+            raise InputError("the stacked backend has no bf16: use vmap or loop, or tf32 on a GPU")
         tried = check(task, example)
         self.stack = stacked(task, tried.paths(fused=False), formulation)
         for layer, known in zip(self.stack.layers, tried.layers, strict=True):

@@ -14,6 +14,7 @@ from vecfl.tape import Block
 # or None where every example that counts has weight 1.
 Step = tuple[list[Tensor] | None, Tensor, Tensor | None]
 Gather = Callable[[Tensor], dict[str, Tensor]]
+Taken = Callable[[Batch, Tensor | None, Tensor | None, bool], Step]
 
 
 def train_together_(
@@ -21,7 +22,7 @@ def train_together_(
     block: Block,
     gather: Gather,
     update: Update,
-    step_: Callable[[Batch, Tensor | None, Tensor | None, bool], Step],
+    step_: Taken,
 ) -> int:
     """Take the steps of a block; the slot-steps executed, idle ones included.
 
@@ -33,6 +34,10 @@ def train_together_(
     index = block.index.to(device, non_blocking=True)  # blocking waits for all queued steps
     valid = block.valid.to(device, non_blocking=True)
     draws = None if block.streams is None else block.streams.to(device, non_blocking=True)
+    if update.replay is not None:
+        update.replay(gather, index, valid, draws, block.full, step_)
+        slots.seen += valid.sum(0)
+        return slots.number * len(index)
     examples = torch.arange(index.shape[-1], device=device)
     mask = None if block.full else (examples < valid[..., None]).to(dtype)
     totals, counts = [], []
@@ -53,13 +58,26 @@ def train_together_(
             every = len(due) == slots.number
             for rows in [slots.all] if every else [slots.one[s] for s in due]:
                 apply_(rows, update)
-    total, count = torch.stack(totals), torch.stack(counts)
+    add_up_(slots, torch.stack(totals), torch.stack(counts))
+    slots.seen += valid.sum(0)
+    return slots.number * len(index)
+
+
+def add_up_(slots: Slots, total: Tensor, count: Tensor) -> None:
+    """Add loss sums and weights of L steps, [L, S] each, to those of the slots."""
     slots.sums[:, 0].add_(total.sum(0, dtype=torch.float64))
     slots.sums[:, 1].add_(count.sum(0, dtype=torch.float64))
     if slots.statistics is not None:
         slots.statistics.batch_loss.add_((total * mean_weight(count.to(total))).double().sum(0))
-    slots.seen += valid.sum(0)
-    return slots.number * len(index)
+
+
+def at_rate(lr: float | Tensor | None) -> tuple[float | None, Tensor | None]:
+    """What a backward pass that moves W multiplies gradients by: a number, and a tensor or None.
+
+    A rate on the device is multiplied into the gradient of the loss: where it is part of a captured
+    step, no number can be asked for.
+    """
+    return (1.0, lr) if isinstance(lr, Tensor) else (lr, None)
 
 
 def weighed(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from vecfl.engine.rule import Update, mean_weight
 from vecfl.engine.slots import Slots
@@ -119,9 +119,7 @@ class VmapBackend:
         entries = self.task.layout.buffers
         for entry, buffer in zip(entries, buffers, strict=True):
             tensors[entry.name] = restore(entry, buffer).clone()
-        inputs = tuple(batch[name] for name in self.task.inputs)
-        output = functional_call(self.task.module, tensors, inputs)
-        value, weight = self.task.loss(output, batch)
+        value, weight = self.task.loss(self.task.output(batch, tensors), batch)
         return value, weight, [tensors[e.name].to(b) for e, b in zip(entries, buffers, strict=True)]
 
     def _try(self, example: Batch) -> list[str]:

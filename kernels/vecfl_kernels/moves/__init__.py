@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from vecfl_kernels.choice import chosen
+from vecfl_kernels.moves import reference
 
 
 class Rows(Protocol):
@@ -23,14 +24,22 @@ class Rows(Protocol):
     def apart(self) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor]]: ...
 
 
-def momentum_(rows: Rows, grads: list[Tensor], lr: float, beta: float, nesterov: bool) -> None:
+Rate = float | Tensor  # a tensor [] goes by the reference: the kernels take numbers
+
+
+def momentum_(rows: Rows, grads: list[Tensor], lr: Rate, beta: float, nesterov: bool) -> None:
     """v <- beta v + g; w <- w - lr v, or with Nesterov's look-ahead w <- w - lr (g + beta v)."""
-    chosen(__name__, rows.w[0]).momentum_(rows, grads, lr, beta, nesterov)
+    by(rows, lr).momentum_(rows, grads, lr, beta, nesterov)
 
 
-def adam_(rows: Rows, grads: list[Tensor], lr: float, rule: Callable, **numbers: Any) -> None:
+def adam_(rows: Rows, grads: list[Tensor], lr: Rate, rule: Callable, **numbers: Any) -> None:
     """Count a step of each row, and make it by `rule`: torch._fused_adam_ or torch._fused_adamw_.
 
     numbers  beta1, beta2, eps, weight_decay
     """
-    chosen(__name__, rows.w[0]).adam_(rows, grads, lr, rule, **numbers)
+    by(rows, lr).adam_(rows, grads, lr, rule, **numbers)
+
+
+def by(rows: Rows, lr: Rate) -> Any:
+    """The module that has the operations for these rows."""
+    return reference if isinstance(lr, Tensor) else chosen(__name__, rows.w[0])
