@@ -107,6 +107,7 @@ ROUND_KEYS = [
     "system/workers",
     "system/threads",
     "system/slots",
+    "system/processes",
     "system/precision",
     "system/graphs",
     "system/slot_efficiency",

@@ -96,8 +96,7 @@ class Simulation:
         task.check(data.columns)
         self.source = place(data, self.device, resident)
         self.task, self.data = task.to(self.device, dtype), self.source.data
-        self.task.draws.seed = self.seed
-        self.algorithm = algorithm
+        self.task.draws.seed, self.algorithm = self.seed, algorithm
         seeds, lost = (self.sample_seed, self.seed), (client_dropout, algorithm.delay)
         self.cohorts = Cohorts(sampler, self.data, algorithm.rule.batches, seeds, *lost, self.mesh)
         wanted = Wanted(backend, workers, threads, slots, processes, precision, graphs)

@@ -39,11 +39,12 @@ KEYS = {
     *(f"client/accuracy_{name}" for name in ("mean", "p10", "p50", "p90", "worst")),
     *(f"system/{name}" for name in ("clients_per_s", "round_s", "slots", "slot_efficiency")),
     *(f"system/{name}" for name in ("client_steps", "backend", "workers", "threads")),
+    "system/processes",
     *("system/wait_s", "system/data", "system/ranks", "system/precision", "system/graphs"),
     *(f"system/{name}_s" for name in ("train", "aggregate", "client", "worker_max")),
     *(f"system/{name}_s" for name in ("evaluate", "housekeeping")),
 }
-CHOSEN = ("backend", "workers", "threads", "slots", "precision", "graphs")
+CHOSEN = ("backend", "workers", "processes", "threads", "slots", "precision", "graphs")
 FIRST = {name for name in KEYS if name.startswith(("eval/", "client/"))}  # of the first model
 FIRST |= {"round", "system/evaluate_s", "system/housekeeping_s"}
 
@@ -105,7 +106,9 @@ def test_the_main_job_learns_the_digits(tmp_path: Path, seed: int) -> None:
     assert first["round"] == 0 and first.keys() == FIRST
     assert first["eval/accuracy"] < 0.3
     assert [row["round"] for row in rows] == list(range(1, 101))
-    assert {frozenset(row) for row in rows} == {frozenset(KEYS)}
+    stacked = rows[0]["system/backend"] == "stacked"
+    layers = {"system/fused", "system/by_vmap"} if stacked else set()
+    assert {frozenset(row) for row in rows} == {frozenset(KEYS | layers)}
     assert rows[-1]["eval/accuracy"] >= 0.95
     assert {row["train/clients"] for row in rows} == {20}
     assert f"test accuracy   final {rows[-1]['eval/accuracy']:.1%}" in out
