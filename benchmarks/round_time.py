@@ -46,6 +46,7 @@ class Arrangement:
     simulation: dict[str, Any] = field(default_factory=dict)
 
 
+TWO_PROCESSES = {"workers": 2, "processes": 2, "threads": 1}
 ARRANGEMENTS = {
     "tuned 1": Arrangement("tuned"),
     "tuned 2": Arrangement("tuned", 2),
@@ -54,6 +55,7 @@ ARRANGEMENTS = {
     "loop 1": Arrangement("vecfl", 1, {"backend": "loop"}),
     "loop 2": Arrangement("vecfl", 2, {"backend": "loop"}),
     "loop 2 workers": Arrangement("vecfl", 1, {"backend": "loop", "workers": 2, "threads": 1}),
+    "loop 2 processes": Arrangement("vecfl", 1, {"backend": "loop"} | TWO_PROCESSES),
     "vmap 1": Arrangement("vecfl", 1, {"backend": "vmap"}),
     "vmap 2": Arrangement("vecfl", 2, {"backend": "vmap"}),
     "vmap 2 workers": Arrangement("vecfl", 1, {"backend": "vmap", "workers": 2, "threads": 1}),
@@ -62,9 +64,11 @@ ARRANGEMENTS = {
     "stacked 2 workers": Arrangement(
         "vecfl", 1, {"backend": "stacked", "workers": 2, "threads": 1}
     ),
+    "stacked 2 processes": Arrangement("vecfl", 1, {"backend": "stacked"} | TWO_PROCESSES),
     "auto": Arrangement("vecfl", None, {"backend": "auto", "workers": "auto", "slots": "auto"}),
 }
-RAN = ("backend", "workers", "threads", "slots")  # what vecfl says it ran on
+# What vecfl says it ran on; where it stacks layers, how many of them are fused and run by vmap.
+RAN = ("backend", "workers", "processes", "threads", "slots", "fused", "by_vmap")
 
 
 def workload(text: str) -> Workload:
@@ -144,12 +148,12 @@ def compare(text: str, arrangements: list[str], passes: int, out: Path) -> None:
         what: Row = {"workload": text, "arrangement": name}
         if "skipped" in found[name][0]:
             write(out, what | found[name][0] | where)
-            print(f"{text:15} {name:17} {found[name][0]['skipped']}", flush=True)
+            print(f"{text:15} {name:19} {found[name][0]['skipped']}", flush=True)
             continue
         row = what | row_of(text, found[name], baseline)
         write(out, row | where)
         times = "{p50_ms:8} ms ({p20_ms} to {p80_ms})".format(**row)
-        print(f"{text:15} {name:17} {times}   x{row.get('speedup', '?')}", end="")
+        print(f"{text:15} {name:19} {times}   x{row.get('speedup', '?')}", end="")
         print("   {clients_per_s} clients/s, {peak_mib} MiB, loss {loss}".format(**row), end="")
         print(f"   {row.get('ran', '')}", flush=True)
 
