@@ -26,9 +26,8 @@ import torch
 
 import vecfl
 from benchmarks.common.rows import RESULTS, Row, peak_mib, provenance, quantiles_ms, write
-from benchmarks.common.workloads import MODELS, Workload, plain_round, vecfl_round
+from benchmarks.common.workloads import COHORTS, MODELS, Workload, plain_round, vecfl_round
 
-COHORTS = {name: [work.clients] for name, work in MODELS.items()} | {"logistic": [100, 1000]}
 WORKLOADS = [f"{name}-{n}" for name, cohorts in COHORTS.items() for n in cohorts]
 ROUNDS = 5  # timed rounds of a process, after two that are not
 BASELINE = "tuned 1"
