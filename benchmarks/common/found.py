@@ -67,11 +67,14 @@ def time_of(row: Found) -> str:
 
 
 def number(value: Any) -> str:
-    """Three digits that count, or all before the point; what is missing as a dash."""
-    if not isinstance(value, (int, float)):
+    """Whole numbers as they are, others with three digits that count; what is missing as a dash."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
         return "-" if value is None else str(value)
-    digits = max(0, 2 - len(str(int(abs(value)))) + (abs(value) >= 1))
-    return f"{value:,.{digits}f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
+    if abs(value) < 1:
+        return f"{value:.3g}"
+    return f"{value:,.{max(0, 3 - len(str(int(abs(value)))))}f}"
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[object]], rows: Iterable[Found]) -> str:

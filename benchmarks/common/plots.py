@@ -28,10 +28,11 @@ def save(path: Path, draw: Callable[[Figure], None], size: tuple[float, float]) 
 def bars(
     path: Path, title: str, unit: str, names: Sequence[str], values: dict[str, list[float | None]]
 ) -> None:
-    """A group for each name, a bar for each key of `values` [names]; a line at 1."""
+    """A group for each name, a bar for each key of `values` [names] that has any; a line at 1."""
+    values = {label: found for label, found in values.items() if any(found)}
 
     def draw(figure: Figure) -> None:
-        ax, height = figure.subplots(), 0.8 / len(values)
+        ax, height = figure.subplots(), 0.8 / max(1, len(values))
         for i, (label, found) in enumerate(values.items()):
             some = [(n, v) for n, v in enumerate(found) if v is not None]
             at = [n + (i - (len(values) - 1) / 2) * height for n, _ in some]
@@ -42,7 +43,8 @@ def bars(
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set(title=title, xlabel=unit)
         ax.margins(x=0.1)
-        figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+        if values:
+            figure.legend(loc="outside lower center", ncols=3, fontsize=8)
 
     save(path, draw, (8, 1.5 + 0.2 * len(names) * (len(values) + 1)))
 
