@@ -194,7 +194,8 @@ def row_of(model: str, cohort: int, one: Run, ran: dict[str, Any]) -> dict[str, 
 
 def said(row: dict[str, Any], parameters: int) -> str:
     """A row as a line to read."""
-    flat = "flat" if abs(row["of_smallest"] - 1) <= FLAT else "NOT FLAT"
+    flat = "flat" if abs(row["of_smallest"] - 1) <= FLAT else "NOT FLAT, it "
+    flat += "" if flat == "flat" else "grows" if row["of_smallest"] > 1 else "falls"
     grown = row["grown_bytes_per_client"]
     return (
         "{workload:9} {cohort:6,} clients: {p50_ms} ms ({p20_ms} to {p80_ms}), "

@@ -15,8 +15,6 @@ from benchmarks.common.found import (
     time_of,
 )
 
-Lines = list[list[object]]
-
 
 @dataclass
 class Page:
