@@ -28,10 +28,16 @@ import torch
 
 import vecfl
 from benchmarks.common.rows import RESULTS, Row, peak_mib, provenance, quantiles_ms, write
-from benchmarks.common.workloads import MODELS, Workload, plain_round, simulation, vecfl_round
+from benchmarks.common.workloads import (
+    COHORTS,
+    MODELS,
+    Workload,
+    plain_round,
+    simulation,
+    vecfl_round,
+)
 from vecfl import profile
 
-COHORTS = {name: [work.clients] for name, work in MODELS.items()} | {"logistic": [100, 1000]}
 WORKLOADS = [f"{name}-{n}" for name, cohorts in COHORTS.items() for n in cohorts]
 ROUNDS = 5  # timed rounds of a process, after two that are not
 BASELINE = "tuned 1"
@@ -49,6 +55,7 @@ class Arrangement:
     simulation: dict[str, Any] = field(default_factory=dict)
 
 
+TWO_PROCESSES = {"workers": 2, "processes": 2, "threads": 1}
 ARRANGEMENTS = {
     "tuned 1": Arrangement("tuned"),
     "tuned 2": Arrangement("tuned", 2),
@@ -57,6 +64,7 @@ ARRANGEMENTS = {
     "loop 1": Arrangement("vecfl", 1, {"backend": "loop"}),
     "loop 2": Arrangement("vecfl", 2, {"backend": "loop"}),
     "loop 2 workers": Arrangement("vecfl", 1, {"backend": "loop", "workers": 2, "threads": 1}),
+    "loop 2 processes": Arrangement("vecfl", 1, {"backend": "loop"} | TWO_PROCESSES),
     "vmap 1": Arrangement("vecfl", 1, {"backend": "vmap"}),
     "vmap 2": Arrangement("vecfl", 2, {"backend": "vmap"}),
     "vmap 2 workers": Arrangement("vecfl", 1, {"backend": "vmap", "workers": 2, "threads": 1}),
@@ -65,9 +73,11 @@ ARRANGEMENTS = {
     "stacked 2 workers": Arrangement(
         "vecfl", 1, {"backend": "stacked", "workers": 2, "threads": 1}
     ),
+    "stacked 2 processes": Arrangement("vecfl", 1, {"backend": "stacked"} | TWO_PROCESSES),
     "auto": Arrangement("vecfl", None, {"backend": "auto", "workers": "auto", "slots": "auto"}),
 }
-RAN = ("backend", "workers", "threads", "slots")  # what vecfl says it ran on
+# What vecfl says it ran on; where it stacks layers, how many of them are fused and run by vmap.
+RAN = ("backend", "workers", "processes", "threads", "slots", "fused", "by_vmap")
 
 
 def workload(text: str) -> Workload:
@@ -147,12 +157,12 @@ def compare(text: str, arrangements: list[str], passes: int, out: Path) -> None:
         what: Row = {"workload": text, "arrangement": name}
         if "skipped" in found[name][0]:
             write(out, what | found[name][0] | where)
-            print(f"{text:15} {name:17} {found[name][0]['skipped']}", flush=True)
+            print(f"{text:15} {name:19} {found[name][0]['skipped']}", flush=True)
             continue
         row = what | row_of(text, found[name], baseline)
         write(out, row | where)
         times = "{p50_ms:8} ms ({p20_ms} to {p80_ms})".format(**row)
-        print(f"{text:15} {name:17} {times}   x{row.get('speedup', '?')}", end="")
+        print(f"{text:15} {name:19} {times}   x{row.get('speedup', '?')}", end="")
         print("   {clients_per_s} clients/s, {peak_mib} MiB, loss {loss}".format(**row), end="")
         print(f"   {row.get('ran', '')}", flush=True)
 

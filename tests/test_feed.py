@@ -86,7 +86,7 @@ def test_a_client_that_comes_twice_trains_twice() -> None:
         plan = replace(sim.trainer.plan(clients), first=examples.first)
         with torch.no_grad():
             fold = sim.trainer.train(Job(server, 0, plan, examples.columns))
-        assert sorted(torch.cat(fold.clients).tolist()) == [0, 1, 3, 3, 6]
+        assert sorted(fold.told.client.tolist()) == [0, 1, 3, 3, 6]
         totals.append(fold.aggregate.total)
     assert torch.equal(*totals) and totals[0].any()
 

@@ -6,7 +6,7 @@ import torch
 
 from vecfl.aggregate import empty
 from vecfl.cohorts import Cohort
-from vecfl.job import Fold
+from vecfl.job import Ended, Fold
 from vecfl.schedule import Batches, make_plan
 from vecfl.tally import Tally, seconds
 
@@ -15,14 +15,37 @@ CPU = torch.device("cpu")
 
 def test_seconds_of_a_rank() -> None:
     """Workers that began at 10 and 12 and were busy for 7 and 4 s; all ended by 18."""
-    fold = Fold(empty(1, CPU), began=12.0, busy=[4.0])
-    fold.merge_(Fold(empty(1, CPU), began=10.0, busy=[7.0]))
+    fold = Fold(empty(1, CPU), Ended.empty(0, CPU), began=12.0, busy=[4.0])
+    fold.merge_(Fold(empty(1, CPU), Ended.empty(0, CPU), began=10.0, busy=[7.0]))
     assert seconds(fold, 18.0) == (8.0, 11.0, 7.0)
 
 
 def test_the_one_worker_of_a_gpu_is_busy_until_its_results_are_there() -> None:
-    fold = Fold(empty(1, torch.device("meta")), began=10.0, busy=[0.5])  # it has launched all
+    meta = torch.device("meta")
+    fold = Fold(empty(1, meta), Ended.empty(0, meta), began=10.0, busy=[0.5])  # it has launched all
     assert seconds(fold, 18.0) == (8.0, 8.0, 8.0)
+
+
+def ended(*clients: int) -> Ended:
+    """Each loses its number, of twice the weight, and sends ten times as many bytes."""
+    client = torch.tensor(clients)
+    sums = torch.stack((client, 2 * client), 1).float()
+    return Ended(client, client != 4, sums, sums[:, 1], 10 * client)
+
+
+def test_what_is_told_of_clients_stands_in_the_order_of_workers_and_of_their_ends() -> None:
+    """One worker has room for four clients, of which one did not end; the other for one."""
+    first, second = (Fold(empty(1, CPU), Ended.empty(room, CPU)) for room in (4, 1))
+    for told in (ended(4, 7), ended(1)):
+        first.tell(told)
+    second.tell(ended(2))
+    assert first.told.client.tolist() == [4, 7, 1] and second.told.client.tolist() == [2]
+    first.merge_(second)
+    assert first.told.client.tolist() == [4, 7, 1, 2]
+    assert first.told.ok.tolist() == [False, True, True, True]
+    assert first.told.sums.tolist() == [[4, 8], [7, 14], [1, 2], [2, 4]]
+    assert first.told.weight.tolist() == [8, 14, 2, 4]
+    assert first.told.bytes.tolist() == [40, 70, 10, 20]
 
 
 def test_seconds_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -52,40 +52,80 @@ class Job:
 
 
 @dataclass
-class Fold:
-    """What a round gathers while clients finish: the aggregate, and small tensors per commit.
+class Ended:
+    """What is told of the clients that have ended, in that order.
 
-    clients, ok   [K] positions in the dataset, and whether loss and update were finite
-    sums, weight  [K, 2] loss and loss weight, [K] weight in the aggregate
+    client, ok    [K] positions in the dataset, on the CPU; whether loss and update were finite
+    sums, weight  [K, 2] loss and loss weight, [K] weight in the aggregate, float64
+    bytes         [K] int64 of what they sent, finite or not
+    """
+
+    client: Tensor
+    ok: Tensor
+    sums: Tensor
+    weight: Tensor
+    bytes: Tensor
+
+    @classmethod
+    def empty(cls, clients: int, device: torch.device) -> "Ended":
+        """Room for so many.
+
+        It is made at once: small tensors that stay, among large ones that come and go, would leave
+        malloc holes that it cannot use, and more of them the larger the cohort.
+        """
+        client = torch.empty(clients, dtype=torch.int64)
+        ok = torch.empty(clients, dtype=torch.bool, device=device)
+        sums = torch.empty(clients, 2, dtype=torch.float64, device=device)
+        weight, sent = torch.empty_like(sums[:, 0]), torch.empty_like(client, device=device)
+        return cls(client, ok, sums, weight, sent)
+
+    def of(self, some: slice) -> "Ended":
+        return Ended(*(getattr(self, f.name)[some] for f in fields(self)))
+
+
+@dataclass
+class Fold:
+    """What a round gathers while clients finish: the aggregate, and what is told of them.
+
+    room, ended   room for all clients of the job, and how many have ended
     executed      slot-steps, idle ones included
     updates       what is measured of them, if the job asks for it
-    bytes         [K] int64 of what they sent, finite or not
     kept          what they sent, for an aggregator
     began, busy   when the first worker began, and the seconds of each
     """
 
     aggregate: Aggregate
-    clients: list[Tensor] = field(default_factory=list)
-    ok: list[Tensor] = field(default_factory=list)
-    sums: list[Tensor] = field(default_factory=list)
-    weight: list[Tensor] = field(default_factory=list)
+    room: Ended
+    ended: int = 0
     executed: int = 0
     updates: list[Part] = field(default_factory=list)
-    bytes: list[Tensor] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
     busy: list[float] = field(default_factory=list)
 
+    @property
+    def told(self) -> Ended:
+        """Of the clients that have ended."""
+        return self.room.of(slice(self.ended))
+
+    def tell(self, told: Ended) -> None:
+        """Add what is told of some clients."""
+        end = self.ended + len(told.client)
+        room = self.room.of(slice(self.ended, end))
+        for f in fields(told):
+            getattr(room, f.name).copy_(getattr(told, f.name), non_blocking=True)
+        self.ended = end
+
     def merge_(self, other: "Fold") -> None:
         """Take in what another worker gathered."""
         merge_(self.aggregate, other.aggregate)
-        self.clients += other.clients
-        self.ok += other.ok
-        self.sums += other.sums
-        self.weight += other.weight
+        both = (self.told, other.told)
+        self.room = Ended(
+            *(torch.cat([getattr(one, f.name) for one in both]) for f in fields(Ended))
+        )
+        self.ended += other.ended
         self.executed += other.executed
         self.updates += other.updates
-        self.bytes += other.bytes
         self.kept += other.kept
         self.began = min(self.began, other.began)
         self.busy += other.busy

@@ -21,7 +21,7 @@ from vecfl.engine.ghost import Ghost
 from vecfl.engine.stacked import AGREE, plain_gradients
 from vecfl.engine.together import weighed
 from vecfl.errors import InputError
-from vecfl.job import Fold, Job
+from vecfl.job import Ended, Fold, Job
 from vecfl.losses import Batch
 from vecfl.processes import Stop
 from vecfl.random import Kind, stream
@@ -101,12 +101,10 @@ class OneBatch:
         fold.aggregate.weight += amount.sum()
         add_extra_(fold.aggregate, extra)
         fold.executed += len(members)
-        fold.clients.append(job.clients[members])
-        fold.ok.append(torch.ones_like(amount, dtype=torch.bool))
-        fold.sums.append(torch.stack((done.loss, done.weight), 1))
-        fold.weight.append(amount)
-        size = len(sums) * value.element_size()
-        fold.bytes.append(torch.full_like(done.client, size))
+        ok, size = torch.ones_like(amount, dtype=torch.bool), len(sums) * value.element_size()
+        lost = torch.stack((done.loss, done.weight), 1)
+        sent = torch.full_like(done.client, size)
+        fold.tell(Ended(job.clients[members], ok, lost, amount, sent))
         return True
 
     def _finished(

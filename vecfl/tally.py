@@ -93,17 +93,18 @@ def tally(
     sums, distinct = fold.aggregate, cohort.clients.unique()
     for rounds in sorted({0, *cohort.plan.delay.tolist()}):
         agree_(mesh, late_(sums, rounds))
-    ok, weight = torch.cat(fold.ok).cpu(), torch.cat(fold.weight).cpu()
+    told = fold.told
+    ok, weight = told.ok.cpu(), told.weight.cpu()
     trained = time.perf_counter()  # what was copied waited for a GPU
-    loss = torch.cat(fold.sums).cpu().double()[ok]
+    loss = told.sums.cpu()[ok]
     losses, range = on_grid(loss, sums.grid).sum(0), loss.abs().sum()
-    size = int(torch.cat(fold.bytes).sum())
+    size = int(told.bytes.sum())
     counts = torch.tensor([int((weight > 0).sum()), fold.executed, size])
-    bad = torch.searchsorted(distinct, torch.cat(fold.clients)[~ok])
+    bad = torch.searchsorted(distinct, told.client[~ok])
     bad = bad.bincount(minlength=len(distinct))
     state = job.server.values() if job.round % COMPARE == 0 else ()
-    told = map(mesh.place, (signal, *seconds(fold, trained)))
-    marks = torch.stack((mesh.mark(cohort.clients), mesh.mark(*state), *told))
+    placed = map(mesh.place, (signal, *seconds(fold, trained)))
+    marks = torch.stack((mesh.mark(cohort.clients), mesh.mark(*state), *placed))
     norm = norms(fold.updates, len(cohort.clients) if job.sampled is not None else 0)
     flat = flattened(sums)
     found = mesh.sum(*flat, range, losses, counts, bad, marks, norm)

@@ -63,7 +63,8 @@ class Tape:
         self.seed, self.round, self.draws = seed, round, draws
         self.slot, self.begin = assign(plan.steps, slots)
         self.end = self.begin + plan.steps
-        self.orders: dict[tuple[int, int], np.ndarray] = {}
+        # (Client, epoch) pairs whose order is kept, where it starts, and the examples of all.
+        self.pairs = self.starts = self.examples = np.empty(0, np.int64)
 
     @property
     def idle(self) -> np.ndarray:
@@ -119,8 +120,10 @@ class Tape:
         """The columns for steps t0..t1-1."""
         size, plan = self.batches.size, self.plan
         sitting = np.full((t1 - t0, self.slots), -1)
-        for k in np.flatnonzero((self.slot >= 0) & (self.begin < t1) & (self.end > t0)):
-            sitting[max(self.begin[k] - t0, 0) : self.end[k] - t0, self.slot[k]] = k
+        here = np.flatnonzero((self.slot >= 0) & (self.begin < t1) & (self.end > t0))
+        first, end = self.begin[here].clip(min=t0), self.end[here].clip(max=t1)
+        step = spans(first - t0, end - first)
+        sitting[step, np.repeat(self.slot[here], end - first)] = np.repeat(here, end - first)
         empty = sitting < 0
         c = np.where(empty, sitting.max(1, keepdims=True), sitting)  # idle slots copy a busy one
         step = np.where(empty, 0, np.arange(t0, t1)[:, None] - self.begin[c])
@@ -150,33 +153,31 @@ class Tape:
 
         Orders of the window's last step are kept: an epoch may go on in the next window.
         """
-        span = int(epoch.max()) + 1
+        span, kept = int(self.plan.steps.max()) + 1, self.plan.kept  # more than there are epochs
         pairs, where = np.unique(c * span + epoch, return_inverse=True)
-        keys = list(zip((pairs // span).tolist(), (pairs % span).tolist(), strict=True))
-        fresh = [key for key in keys if key not in self.orders]
-        orders = self.orders | dict(zip(fresh, self._shuffle(np.array(fresh)), strict=True))
-        parts = [orders[key] for key in keys]
-        sizes = np.array([len(p) for p in parts])
-        last = {keys[i] for i in where.reshape(c.shape)[-1]}
-        self.orders = {key: orders[key] for key in last}
-        return (np.cumsum(sizes) - sizes)[where].reshape(c.shape), np.concatenate(parts)
+        known = np.isin(pairs, self.pairs)
+        fresh, start = pairs[~known], np.empty_like(pairs)
+        sizes = kept[fresh // span]
+        start[known] = self.starts[np.searchsorted(self.pairs, pairs[known])]
+        start[~known] = len(self.examples) + np.cumsum(sizes) - sizes
+        example = np.concatenate((self.examples, self._shuffle(*np.divmod(fresh, span))))
+        last = np.unique(where.reshape(c.shape)[-1])
+        sizes = kept[pairs[last] // span]
+        self.pairs, self.starts = pairs[last], np.cumsum(sizes) - sizes
+        self.examples = example[spans(start[last], sizes)]
+        return start[where].reshape(c.shape), example
 
-    def _shuffle(self, pairs: np.ndarray) -> list[np.ndarray]:
-        """The examples of each (position in the cohort, epoch) pair [I, 2], in their order."""
-        if len(pairs) == 0:
-            return []
-        plan, (c, epoch) = self.plan, pairs.T
-        order = self._permute(Kind.SHUFFLE, c, epoch, plan.kept[c])
-        bounds = np.cumsum(plan.kept[c])
-        capped = np.flatnonzero(plan.kept[c] < plan.total[c])
-        parts = np.split(order, bounds[:-1])
-        if len(capped):
+    def _shuffle(self, c: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """The examples of each (position in the cohort, epoch) pair [I], in their order."""
+        plan, sizes = self.plan, self.plan.kept[c]
+        order = self._permute(Kind.SHUFFLE, c, epoch, sizes)
+        capped = sizes < plan.total[c]
+        if capped.any():
             who, where = np.unique(c[capped], return_inverse=True)
-            drawn = self._permute(Kind.SUBSET, who, 0 * who, plan.total[who])
-            subsets = np.split(drawn, np.cumsum(plan.total[who])[:-1])
-            for i, k in zip(capped, where, strict=True):
-                parts[i] = subsets[k][parts[i]]
-        return [part + plan.first[k] for part, k in zip(parts, c, strict=True)]
+            total, some = plan.total[who], np.repeat(capped, sizes)
+            drawn, begin = self._permute(Kind.SUBSET, who, 0 * who, total), np.cumsum(total) - total
+            order[some] = drawn[np.repeat(begin[where], sizes[capped]) + order[some]]
+        return np.repeat(plan.first[c], sizes) + order
 
     def _permute(
         self, kind: Kind, c: np.ndarray, step: np.ndarray, sizes: np.ndarray
@@ -193,3 +194,8 @@ class Tape:
             occurrence=torch.from_numpy(self.plan.occurrence[c]),
             step=torch.from_numpy(step),
         )
+
+
+def spans(start: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """start[i], start[i] + 1, ..., sizes[i] numbers for each i, one after the other."""
+    return np.arange(sizes.sum()) + np.repeat(start - np.cumsum(sizes) + sizes, sizes)

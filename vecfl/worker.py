@@ -13,7 +13,7 @@ from vecfl.aggregator import keep
 from vecfl.algorithms import Algorithm, Finished, Round, Starting, Upload
 from vecfl.engine import Slots, make_backend, make_graphs, make_update
 from vecfl.geometry import measure
-from vecfl.job import Fold, Job
+from vecfl.job import Ended, Fold, Job
 from vecfl.losses import Batch
 from vecfl.one_batch import one_batch
 from vecfl.processes import Stop
@@ -66,7 +66,8 @@ class Worker:
         began = time.perf_counter()
         rule, slots = self.algorithm.local(job.server, self.algorithm.rule), self.slots
         self.lr, seed, draws = rule.lr_of(job.round), self.seed, self.draws
-        fold = Fold(empty(self.message, self.device, job.grid), began=began)
+        room = Ended.empty(len(job.plan.steps), self.device)
+        fold = Fold(empty(self.message, self.device, job.grid), room, began=began)
         if self.one is not None:
             job = job.of(self.one.train(job, self.lr, fold, stop))
         tape = Tape(job.plan, rule.batches, slots.number, seed=seed, round=job.round, draws=draws)
@@ -114,11 +115,8 @@ class Worker:
             if job.table is not None:
                 self._scatter(job.table, clients, upload.table, ok.cpu())
             fold_(fold.aggregate, upload, job.plan.delay[who.numpy()])
-            fold.clients.append(clients)
-            fold.ok.append(ok)
-            fold.sums.append(torch.stack((done.loss, done.weight), 1))
-            fold.weight.append(upload.weight.clone())  # it may be a view of the slots
-            fold.bytes.append(sizes(upload))
+            sums = torch.stack((done.loss, done.weight), 1)
+            fold.tell(Ended(clients, ok, sums, upload.weight, sizes(upload)))
             if self.algorithm.aggregator is not None:
                 fold.kept.append(keep(place, upload))
             if job.sampled is not None:

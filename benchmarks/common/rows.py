@@ -43,15 +43,25 @@ def provenance() -> Row:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((x.split(": ")[1] for x in lines if x.startswith("model name")), cpu)
-    git = output("git", "-C", str(ROOT), "describe", "--always", "--dirty")
     return {
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": git or os.environ.get("COMMIT", "unknown"),  # a copied tree knows no commit
+        "commit": commit(),
         "date": str(date.today()),
     }
+
+
+def commit() -> str:
+    """The commit, and whether the tree has changed since, but for what benchmarks write."""
+    git = ("git", "-C", str(ROOT))
+    name = output(*git, "describe", "--always")
+    written = (":!benchmarks/results", ":!docs/benchmarks.md", ":!docs/benchmarks")
+    changed = output(*git, "diff", "--name-only", "HEAD", "--", ".", *written)
+    if not name:
+        return os.environ.get("COMMIT", "unknown")  # a copied tree knows no commit
+    return f"{name}-dirty" if changed else name
 
 
 def gpu_provenance(device: str) -> Row:

@@ -100,6 +100,8 @@ MODELS = {
     "lstm": Workload(CharLSTM, (80,), 10, 20, 4, classes=90, lr=1.0, text=True),
     "resnet": Workload(lambda: resnet18_gn(10), COLOR, 4, 20, 20),
 }
+# That a round is timed with.
+COHORTS = {name: [work.clients] for name, work in MODELS.items()} | {"logistic": [100, 1000]}
 
 
 def loss_of(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ def test_round_time(tmp_path: Path) -> None:
     flags = ("--workloads", "logistic-100", "--passes", "1", "--arrangements", "tuned 1", "vmap 1")
     tuned, vmap = rows_of("round_time", tmp_path / "new" / "rows.jsonl", *flags)
     assert (tuned["arrangement"], tuned["speedup"], "ran" in tuned) == ("tuned 1", 1.0, False)
-    assert vmap["ran"][0].items() >= {"backend": "vmap", "slots": 100}.items()
+    told = {"backend": "vmap", "workers": 1, "processes": 1, "threads": 1, "slots": 100}
+    assert vmap["ran"] == [told]
     assert vmap["speedup"] == pytest.approx(tuned["p50_ms"] / vmap["p50_ms"], abs=0.01)
     for row in (tuned, vmap):
         assert (row["workload"], row["rounds"], row["passes"]) == ("logistic-100", 5, 1)
@@ -73,6 +74,15 @@ def test_round_time_says_what_cannot_train(tmp_path: Path, monkeypatch: Any) -> 
     assert none["skipped"].startswith("backend 'none' is not known") and "p50_ms" not in none
     assert (tuned["passes"], tuned["rounds"], len(calls)) == (2, 10, 3)
     assert tuned["clients_per_s"] == pytest.approx(2 / tuned["p50_ms"] * 1e3, rel=1e-3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it forks")
+def test_round_time_tells_of_processes_and_fused_layers() -> None:
+    measure = runpy.run_path(f"{ROOT}/benchmarks/round_time.py")["measure"]
+    found = measure("small_cnn-2", "stacked 2 processes")
+    told = {"backend": "stacked", "workers": 2, "processes": 2, "threads": 1}
+    assert found["ran"].items() >= told.items()
+    assert found["ran"]["fused"] == 4 and found["ran"]["by_vmap"] == 0
 
 
 def test_the_losses_of_a_round_are_those_of_each_other() -> None:
@@ -152,6 +162,59 @@ def test_bandwidth(tmp_path: Path) -> None:
     assert rows["copy"]["of_a_copy"] == 1
     for row in rows.values():
         assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
+
+
+def test_scaling(tmp_path: Path) -> None:
+    flags = ("--axes", "cohort", "parameters", "--most", "100", "--rounds", "2")
+    rows = rows_of("scaling", tmp_path / "rows.jsonl", *flags)
+    assert [(row["axis"], row["value"], row["cohort"], row["parameters"]) for row in rows] == [
+        *(("cohort", 10, 10, 7850), ("cohort", 100, 100, 7850)),
+        # 4 hidden units: 784 * 4 + 4 + 4 * 10 + 10
+        *(("parameters", 4, 20, 3190), ("parameters", 32, 20, 25450)),
+    ]
+    for row in rows:
+        assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] and row["rounds"] == 2
+        rate = row["cohort"] / row["p50_ms"] * 1e3
+        assert row["clients_per_s"] == pytest.approx(rate, rel=1e-3)
+        assert row["client_steps_per_s"] == pytest.approx(6 * rate, rel=1e-3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it forks")
+def test_scaling_over_workers_slots_and_population() -> None:
+    script = runpy.run_path(f"{ROOT}/benchmarks/scaling.py")
+    setting, axes = script["Setting"], script["AXES"]
+    assert axes.keys() == {"cohort", "slots", "parameters", "population", "workers"}
+    assert [s.how for s in axes["slots"]] == [{"slots": s.value} for s in axes["slots"]]
+    assert all(s.population == s.value for s in axes["population"])
+    small = [setting(s.value, cohort=4, population=9, how=s.how) for s in axes["workers"]]
+    rows = script["measure"]("workers", small, 1)
+    assert [(row["value"], row["workers"], row["processes"]) for row in rows] == [
+        *(("1", 1, 1), ("2 threads", 2, 1), ("2 processes", 2, 2)),
+    ]
+    slots = [setting(3, cohort=4, population=9, how={"slots": 3})]
+    assert [row["slots"] for row in script["measure"]("slots", slots, 1)] == [3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_scale(tmp_path: Path) -> None:
+    flags = ("--clients", "30", "--cohorts", "4", "8", "--rounds", "2", "--folder", str(tmp_path))
+    rows = rows_of("scale", tmp_path / "rows.jsonl", *flags, "--models", "logistic")
+    assert [(row["workload"], row["cohort"], row["population"]) for row in rows] == [
+        *(("logistic", 4, 30), ("logistic", 8, 30)),
+    ]
+    four, eight = rows
+    for row in rows:
+        assert row["rounds"] == 2 and row["anon_peak_mib"] > 50
+        assert row["ms_per_client"] == pytest.approx(row["p50_ms"] / row["cohort"], abs=1e-5)
+        # Three examples one by one are three steps.
+        assert row["client_steps_per_s"] == pytest.approx(3 * row["clients_per_s"], rel=1e-3)
+        assert row["ran"] == four["ran"]  # chosen once
+    assert four["of_smallest"] == 1 and four["grown_bytes_per_client"] == 0
+    ratio = eight["ms_per_client"] / four["ms_per_client"]
+    assert eight["of_smallest"] == pytest.approx(ratio, abs=1e-3)
+    grown = (eight["anon_peak_mib"] - four["anon_peak_mib"]) * 2**20 / (8 - 4)
+    assert eight["grown_bytes_per_client"] == round(grown)
+    assert (tmp_path / "clients-30" / "meta.json").exists()  # for the next time
 
 
 SMALL = ("--device", "cpu", "--models", "logistic", "--slots", "1", "2", "--cohorts", "2")
