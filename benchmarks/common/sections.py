@@ -101,12 +101,12 @@ def scale(page: Page) -> None:
         [work, number(cohort), number(row["population"]), time_of(row), row["ms_per_client"]]
         + [f"x{row['of_smallest']}", *rates(row), number(row["anon_peak_mib"])]
         + [f"{row['grown_bytes_per_client']:,} of {4 * row['parameters']:,}"]
-        + [", ".join(f"{key} {value}" for key, value in row["ran"].items())]
+        + [number(row["wait_ms"]), ", ".join(f"{key} {value}" for key, value in row["ran"].items())]
         for (work, cohort), row in by.items()
     ]
     head = ["workload", "cohort", "population", "ms a round", "ms a client"]
     head += ["of that with the smallest cohort", "clients/s", "client steps/s", "MiB at most"]
-    head += ["bytes more a client, of a model's", "ran on"]
+    head += ["bytes more a client, of a model's", "draw and wait, ms", "ran on"]
     page.add(table(head, lines, by.values()))
 
 

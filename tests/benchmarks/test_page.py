@@ -157,6 +157,7 @@ def test_sections_of_vecfl_alone(tmp_path: Path) -> None:
         row(ms, workload="logistic", cohort=n, population=10**6, parameters=10, ran={"slots": 9})
         | {"ms_per_client": ms / n, "of_smallest": ratio, "clients_per_s": 1e3 * n / ms}
         | {"anon_peak_mib": 200.0 + n, "grown_bytes_per_client": 7, "client_steps_per_s": 3.0}
+        | {"wait_ms": 17.25}
         for n, ms, ratio in ((10, 5.0, 1.0), (50, 30.0, 1.2))
     ]
     wide = {"device": "cpu", "kernels": "reference", "numbers": 1000}
@@ -170,7 +171,7 @@ def test_sections_of_vecfl_alone(tmp_path: Path) -> None:
     text = page(tmp_path, **found, ranks=ranks, gpu=gpu)
     assert line(text, "cohort | 100")[-3:] == ["1,000 (900 to 1,100)", "100", "600"]
     assert line(text, "logistic | 50")[4:6] == ["0.6", "x1.2"]
-    assert "7 of 40" in line(text, "logistic | 50")
+    assert line(text, "logistic | 50")[-3:] == ["7 of 40", "17.2", "slots 9"]
     assert line(text, "cpu | reference | 1,000 | noise")[-2:] == ["1.5", "0.25"]
     assert line(text, "logistic | 3")[2:] == ["default", "4", "300.5", "1.5"]
     assert line(text, "wide | 7 | 4 | 2")[-1] == "50.0 (45.0 to 55.0)"
