@@ -3,7 +3,7 @@
 #
 #     bash benchmarks/all.sh
 #
-# It takes three to five hours on two cores that nobody else uses, and 3 GB of disk. Rows are added
+# It takes some hours on two cores that nobody else uses, and 3 GB of disk. Rows are added
 # to benchmarks/results. Rivals need `bash benchmarks/rivals/install.sh` first: who has no
 # environment is left out; so is the GPU where there is none. PYTHON names the interpreter. What
 # fails is said at the end, and the exit code is then 1: the page has the other rows.

@@ -76,6 +76,15 @@ def test_round_time_says_what_cannot_train(tmp_path: Path, monkeypatch: Any) -> 
     assert tuned["clients_per_s"] == pytest.approx(2 / tuned["p50_ms"] * 1e3, rel=1e-3)
 
 
+def test_round_time_goes_on_with_the_baseline_and_those_near_the_fastest() -> None:
+    """1.5 times the 2 s of the fastest are 3 s."""
+    contenders = runpy.run_path(f"{ROOT}/benchmarks/round_time.py")["contenders"]
+    seconds = {"tuned 1": [9.0], "auto": [2.0, 1.0, 3.0], "loop 1": [3.0], "vmap 1": [3.1]}
+    found = {name: [{"seconds": times}] for name, times in seconds.items()}
+    found |= {"stacked 1": [{"skipped": "no form"}]}
+    assert contenders(found) == ["tuned 1", "auto", "loop 1"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="it forks")
 def test_round_time_tells_of_processes_and_fused_layers() -> None:
     measure = runpy.run_path(f"{ROOT}/benchmarks/round_time.py")["measure"]
