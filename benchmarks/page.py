@@ -46,9 +46,9 @@ bash benchmarks/rivals/install.sh    # once: an environment for each rival, 4 GB
 bash benchmarks/all.sh
 ```
 
-The second command measures everything, in three to five hours on two cores that nobody else uses,
-adds rows to `benchmarks/results` and writes this page. It needs 3 GB of disk for a million clients.
-Rivals without an environment, and the GPU where there is none, are left out.
+The second command measures everything, in some hours on two cores that nobody else uses, adds rows
+to `benchmarks/results` and writes this page. It needs 3 GB of disk for a million clients. Rivals
+without an environment, and the GPU where there is none, are left out.
 """
 
 

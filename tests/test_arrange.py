@@ -20,7 +20,7 @@ from vecfl.probe import Probe, slot_steps
 from vecfl.trainer import Trainer, operator_threads
 
 from .oracles.bridge import dataset
-from .oracles.tasks import PROBLEMS
+from .oracles.tasks import LAYERED, PROBLEMS
 
 AUTO = {"backend": "auto", "workers": "auto", "slots": "auto"}
 
@@ -32,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def probe(problem: str = "mlp", algorithm=None, sizes=(5, 0, 1, 23, 3, 4, 8, 9)) -> Probe:
-    p = PROBLEMS[problem]
+    p = (PROBLEMS | LAYERED)[problem]
     data = dataset(p.clients(sizes))
     task = Task(p.build().float(), vecfl.cross_entropy, example=data.examples(4))
     algorithm = algorithm or fedavg(lr=0.1, batches=Batches(4, epochs=2))
@@ -90,6 +90,19 @@ def test_the_fastest_is_searched_by_backend_then_cores_then_slots(
         ("vmap", 1, 2),
     ]
     assert [a.slots for a in tried[7:]] == [1, 2]  # a quarter of four, and half of it
+
+
+def test_vmap_is_not_tried_where_torch_takes_clients_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """nn.LSTM has no rule; who names vmap gets it all the same."""
+    caplog.set_level(logging.INFO, "vecfl")
+    tried = pretend(monkeypatch, lambda a: 1.0)
+    with operator_threads(1):
+        arrange(Wanted("auto", "auto", None, None), probe("lstm"))
+        assert {a.backend for a in tried} == {"loop", "stacked"}
+        assert "backend vmap is out: " in caplog.text and "batching rule" in caplog.text
+        assert arrange(Wanted("vmap", 1, None, 2), probe("lstm")).backend == "vmap"
 
 
 def test_convolutions_are_tried_by_every_formulation_and_one_goes_on(

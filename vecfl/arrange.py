@@ -132,6 +132,8 @@ def search(wanted: Wanted, probe: Probe) -> Arrangement:
     first, *others = layouts(wanted, probe.cores, probe.forks)
     for backend in BACKENDS if wanted.backend == "auto" else (wanted.backend,):
         try:
+            if wanted.backend == "auto":
+                probe.require_rules(backend)
             probe.time(candidate(wanted, probe, backend, *first))
         except InputError as error:
             if wanted.backend != "auto":

@@ -14,7 +14,8 @@ from vecfl.algorithms import Algorithm
 from vecfl.arrangement import Arrangement, no_processes
 from vecfl.choices import machine
 from vecfl.data import FederatedDataset
-from vecfl.engine import CACHE, LocalRule, slot_count
+from vecfl.engine import CACHE, LocalRule, VmapBackend, slot_count
+from vecfl.errors import InputError
 from vecfl.feed import Examples
 from vecfl.job import Job
 from vecfl.schedule import Plan, assign
@@ -112,6 +113,13 @@ class Probe:
 
     def trainer(self, arrangement: Arrangement) -> Trainer:
         return Trainer(self.task, self.data, self.algorithm, arrangement, self.seed)
+
+    def require_rules(self, backend: str) -> None:
+        """InputError, in torch's words, where vmap would take an operator client by client."""
+        if backend == "vmap":
+            slow = VmapBackend(self.task, self.data.examples(3)).slow
+            if slow:
+                raise InputError(slow[0])
 
     def time(self, arrangement: Arrangement) -> None:
         """Time growing parts of the first round, and scale to the slot-steps of all of it."""

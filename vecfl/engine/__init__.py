@@ -19,6 +19,7 @@ __all__ = [
     "Graphs",
     "LocalRule",
     "Slots",
+    "VmapBackend",
     "free_memory",
     "has_convolutions",
     "make_backend",
