@@ -1,6 +1,7 @@
 """One operator thread: tensors are small here, and two threads waiting for a core are slow."""
 
 import os
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -9,6 +10,9 @@ import torch
 
 torch.set_num_threads(1)
 os.environ["WANDB_MODE"] = "disabled"  # the tests of W&B say otherwise
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+if not torch.cuda.is_available():  # read when Triton is imported, by whomever, and kernels are made
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")

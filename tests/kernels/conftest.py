@@ -1,13 +1,9 @@
 """Kernels run in Triton's interpreter here, on the CPU; tests/gpu runs the same tests compiled."""
 
-import os
-
 import pytest
 import torch
 
 from .cases import both
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is made
 
 
 @pytest.fixture(scope="session")
