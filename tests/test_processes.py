@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import vecfl
 from vecfl import Batches, InputError, Simulation, Task, arrangement
 from vecfl.losses import Batch, Pair
+from vecfl.trainer import operator_threads
 
 from .oracles.bridge import dataset
 from .oracles.tasks import PROBLEMS
@@ -96,6 +98,23 @@ def test_each_worker_is_a_process_that_ends_with_the_simulation(tmp_path: Path) 
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_this_process_leaves_the_other_cores_alone() -> None:
+    """In a round; between two of them, and with threads, it has what it had."""
+    seen: list[int] = []
+
+    def server(state, sums, round):
+        seen.append(torch.get_num_threads())
+        return FEDAVG.server(state, sums, round)
+
+    for processes in (2, 1):
+        with operator_threads(2):
+            algorithm = replace(FEDAVG, server=server)
+            kind = {"backend": "loop", "slots": 1, "workers": 2, "processes": processes}
+            rounds(simulate(algorithm, **kind), 1)
+            assert torch.get_num_threads() == 2
+    assert seen == [1, 2]
 
 
 class Unwritable(Exception):

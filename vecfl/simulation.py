@@ -129,15 +129,16 @@ class Simulation:
         return self.cohorts.sampler
 
     def cohort(self, round: int) -> Tensor:
-        """Positions [C] of the clients that are drawn for a round (from 0), lost ones too.
-
-        Raises InputError if they are no positions of clients.
-        """
+        """Positions [C] of the clients that are drawn for a round (from 0), lost ones too."""
         return self.cohorts.draw(round)
 
     @torch.no_grad()
     def round(self, state: State) -> tuple[State, Metrics]:
         """One round: the next state, and `train/...`, `update/...` and `system/...` metrics."""
+        with self.trainer.alone():
+            return self._round(state)
+
+    def _round(self, state: State) -> tuple[State, Metrics]:
         began, layout = time.perf_counter(), self.task.layout
         at = Round(state.round, self.seed, layout, self.data.num_clients)
         require_observed(state, self.algorithm)
@@ -202,8 +203,8 @@ class Simulation:
     def client_results(self, state: State, data: FederatedDataset | None = None) -> Columns:
         """The loss and every metric of each client, those of `data` or those that train: [N].
 
-        Beside them "client", their ids; "examples"; "weight", the loss weight; and, of those that
-        train, with `statistics`, "update_norm" of the last round, NaN where a client sent nothing.
+        Beside them "client", their ids; "examples"; "weight", the loss weight; with `statistics`
+        "update_norm" of the last round, NaN where a client sent nothing.
         """
         some = data or self.data
         with operator_threads(self.arrangement.cores):
@@ -227,8 +228,7 @@ class Simulation:
     def load(self, content: Mapping[str, Any], *, changed: bool = False) -> State:
         """The state that `save` gave, for rounds that have the bits of a run that never stopped.
 
-        Raises InputError where its tensors do not fit this model and algorithm; and where seeds,
-        population, rule, arrangement or frozen values are others, unless `changed` allows it.
+        Raises InputError where tensors do not fit, or a fact is another and not `changed`.
         """
         server = self.check(content, changed=changed)
         table = open_table(self.tables, self.mesh, content["round"], content.get("table"))

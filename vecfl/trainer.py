@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from threading import Event
 
@@ -91,6 +91,13 @@ class Trainer:
         """The arrangement; where the backend replaces layers, how many are fused and by vmap."""
         layers = self.workers[0].backend.layers
         return asdict(self.arrangement) | {how: len(paths) for how, paths in layers.items()}
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Where workers are processes, one operator thread for all that this one does in a round.
+
+        OpenMP's others would go on waiting for work, at full speed, on the processes' cores.
+        """
+        return operator_threads(1) if self.arrangement.processes > 1 else nullcontext()
 
     def tell(self) -> None:
         """Log which modules the stacked backend runs by vmap."""
