@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from vecfl.models.mnist import reddi_cnn
+
 
 def cifar_cnn(classes: int = 10) -> nn.Module:
     """Two padded 3x3 convolutions, each with a pool, and two linear layers: 545,098 parameters.
@@ -28,19 +30,7 @@ def pfl_cnn(classes: int = 10) -> nn.Module:
     The CIFAR-10 benchmark of Granqvist et al., NeurIPS 2024, arXiv:2404.06430: the EMNIST CNN of
     Reddi et al. for color images; weights start as Glorot and Bengio 2010 have them, uniformly.
     """
-    module = nn.Sequential(
-        nn.Conv2d(3, 32, 3),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Dropout(0.25),
-        nn.Flatten(),
-        nn.Linear(12544, 128),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(128, classes),
-    )
+    module = reddi_cnn(3, 12544, classes)
     for layer in module:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)

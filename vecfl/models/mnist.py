@@ -13,15 +13,20 @@ def emnist_cnn(classes: int = 10) -> nn.Module:
 
     Reddi et al., ICLR 2021, arXiv:2003.00295, the EMNIST CNN, there with 62 classes.
     """
+    return reddi_cnn(1, 9216, classes)
+
+
+def reddi_cnn(channels: int, features: int, classes: int) -> nn.Sequential:
+    """The same for images of other channels and sizes, with `features` numbers behind the pool."""
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3),
+        nn.Conv2d(channels, 32, 3),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Dropout(0.25),
         nn.Flatten(),
-        nn.Linear(9216, 128),
+        nn.Linear(features, 128),
         nn.ReLU(),
         nn.Dropout(0.5),
         nn.Linear(128, classes),
