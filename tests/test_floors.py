@@ -32,7 +32,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "vecfl.models",
             "vecfl.data",
         }
-        | {"vecfl.server_optim", "vecfl.track", "vecfl.model_file", "vecfl.table"}
+        | {"vecfl.server_optim", "vecfl.track", "vecfl.model_file", "vecfl.table", "vecfl.distinct"}
     ),
     frozenset({"vecfl.engine"}),
     frozenset(

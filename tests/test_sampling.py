@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vecfl import sampling
+from vecfl import distinct
 from vecfl.errors import InputError
 from vecfl.sampling import (
     Sampler,
@@ -24,7 +24,6 @@ from vecfl.sampling import (
     everyone,
     fraction,
     poisson,
-    say_short,
     uniform,
     uniform_between,
     weighted,
@@ -278,7 +277,7 @@ def test_only_who_is_eligible_is_drawn(sample: Sampler) -> None:
 
 
 def test_where_fewer_are_eligible_all_of_them_take_part(caplog: pytest.LogCaptureFixture) -> None:
-    say_short.cache_clear()
+    distinct.say_short.cache_clear()
     eligible = torch.tensor([True, False, True, False, False])
     for sample in (uniform(3), uniform_between(3, 4), weighted(3, [1, 1, 1, 1, 1])):
         assert sorted(sample(eligible, SEED, 0).tolist()) == [0, 2]
@@ -400,10 +399,55 @@ def test_the_smallest_words_are_found_in_a_large_population(
 ) -> None:
     """5,000 clients, of whom the few below a limit are sorted, or all where too few are below."""
     eligible = torch.arange(5000) % 3 != 0
-    words = sampling.client_words(eligible, 7, 2) >> 20  # with ties
+    words = distinct.client_words(eligible, 7, 2) >> 20  # with ties
     if high:
         words = 2**32 - 1 - words
-    monkeypatch.setattr(sampling, "client_words", lambda *_: words)
+    monkeypatch.setattr(distinct, "client_words", lambda *_: words)
     keys = sorted((w, i) for i, w in enumerate(words.tolist()) if eligible[i])
-    found = sampling.distinct(eligible, 7, 2, 40)
+    found = distinct.distinct(eligible, 7, 2, 40)
     assert found.tolist() == [i for _, i in keys[:40]]
+
+
+def test_a_large_population_is_drawn_by_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first distinct eligible points, and no words of all clients."""
+    population = distinct.LARGE + 1
+    eligible = torch.arange(population) % 3 != 0
+    monkeypatch.setattr(distinct, "client_words", lambda *_: pytest.fail("words of all"))
+    word = philox.words(SEED, philox.COHORT, 400, t=6, step=7).tolist()
+    points = [(2**32 * a + b) // 2 % population for a, b in zip(word[::2], word[1::2], strict=True)]
+    expected = list(dict.fromkeys(k for k in points if k % 3))[:90]
+    assert uniform(90)(eligible, SEED, 6).tolist() == expected and len(expected) == 90
+
+
+def test_points_are_drawn_until_they_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of 1,000 clients are eligible; 60 of them take about 128 points, and begin with 25."""
+    eligible = torch.arange(1000) % 2 == 0
+    few = distinct.by_points(eligible, SEED, 0, 60, 6)
+    assert few.tolist() == distinct.by_points(eligible, SEED, 0, 60, 1000).tolist()
+    assert len(set(few.tolist())) == 60 and not (few % 2).any()
+
+
+def test_points_draw_every_client_and_every_pair_equally_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # 2 of 16 clients in 4,000 rounds: p = 1/8, 2/16 * 1/15 for a pair, 1/16 to be the first.
+    # 16 + 120 + 16 counts raise a false alarm with p = 152 * 2e-9 = 3.1e-7; a pair comes 33 times.
+    monkeypatch.setattr(distinct, "LARGE", 15)
+    monkeypatch.setattr(distinct, "client_words", lambda *_: pytest.fail("words of all"))
+    rounds, sample = 4000, uniform(2)
+    drawn = torch.stack([sample(all_of(16), SEED, t) for t in range(rounds)])
+    part = torch.zeros(rounds, 16, dtype=torch.int64).scatter_(1, drawn, 1)
+    for i in range(16):
+        assert fits(part[:, i].sum(), rounds, 1 / 8), i
+        assert fits((drawn[:, 0] == i).sum(), rounds, 1 / 16), i
+    for i, j in combinations(range(16), 2):
+        assert fits((part[:, i] * part[:, j]).sum(), rounds, 1 / 120), (i, j)
+
+
+@pytest.mark.parametrize(("size", "among"), [(3, 16), (2, 4)])
+def test_a_large_part_of_a_population_is_drawn_by_words(
+    size: int, among: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distinct, "LARGE", 15)
+    monkeypatch.setattr(distinct, "by_points", lambda *_: pytest.fail("points"))
+    assert len(uniform(size)(torch.arange(16) < among, SEED, 0)) == size

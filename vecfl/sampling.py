@@ -4,7 +4,6 @@ A sampler is a function (eligible [N] bool, seed, round) -> positions [C] int64.
 drawn more than once where the sampler says so, and a cohort may be empty.
 """
 
-import logging
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vecfl.distinct import client_words, distinct, fits_population
 from vecfl.errors import InputError, is_integer
-from vecfl.random import Kind, permutation, stream, words
+from vecfl.random import Kind, permutation, stream
 from vecfl.random import uniform as uniforms
 
-log = logging.getLogger("vecfl")
 Sampler = Callable[[Tensor, int, int], Tensor]
 SIZE, PASS = 1, 2  # steps of streams of kind cohort; the words of clients are step 0
 
@@ -143,44 +142,6 @@ def cyclic(size: int) -> Sampler:
         return order[eligible[order]]
 
     return sample
-
-
-def client_words(eligible: Tensor, seed: int, round: int) -> Tensor:
-    """A word for each client of the population, int64 [N] in [0, 2^32)."""
-    return words(seed, stream(Kind.COHORT, round=round), len(eligible))
-
-
-def fits_population(size: int, population: int) -> None:
-    """InputError unless a cohort of `size` distinct clients can be."""
-    if size > population:
-        raise InputError(
-            f"a cohort of {size} clients is larger than the population of {population}; "
-            f"choose at most {population}"
-        )
-
-
-def distinct(eligible: Tensor, seed: int, round: int, size: int) -> Tensor:
-    """`size` of the eligible clients, all of them where they are fewer: those of smallest word."""
-    fits_population(size, len(eligible))
-    if (count := int(eligible.count_nonzero())) < size:
-        say_short(size, len(eligible))
-    word = client_words(eligible, seed, round)
-    few = size + 8 * math.sqrt(size) + 16  # more than this many are below the limit, but for luck
-    limit = int(min(1.0, few / max(1, count)) * 2**32)
-    at = (eligible & (word < limit)).nonzero().flatten()
-    if len(at) < size:
-        at = eligible.nonzero().flatten()
-    return at[((word[at] << 31) | at).argsort()[:size]]
-
-
-@lru_cache(maxsize=64)
-def say_short(size: int, population: int) -> None:
-    """A warning, once, that a cohort is smaller than asked for."""
-    log.warning(
-        "a cohort of %d was asked for, but turns or availability leave fewer of the %d clients; "
-        "train/cohort tells how many (said once)",
-        *(size, population),
-    )
 
 
 def first(key: Tensor, eligible: Tensor, size: int) -> Tensor:
