@@ -14,7 +14,7 @@ export PYTHON=${PYTHON:-python3}
 unset OMP_NUM_THREADS OMP_WAIT_POLICY # an arrangement chooses its threads
 failed=""
 
-for script in round_time rivals/compare scale scaling bandwidth memory ranks; do
+for script in round_time rivals/compare limits scale scaling bandwidth memory ranks; do
     began=$SECONDS
     echo "== benchmarks/$script.py"
     "$PYTHON" "benchmarks/$script.py" || failed="$failed $script.py"

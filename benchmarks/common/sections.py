@@ -140,6 +140,21 @@ def memory(page: Page) -> None:
     page.add(table(head, lines, by.values()))
 
 
+def limits(page: Page) -> None:
+    """What a round on one core is made of."""
+    by = newest(read(page.results, "limits"), "workload")
+    parts = ("plain loop", "vecfl", "products", "once a client")
+    lines = [
+        [work, row["slots"], *(number(row["client_step"][part]["p50_us"]) for part in parts)]
+        + [f"x{row['speedup']}", f"x{row['by_products_alone']}"]
+        for (work,), row in by.items()
+    ]
+    page.add("## What limits one core\n\n`python benchmarks/limits.py`: one thread, one worker\n")
+    head = ["workload", "slots", "plain loop, us a client step", "vecfl", "its matrix products"]
+    head += ["seating and summing of rows", "reached", "by the products alone"]
+    page.add(table(head, lines, by.values()))
+
+
 def gpu(page: Page) -> None:
     """Rounds and steps on a GPU."""
     by = newest(
@@ -154,4 +169,4 @@ def gpu(page: Page) -> None:
     page.add(table(head, lines, by.values()))
 
 
-ALL = (scale, scaling, bandwidth, memory, gpu)
+ALL = (limits, scale, scaling, bandwidth, memory, gpu)

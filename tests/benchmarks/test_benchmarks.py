@@ -345,6 +345,16 @@ def test_precision(tmp_path: Path) -> None:
     assert all(1e-3 < r["error"] < 0.3 for r in rows[2::3])
 
 
+def test_limits(tmp_path: Path) -> None:
+    small = ("--workloads", "logistic", "--clients", "20", "--rounds", "2")
+    (row,) = rows_of("limits", tmp_path / "rows.jsonl", *small)
+    step = {name: times["p50_us"] for name, times in row["client_step"].items()}
+    assert list(step) == ["plain loop", "vecfl", "products", "once a client"]
+    assert min(step.values()) > 0
+    assert row["by_products_alone"] == round(step["plain loop"] / step["products"], 2)
+    assert row["speedup"] == round(step["plain loop"] / step["vecfl"], 2)
+
+
 @pytest.mark.slow
 def test_round_time_profiles(tmp_path: Path) -> None:
     flags = ("--workloads", "logistic-100", "--arrangements", "tuned 1", "stacked 1", "--profile")

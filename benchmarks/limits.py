@@ -1,0 +1,106 @@
+"""How much faster than a plain loop could a round become?
+
+    python benchmarks/limits.py
+
+On one thread, in turns in one process: a round of the plain loop, one of vecfl (`stacked`, one
+worker, slots by measurement), and of that round two parts that no arrangement on this core does
+without: the matrix products of its steps alone, and what happens once a client, that the model is
+written into a row and that w - row is added to the sum in float64. A row holds, for each, the time
+of a client step with its percentiles, the ratio that was reached and the one that would be if there
+were nothing but products. Only for models of linear layers. Rows are added to
+benchmarks/results/limits.jsonl, or to --out.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.common.rows import RESULTS, Row, provenance, quantiles_ms, write
+from benchmarks.common.workloads import MODELS, Workload, plain_round, simulation
+from vecfl_kernels import weighted_sum_
+
+LINEAR, WARM, LOOP = ["logistic", "mlp"], 2, "plain loop"
+
+
+def products(work: Workload, slots: int) -> Callable[[], object]:
+    """The products of a step of `slots` clients: forward, and the gradients of weight and input."""
+    calls = []
+    for place, m in enumerate(m for m in work.module().modules() if isinstance(m, nn.Linear)):
+        x, w = torch.randn(slots, work.batch, m.in_features), torch.randn(slots, *m.weight.shape)
+        out, below = torch.randn(slots, work.batch, m.out_features), torch.empty_like(x)
+        calls += [(x, w.mT, torch.empty_like(out)), (out.mT, x, torch.empty_like(w))]
+        calls += [(out, w, below)] if place else []
+
+    def step() -> None:
+        for a, b, into in calls:
+            torch.bmm(a, b, out=into)
+
+    return step
+
+
+def once(work: Workload, slots: int) -> Callable[[], object]:
+    """What happens to the rows of `slots` clients before and after their steps."""
+    model = torch.cat([p.detach().flatten() for p in work.module().parameters()])
+    rows, total = model.repeat(slots, 1), torch.zeros(len(model), dtype=torch.float64)
+    weight = torch.ones(slots, dtype=torch.float64)
+
+    def seat_and_fold() -> None:
+        rows[:] = model
+        weighted_sum_(total, model - rows, weight)
+
+    return seat_and_fold
+
+
+def measure(work: Workload, rounds: int) -> Row:
+    """Microseconds of a client step, by part."""
+    sim = simulation(work, backend="stacked", slots="auto", workers=1)
+    state, slots = sim.start(), sim.arrangement.slots
+    steps = work.steps // work.clients  # of a client, each time it is seated
+    loop = plain_round(work, tuned=True)
+    parts: dict[str, tuple[Callable[[], object], float]] = {  # and the client steps of a call
+        LOOP: (loop, work.steps),
+        "vecfl": (lambda: sim.round(state), work.steps),
+        "products": (products(work, slots), slots),
+        "once a client": (once(work, slots), slots * steps),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for turn in range(WARM + rounds):
+        for name, (call, count) in parts.items():
+            calls = max(1, round(work.steps / count))
+            began = time.perf_counter()
+            for _ in range(calls):
+                call()
+            if turn >= WARM:
+                seconds[name].append((time.perf_counter() - began) / (calls * count))
+    times = {name: quantiles_ms([1e3 * s for s in each]) for name, each in seconds.items()}
+    us = {name: {q.replace("_ms", "_us"): t for q, t in of.items()} for name, of in times.items()}
+    middle = {name: of["p50_us"] for name, of in us.items()}
+    return {
+        **{"slots": slots, "rounds": rounds, "client_step": us},
+        "speedup": round(middle[LOOP] / middle["vecfl"], 2),
+        "by_products_alone": round(middle[LOOP] / middle["products"], 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workloads", nargs="+", choices=LINEAR, default=LINEAR)
+    parser.add_argument("--clients", type=int, help="of a round; the workload's own if not given")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=RESULTS / "limits.jsonl")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in args.workloads:
+        work = MODELS[name]
+        row = measure(replace(work, clients=args.clients or work.clients), args.rounds)
+        write(args.out, {"workload": name} | row | provenance())
+        print(f"{name}: x{row['speedup']}, by products alone x{row['by_products_alone']}")
+
+
+if __name__ == "__main__":
+    main()
