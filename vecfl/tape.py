@@ -24,8 +24,9 @@ class Block:
     """L steps between two events; who sits where is constant.
 
     starts, finishes  (slots [k], positions in the cohort [k]) before and after the steps
-    active            slots with a client
-    index             examples [L, S, B]; padding repeats an example of the same client and batch
+    active            how many slots have a client: the first ones
+    index             examples [L, S, B]; padding repeats an example of the same client and batch,
+                      and a slot without a client what another one has
     valid             [L, S] how many of the B count
     apply             [L, S] where an accumulated gradient is applied; None: at every step
     streams           [L, S, 3] Philox counter words of the step's draws; None: nothing is drawn
@@ -34,7 +35,7 @@ class Block:
 
     starts: tuple[np.ndarray, np.ndarray]
     finishes: tuple[np.ndarray, np.ndarray]
-    active: list[int]
+    active: int
     index: Tensor
     valid: Tensor
     apply: Tensor | None
@@ -61,8 +62,9 @@ class Tape:
     ) -> None:
         self.plan, self.batches, self.slots = plan, batches, slots
         self.seed, self.round, self.draws = seed, round, draws
-        self.slot, self.begin = assign(plan.steps, slots)
+        slot, self.begin = assign(plan.steps, slots)
         self.end = self.begin + plan.steps
+        self.slot = latest_first(slot, self.end, slots)
         # (Client, epoch) pairs whose order is kept, where it starts, and the examples of all.
         self.pairs = self.starts = self.examples = np.empty(0, np.int64)
 
@@ -93,14 +95,14 @@ class Tape:
                 window = t0 // span
                 rows = self._window(window * span, min((window + 1) * span, length))
             part = slice(t0 - window * span, t1 - window * span)
-            yield self._block(starts, finishes, np.flatnonzero(sitting >= 0), rows, part)
+            yield self._block(starts, finishes, int((sitting >= 0).sum()), rows, part)
             sitting[self.slot[finishes]] = -1
 
     def _block(
         self,
         starts: np.ndarray,
         finishes: np.ndarray,
-        active: np.ndarray,
+        active: int,
         rows: Columns,
         part: slice,
     ) -> Block:
@@ -108,7 +110,7 @@ class Tape:
         return Block(
             (self.slot[starts], starts),
             (self.slot[finishes], finishes),
-            active.tolist(),
+            active,
             torch.from_numpy(rows.index[part]),
             torch.from_numpy(valid),
             None if rows.apply is None else torch.from_numpy(rows.apply[part]),
@@ -194,6 +196,18 @@ class Tape:
             occurrence=torch.from_numpy(self.plan.occurrence[c]),
             step=torch.from_numpy(step),
         )
+
+
+def latest_first(slot: np.ndarray, end: np.ndarray, slots: int) -> np.ndarray:
+    """`slot` [C] by other names: the slot whose last client ends latest is 0, and so on.
+
+    A slot that has begun has no gap until then, so those with a client are always the first ones.
+    """
+    last, busy = np.zeros(slots, np.int64), slot >= 0
+    np.maximum.at(last, slot[busy], end[busy])
+    name = np.empty_like(last)
+    name[np.argsort(-last, kind="stable")] = np.arange(slots)
+    return np.where(busy, name[slot], -1)
 
 
 def spans(start: np.ndarray, sizes: np.ndarray) -> np.ndarray:

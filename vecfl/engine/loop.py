@@ -43,13 +43,13 @@ class LoopBackend:
         index = block.index.to(slots.flat.device)
         valid = block.valid.T.tolist()
         apply = [] if block.apply is None else block.apply.T.tolist()
-        streams: Sequence[Tensor | None] = [None] * len(block.active)
+        streams: Sequence[Tensor | None] = [None] * block.active
         if block.streams is not None:  # in the order of the two loops
-            active = block.streams[:, block.active].transpose(0, 1).to(index.device)
+            active = block.streams[:, : block.active].transpose(0, 1).to(index.device)
             self.task.draws.begin_all(active.flatten(0, 1))
             streams = active.unbind()
         parts = cut(len(index), sum(c[:1].numel() for c in columns.values()) * index.shape[-1])
-        for s, drawn in zip(block.active, streams, strict=True):
+        for s, drawn in enumerate(streams):
             self._point_at(slots, s)
             for part in parts:
                 examples = gather(columns, index[part, s])
@@ -60,7 +60,7 @@ class LoopBackend:
             for entry, view in zip(self.task.layout.buffers, slots.buffers, strict=True):
                 view[s] = self.task.module.get_buffer(entry.name)
         slots.seen += block.valid.sum(0).to(index.device)
-        return len(block.active) * len(index)
+        return block.active * len(index)
 
     def _point_at(self, slots: Slots, s: int) -> None:
         """Let the module's parameters be views of row s, so that updates land in the slot."""

@@ -1,5 +1,7 @@
 """Slots: the matrix W [S, P] of the clients that train now, and what each of them carries."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,15 @@ class Slots:
             steps=part(self.steps),
             gradients=None if self.statistics is None else self.statistics.gradients[which],
         )
+
+    def first(self, number: int) -> "Slots":
+        """The first slots: views of these."""
+        some = copy.copy(self)
+        some.number, rows = number, slice(number)
+        some.flat, some.sums, some.seen = self.flat[rows], self.sums[rows], self.seen[rows]
+        some.all, some.buffers = self._rows(rows), self.layout.buffer_views(some.flat)
+        some.statistics = None if self.statistics is None else self.statistics.of(rows)
+        return some
 
     def start_(self, slots: Tensor | slice, model: Tensor, bias: Tensor | None) -> None:
         """Seat new clients in `slots` [k]: rows become `model` [P] or [k, P], all else is zero."""

@@ -14,10 +14,11 @@ from torch.func import functional_call
 
 from vecfl.engine.layers import ByVmap, StackedConvolution, StackedLayer, stack_layers
 from vecfl.engine.loop import run_backward
+from vecfl.engine.memory import Memory
 from vecfl.engine.rule import Update, mean_weight
 from vecfl.engine.sequence import Sequence
 from vecfl.engine.slots import Slots
-from vecfl.engine.together import Step, at_rate, gathered, train_together_, weighed
+from vecfl.engine.together import Step, at_rate, busy, gathered, train_together_, weighed
 from vecfl.engine.vmap import VmapBackend
 from vecfl.errors import InputError
 from vecfl.losses import Batch
@@ -194,7 +195,7 @@ def plain_gradients(task: Task, row: Tensor, batch: Batch, streams: Tensor) -> l
 
 
 class StackedBackend:
-    """Trains all slots in one call; idle slots compute what nobody reads.
+    """Trains all slots that have a client in one call.
 
     formulation  of convolutions (`layers.FORMULATIONS`), "": that of the device
 
@@ -211,13 +212,14 @@ class StackedBackend:
         for layer, known in zip(self.stack.layers, tried.layers, strict=True):
             if isinstance(layer, ByVmap) and isinstance(known, ByVmap):
                 layer.batched = known.batched
-        self.batch = dict[str, Tensor]()
+        self.batch = Memory()
         fused, by_vmap = self.stack.paths(fused=True), self.stack.paths(fused=False)
         self.layers: Mapping[str, list[str]] = {"fused": fused, "by_vmap": by_vmap}
 
     def run_(
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
     ) -> int:
+        slots, block = busy(slots, block, update)
         lr = update.plain if block.apply is None else None
 
         def step_(batch: Batch, mask: Tensor | None, streams: Tensor | None, mean: bool) -> Step:

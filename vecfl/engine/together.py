@@ -1,10 +1,12 @@
 """What backends share that take a step of all S clients at the same time."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from vecfl.engine.memory import Memory
 from vecfl.engine.rule import Update, accumulate_, apply_, mean_weight
 from vecfl.engine.slots import Slots
 from vecfl.losses import Batch
@@ -54,7 +56,7 @@ def train_together_(
             update(slots.all, grads)
         elif grads is not None and block.apply is not None:
             accumulate_(slots.all, grads, counts[-1])
-            due = [s for s in block.active if block.apply[step, s]]
+            due = block.apply[step].nonzero().flatten().tolist()
             every = len(due) == slots.number
             for rows in [slots.all] if every else [slots.one[s] for s in due]:
                 apply_(rows, update)
@@ -101,15 +103,33 @@ def weighed(
     return outer.flatten(), total, None if weight is None else count
 
 
-def gathered(columns: Mapping[str, Tensor], memory: dict[str, Tensor]) -> Gather:
+def busy(slots: Slots, block: Block, update: Update) -> tuple[Slots, Block]:
+    """The slots that have a client, and a block of these alone; all for captured steps.
+
+    Where clients differ in size, few of them train at the end of a round. A last one keeps another
+    slot beside it: products of one matrix may round otherwise than those of two.
+    """
+    number = max(block.active, min(2, slots.number))
+    if update.replay is not None or number == slots.number:
+        return slots, block
+
+    def some(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t[:, :number]
+
+    index, valid = block.index[:, :number], block.valid[:, :number]
+    apply, streams = some(block.apply), some(block.streams)
+    block = replace(block, index=index, valid=valid, apply=apply, streams=streams)
+    return slots.first(number), block
+
+
+def gathered(columns: Mapping[str, Tensor], memory: Memory) -> Gather:
     """A function from index [S, B] to those examples, in `memory` that the next call overwrites."""
 
     def gather(index: Tensor) -> dict[str, Tensor]:
+        found = {}
         for name, column in columns.items():
-            shape = (*index.shape, *column.shape[1:])
-            if name not in memory or memory[name].shape != shape:
-                memory[name] = column.new_empty(shape)
-            torch.index_select(column, 0, index.flatten(), out=memory[name].flatten(0, 1))
-        return dict(memory)
+            found[name] = memory.empty(name, (*index.shape, *column.shape[1:]), column)
+            torch.index_select(column, 0, index.flatten(), out=found[name].flatten(0, 1))
+        return found
 
     return gather

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from vecfl.engine.memory import Memory
 from vecfl.engine.rule import Update, mean_weight
 from vecfl.engine.slots import Slots
-from vecfl.engine.together import Step, gathered, train_together_
+from vecfl.engine.together import Step, busy, gathered, train_together_
 from vecfl.errors import InputError
 from vecfl.layout import restore
 from vecfl.losses import Batch
@@ -26,7 +27,7 @@ warn_of_fallbacks = torch._C._functorch._set_vmap_fallback_warning_enabled  # ty
 
 
 class VmapBackend:
-    """Trains all slots in one call; idle slots compute what nobody reads.
+    """Trains all slots that have a client in one call.
 
     Raises InputError at construction, naming the submodule, if torch.func cannot vectorise it.
     """
@@ -38,7 +39,7 @@ class VmapBackend:
         self.task = copy.deepcopy(task)
         self.task.module.train()
         self.names = [e.name for e in task.layout.params]
-        self.batch: dict[str, Tensor] = {}
+        self.batch = Memory()
         self.slow = self._try(example)
 
     def warn(self) -> None:
@@ -49,6 +50,8 @@ class VmapBackend:
     def run_(
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
     ) -> int:
+        slots, block = busy(slots, block, update)
+
         def step_(batch: Batch, mask: Tensor | None, streams: Tensor | None, mean: bool) -> Step:
             batch = self.task.prepare(batch, streams)
             grads, total, weight, buffers = self.gradients(
