@@ -50,11 +50,13 @@ BASELINE = "tuned 1"
 class Arrangement:
     """Who trains: a plain loop ("tuned" or "written"), or vecfl with arguments of its own.
 
-    threads  operator threads of the process; None: as many as torch takes by itself
+    threads    operator threads of the process; None: as many as torch takes by itself
+    processes  of a plain loop, which share the clients
     """
 
     kind: str
     threads: int | None = 1
+    processes: int = 1
     simulation: dict[str, Any] = field(default_factory=dict)
 
 
@@ -62,22 +64,31 @@ TWO_PROCESSES = {"workers": 2, "processes": 2, "threads": 1}
 ARRANGEMENTS = {
     "tuned 1": Arrangement("tuned"),
     "tuned 2": Arrangement("tuned", 2),
+    "tuned 2 processes": Arrangement("tuned", 1, 2),
     "written 1": Arrangement("written"),
     "written 2": Arrangement("written", 2),
-    "loop 1": Arrangement("vecfl", 1, {"backend": "loop"}),
-    "loop 2": Arrangement("vecfl", 2, {"backend": "loop"}),
-    "loop 2 workers": Arrangement("vecfl", 1, {"backend": "loop", "workers": 2, "threads": 1}),
-    "loop 2 processes": Arrangement("vecfl", 1, {"backend": "loop"} | TWO_PROCESSES),
-    "vmap 1": Arrangement("vecfl", 1, {"backend": "vmap"}),
-    "vmap 2": Arrangement("vecfl", 2, {"backend": "vmap"}),
-    "vmap 2 workers": Arrangement("vecfl", 1, {"backend": "vmap", "workers": 2, "threads": 1}),
-    "stacked 1": Arrangement("vecfl", 1, {"backend": "stacked"}),
-    "stacked 2": Arrangement("vecfl", 2, {"backend": "stacked"}),
-    "stacked 2 workers": Arrangement(
-        "vecfl", 1, {"backend": "stacked", "workers": 2, "threads": 1}
+    "loop 1": Arrangement("vecfl", 1, simulation={"backend": "loop"}),
+    "loop 2": Arrangement("vecfl", 2, simulation={"backend": "loop"}),
+    "loop 2 workers": Arrangement(
+        "vecfl", 1, simulation={"backend": "loop", "workers": 2, "threads": 1}
     ),
-    "stacked 2 processes": Arrangement("vecfl", 1, {"backend": "stacked"} | TWO_PROCESSES),
-    "auto": Arrangement("vecfl", None, {"backend": "auto", "workers": "auto", "slots": "auto"}),
+    "loop 2 processes": Arrangement("vecfl", 1, simulation={"backend": "loop"} | TWO_PROCESSES),
+    "vmap 1": Arrangement("vecfl", 1, simulation={"backend": "vmap"}),
+    "vmap 2": Arrangement("vecfl", 2, simulation={"backend": "vmap"}),
+    "vmap 2 workers": Arrangement(
+        "vecfl", 1, simulation={"backend": "vmap", "workers": 2, "threads": 1}
+    ),
+    "stacked 1": Arrangement("vecfl", 1, simulation={"backend": "stacked"}),
+    "stacked 2": Arrangement("vecfl", 2, simulation={"backend": "stacked"}),
+    "stacked 2 workers": Arrangement(
+        "vecfl", 1, simulation={"backend": "stacked", "workers": 2, "threads": 1}
+    ),
+    "stacked 2 processes": Arrangement(
+        "vecfl", 1, simulation={"backend": "stacked"} | TWO_PROCESSES
+    ),
+    "auto": Arrangement(
+        "vecfl", None, simulation={"backend": "auto", "workers": "auto", "slots": "auto"}
+    ),
 }
 # What vecfl says it ran on; where it stacks layers, how many of them are fused and run by vmap.
 RAN = ("backend", "workers", "processes", "threads", "slots", "fused", "by_vmap")
@@ -107,7 +118,7 @@ def measure(text: str, arrangement: str) -> dict[str, Any]:
         player = (
             vecfl_round(work, **how.simulation)
             if how.kind == "vecfl"
-            else plain_round(work, tuned=how.kind == "tuned")
+            else plain_round(work, how.kind == "tuned", processes=how.processes)
         )
     except vecfl.InputError as error:
         return {"skipped": str(error)}
@@ -133,10 +144,11 @@ def row_of(text: str, found: list[dict[str, Any]], baseline: float | None) -> Ro
     work, seconds = workload(text), [s for one in found for s in one["seconds"]]
     times = quantiles_ms(seconds)
     row: Row = {"workload": text, "examples": work.examples, "batch": work.batch}
+    row |= {"spread": work.spread} if work.spread else {}
     row |= {"passes": len(found), "rounds": len(seconds), **times}
     if baseline is not None:
         row["speedup"] = round(baseline / times["p50_ms"], 2)
-    done = {"samples": work.clients * work.examples, "client_steps": work.steps}
+    done = {"samples": work.samples, "client_steps": work.steps}
     done["clients"] = work.clients
     for name, n in done.items():
         row[f"{name}_per_s"] = round(n / times["p50_ms"] * 1e3, 1)

@@ -1,7 +1,11 @@
 """What the benchmarks train: generated data, and the same rounds by a plain loop and by vecfl."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -20,6 +24,8 @@ AT_A_TIME = 500  # examples of an evaluation
 class Workload:
     """`clients` clients of `examples` examples each, one epoch in batches of `batch`.
 
+    spread   standard deviation of the logarithm of their sizes, where these differ; `examples` is
+             their mean then, but for rounding
     shape    of an example, an image or a text
     classes  of images, or characters of texts
     """
@@ -32,11 +38,24 @@ class Workload:
     classes: int = 10
     lr: float = 0.05
     text: bool = False
+    spread: float = 0.0
+
+    @property
+    def sizes(self) -> Tensor:
+        """Examples of each client, int64 [clients]: 1 to ten times the mean."""
+        normal = torch.randn(self.clients, generator=torch.Generator().manual_seed(2))
+        sizes = self.examples * (self.spread * normal - self.spread**2 / 2).exp()
+        return sizes.round().long().clamp(1, 10 * self.examples)
+
+    @property
+    def samples(self) -> int:
+        """Examples of a round."""
+        return int(self.sizes.sum())
 
     @property
     def steps(self) -> int:
         """Client steps of a round."""
-        return self.clients * -(-self.examples // self.batch)
+        return int((-(-self.sizes // self.batch)).sum())
 
     def module(self) -> nn.Module:
         """The first model, the same at each call."""
@@ -44,9 +63,9 @@ class Workload:
         return self.make()
 
     def data(self) -> FederatedDataset:
-        n, g = self.clients * self.examples, torch.Generator().manual_seed(1)
+        n, g = self.samples, torch.Generator().manual_seed(1)
         columns = self.texts(n, g) if self.text else self.images(n, g)
-        return FederatedDataset(columns, torch.arange(0, n + 1, self.examples))
+        return FederatedDataset(columns, torch.cat((torch.zeros(1).long(), self.sizes.cumsum(0))))
 
     def images(self, n: int, g: torch.Generator) -> dict[str, Tensor]:
         """The picture of a class, half covered by noise; pixels are in [0, 1]."""
@@ -91,6 +110,7 @@ def mlp() -> nn.Module:
 COLOR = (3, 32, 32)
 MODELS = {
     "logistic": Workload(lambda: nn.Linear(784, 10), (784,), 100),
+    "ragged": Workload(lambda: nn.Linear(784, 10), (784,), 100, spread=1.0),
     "mlp": Workload(mlp, (784,), 100),
     "small_cnn": Workload(small_cnn, (1, 28, 28), 100),
     # That of EMNIST: with its dropouts, as are those of pfl.
@@ -126,26 +146,41 @@ def train_written(module: nn.Module, params: list[Tensor], lr: float, batches: B
         optimizer.step()
 
 
-def plain_round(work: Workload, tuned: bool, device: str = "cpu") -> Player:
-    """Rounds by a plain loop: shuffle, local steps, float32 mean of the models."""
+def plain_round(work: Workload, tuned: bool, device: str = "cpu", processes: int = 1) -> Player:
+    """Rounds by a plain loop: shuffle, local steps, float32 mean of the models.
+
+    processes  forks that share the clients; each sends its part of the mean
+    """
     data, module = work.data().to(device), work.module().to(device).train()
     params: list[Tensor] = list(module.parameters())
     clients = [data.client(k) for k in range(data.num_clients)]
+    shares = (work.sizes / work.samples).tolist()
     train = train_tuned if tuned else train_written
 
-    def play() -> dict[str, float | int | str]:
-        start = [p.detach().clone() for p in params]
+    def part(start: list[Tensor], first: int) -> list[Tensor]:
+        """The sum over each `processes`-th client from the `first` one."""
         total = [torch.zeros_like(p) for p in params]
-        for client in clients:
+        for client, share in list(zip(clients, shares, strict=True))[first::processes]:
             with torch.no_grad():
                 torch._foreach_copy_(params, start)
             order = torch.randperm(len(client["x"]), device=device)
             parts = (client[name][order].split(work.batch) for name in "xy")
             train(module, params, work.lr, zip(*parts, strict=True))
             with torch.no_grad():
-                torch._foreach_add_(total, params)
+                torch._foreach_add_(total, params, alpha=share)
+        return total
+
+    others = [forked(partial(part, first=i)) for i in range(1, processes)]
+
+    def play() -> dict[str, float | int | str]:
+        start = [p.detach().clone() for p in params]
+        for other in others:
+            other.send([t.numpy() for t in start])
+        total = part(start, 0)
+        for other in others:
+            torch._foreach_add_(total, [torch.from_numpy(array) for array in other.recv()])
         with torch.no_grad():
-            torch._foreach_copy_(params, torch._foreach_div(total, len(clients)))
+            torch._foreach_copy_(params, total)
         return {}
 
     @torch.no_grad()
@@ -157,6 +192,22 @@ def plain_round(work: Workload, tuned: bool, device: str = "cpu") -> Player:
         return total / len(data.columns["x"])
 
     return Player(play, loss)
+
+
+def forked(part: Callable[[list[Tensor]], list[Tensor]]) -> Connection:
+    """A process that answers parameters with `part` of them, until this one ends."""
+    ours, theirs = Pipe()
+
+    def serve() -> None:
+        ours.close()
+        torch.set_num_threads(1)
+        with suppress(EOFError):
+            while True:
+                start = [torch.from_numpy(array) for array in theirs.recv()]
+                theirs.send([t.numpy() for t in part(start)])
+
+    get_context("fork").Process(target=serve, daemon=True).start()
+    return ours
 
 
 def simulation(work: Workload, **arguments: Any) -> vecfl.Simulation:

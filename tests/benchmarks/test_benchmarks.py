@@ -60,7 +60,7 @@ def test_round_time(tmp_path: Path) -> None:
 def test_round_time_says_what_cannot_train(tmp_path: Path, monkeypatch: Any) -> None:
     """What raises InputError, here for an unknown backend, is tried once and has a row."""
     script = runpy.run_path(f"{ROOT}/benchmarks/round_time.py")["compare"].__globals__
-    how = script["Arrangement"]("vecfl", 1, {"backend": "none"})
+    how = script["Arrangement"]("vecfl", 1, simulation={"backend": "none"})
     monkeypatch.setitem(script["ARRANGEMENTS"], "none 1", how)
     calls = []
 
@@ -104,6 +104,16 @@ def test_the_losses_of_a_round_are_those_of_each_other() -> None:
     for player in (plain, ours):
         player()
     assert plain.loss() == pytest.approx(ours.loss(), rel=1e-5) and plain.loss() < before - 1e-3
+
+
+def test_two_plain_processes_make_the_mean_of_one() -> None:
+    """Clients of several sizes, each of one batch."""
+    work = replace(MODELS["ragged"], clients=5, examples=4, batch=40)
+    assert work.sizes.unique().numel() > 2 and work.samples == work.sizes.sum()
+    one, two = (plain_round(work, tuned=True, processes=n) for n in (1, 2))
+    for _ in range(2):
+        one(), two()
+    assert two.loss() == pytest.approx(one.loss(), rel=1e-5) and two.loss() < math.log(10)
 
 
 def test_generated_data() -> None:
