@@ -32,7 +32,7 @@ class Sentences(nn.Module):
 def cnn() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, stride=2),
-        nn.GroupNorm(2, 4),
+        nn.GroupNorm(2, 4, eps=0.1),
         nn.ReLU(inplace=True),  # of a layer whose output a norm needs
         nn.Dropout(0.25),
         nn.Conv2d(4, 5, 2, dilation=2, bias=False),
@@ -265,9 +265,9 @@ def tied() -> nn.Module:
 
 
 class Signs(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, **how: Any) -> None:
         super().__init__()
-        self.words, self.out = nn.Embedding(2, 3, max_norm=0.5), nn.Linear(3, 3)
+        self.words, self.out = nn.Embedding(2, 3, **how), nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.words((x > 0).long()).sum(1))
@@ -287,7 +287,7 @@ def grouped() -> nn.Module:
         (tied, "module '2' shares a parameter: no norm"),
         (lambda: padded(padding="same"), "module '2' .Conv2d.: no norm"),
         (lambda: padded(padding=1, padding_mode="reflect"), "module '2' .Conv2d.: no norm"),
-        (Signs, "module 'words' .Embedding.: no norm"),
+        (lambda: Signs(max_norm=0.5), "module 'words' .Embedding.: no norm"),
         (lambda: nn.Sequential(nn.Linear(5, 3), nn.PReLU()), "module '1' .PReLU.: no norm"),
     ],
 )

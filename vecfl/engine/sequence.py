@@ -54,9 +54,7 @@ class Sequence:
             self.layers.append(linear)
         elif kind in SIMPLE:
             self.layers.append(Elementwise(*SIMPLE[kind]))
-        elif (
-            isinstance(m, nn.Flatten) and kind is nn.Flatten and (m.start_dim, m.end_dim) == (1, -1)
-        ):
+        elif isinstance(m, nn.Flatten) and (kind, m.start_dim, m.end_dim) == (nn.Flatten, 1, -1):
             self.layers.append(Flatten())
         elif isinstance(m, KeyedDropout) and 0 < lanes(m.p)[1] < 1 << lanes(m.p)[0]:
             self.layers.append(Dropout(m))
