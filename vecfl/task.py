@@ -54,9 +54,10 @@ class Task:
 
     The module is tried on the example, in float64 and with padding. Raises InputError naming the
     submodule, the reason and the remedy where clients cannot train it side by side: it has
-    BatchNorm, draws from torch's generator, mixes the examples of a batch, computes buffers from
-    them, keeps other state, calls dropout in its backward pass, or fails; or where the loss gives
-    no pair of [B] or reads the module's parameters. A trial is no proof: it sees what it meets.
+    BatchNorm, is lazy or a script, gives sparse gradients, draws from torch's generator, mixes the
+    examples of a batch, computes buffers from them, keeps other state, calls dropout in its
+    backward pass, or fails; or where the loss gives no pair of [B] or reads the module's
+    parameters. A trial is no proof: it sees what it meets.
     """
 
     def __init__(
