@@ -281,6 +281,44 @@ def test_a_lazy_module_and_a_metric_called_loss_are_refused() -> None:
         Task(nn.Linear(3, 2), vecfl.cross_entropy, {"loss": vecfl.accuracy}, example=example)
 
 
+def sparse() -> nn.Module:
+    return nn.Sequential(nn.Embedding(5, 2, sparse=True), nn.Flatten(), nn.Linear(6, 2))
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.parametrize(
+    "module, what",
+    [
+        (
+            sparse,
+            "module '0' (Embedding) gives sparse gradients, which no row of clients can add up; "
+            "use sparse=False",
+        ),
+        (
+            lambda: nn.Sequential(torch.jit.script(nn.Linear(3, 2))),
+            "module '0' is compiled by torch.jit; use the module it is of",
+        ),
+        (
+            lambda: torch.jit.trace(nn.Linear(3, 2), torch.zeros(2, 3)),
+            "the module is compiled by torch.jit; use the module it is of",
+        ),
+        (
+            lambda: nn.utils.weight_norm(nn.Linear(3, 2)),
+            "the module (Linear) has torch.nn.utils.weight_norm, which cannot be copied; use "
+            "torch.nn.utils.parametrizations.weight_norm",
+        ),
+    ],
+    ids=["sparse", "script", "trace", "weight_norm"],
+)
+def test_modules_that_cannot_be_copied_hooked_or_added_up(
+    module: Callable[[], nn.Module], what: str
+) -> None:
+    x = torch.zeros(2, 3, dtype=torch.int64 if module is sparse else torch.float32)
+    with pytest.raises(InputError) as error:
+        Task(module(), vecfl.cross_entropy, example={"x": x, "y": torch.tensor([0, 1])})
+    assert str(error.value) == what
+
+
 def test_integers_of_numpy_are_integers_and_truth_values_are_none() -> None:
     assert Batches(np.int64(4)).size == 4
     assert simulate(seed=np.int64(3), sampler=vecfl.uniform(np.int64(2))).seed == 3

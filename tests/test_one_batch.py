@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import vecfl
 from vecfl import Batches, FederatedDataset, InputError, Simulation, Task
 from vecfl.engine.ghost import Ghost
+from vecfl.job import Fold, Job
 from vecfl.one_batch import OneBatch, check_norms, one_batch
 
 SIZES = [3, 0, 1, 4, 9, 2, 4]
@@ -20,7 +22,7 @@ SIZES = [3, 0, 1, 4, 9, 2, 4]
 class Sentences(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.norm = nn.Embedding(7, 6, padding_idx=0), nn.LayerNorm(6)
+        self.words, self.norm = nn.Embedding(7, 6, padding_idx=0), nn.LayerNorm(6, eps=0.1)
         self.out = nn.Linear(6, 7)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,8 +32,8 @@ class Sentences(nn.Module):
 def cnn() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, stride=2),
-        nn.GroupNorm(2, 4),
-        nn.ReLU(),
+        nn.GroupNorm(2, 4, eps=0.1),
+        nn.ReLU(inplace=True),  # of a layer whose output a norm needs
         nn.Dropout(0.25),
         nn.Conv2d(4, 5, 2, dilation=2, bias=False),
         nn.Flatten(),
@@ -121,6 +123,8 @@ def test_it_is_what_the_loop_computes(model: str, name: str, folded: list[int]) 
             assert ours[n] == pytest.approx(theirs[n], rel=1e-9), n
     if name == "clip":
         assert told[0]["train/clipped"] > 0.5
+    if one == 6:  # all who have examples
+        assert [t["system/slot_efficiency"] for t in told] == [1, 1, 1]
 
 
 def test_a_client_that_is_not_finite_is_dropped_by_rows(folded: list[int]) -> None:
@@ -143,6 +147,41 @@ def test_where_rows_are_asked_for_there_are_rows(
     right, _ = rounds(module, of((5,)), FEDAVG, backend="loop", **kind)
     torch.testing.assert_close(w, right, rtol=1e-9, atol=1e-12)
     assert folded == []
+
+
+def test_it_ends_between_two_blocks(folded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, train = Event(), OneBatch.train
+
+    def stopped(self: OneBatch, job: Job, lr: float, fold: Fold, stop_: object) -> Any:
+        fold.tell = lambda ended: stop.set()
+        return train(self, job, lr, fold, stop)
+
+    monkeypatch.setattr(OneBatch, "train", stopped)
+    rounds(mlp().double(), of((5,)), FEDAVG, backend="stacked", slots=2)
+    assert folded == [2]  # of 5
+
+
+def test_a_clipped_message_is_within_its_bound_in_float32() -> None:
+    """One client a round, and a model of zeros: the next model is its message.
+
+    The examples are much alike and have all three labels, so that their gradients, 2000 numbers
+    for each class, nearly cancel: the sum of their products would be off in float32.
+    """
+    g, n, bound = torch.Generator().manual_seed(5), 24, 0.3
+    x = 8 + torch.randn(3 * n, 2000, generator=g)
+    data = FederatedDataset({"x": x, "y": torch.arange(3 * n) % 3}, torch.arange(n + 1) * 3)
+    module = nn.Linear(2000, 3)
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    task = Task(module, vecfl.cross_entropy, example=data.examples(4))
+    algorithm = vecfl.chain(vecfl.fedsgd(lr=1.0, size=3), vecfl.clip_by_norm(bound))
+    sim = Simulation(task, data, algorithm, vecfl.uniform(1), backend="stacked", slots=1, threads=1)
+    lengths = []
+    for t in range(n):
+        state, told = sim.round(replace(sim.start(), round=t))
+        assert told["train/clipped"] == 1
+        lengths.append(float(state.server["w"].double().norm()))
+    assert bound * (1 - 1e-6) < min(lengths) and max(lengths) <= bound
 
 
 def by_norm(done: vecfl.algorithms.Finished) -> Tensor:
@@ -208,6 +247,32 @@ class Reads(nn.Module):
         return self.out(x) + F.linear(x, self.out.weight)
 
 
+def padded(**how: Any) -> nn.Module:
+    image = nn.Unflatten(1, (1, 1, 5)), nn.ZeroPad2d((0, 0, 1, 1))  # of 3 x 5 pixels
+    return nn.Sequential(*image, nn.Conv2d(1, 1, 3, **how), nn.Flatten())
+
+
+def hooked() -> nn.Module:
+    module = nn.Linear(5, 3)
+    module.register_forward_hook(lambda m, x, y: y * 2)
+    return module
+
+
+def tied() -> nn.Module:
+    module = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5), nn.Linear(5, 3))
+    module[2].weight = module[0].weight
+    return module
+
+
+class Signs(nn.Module):
+    def __init__(self, **how: Any) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(2, 3, **how), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.words((x > 0).long()).sum(1))
+
+
 def grouped() -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (5, 1, 1)), nn.Conv2d(5, 5, 1, groups=5), nn.Flatten())
 
@@ -218,6 +283,11 @@ def grouped() -> nn.Module:
         (Twice, "called twice"),
         (Reads, "the norm of a gradient comes out as"),
         (grouped, "module '1' .Conv2d.: no norm"),
+        (hooked, "the module .Linear.: no norm"),
+        (tied, "module '2' shares a parameter: no norm"),
+        (lambda: padded(padding="same"), "module '2' .Conv2d.: no norm"),
+        (lambda: padded(padding=1, padding_mode="reflect"), "module '2' .Conv2d.: no norm"),
+        (lambda: Signs(max_norm=0.5), "module 'words' .Embedding.: no norm"),
         (lambda: nn.Sequential(nn.Linear(5, 3), nn.PReLU()), "module '1' .PReLU.: no norm"),
     ],
 )

@@ -134,6 +134,7 @@ def test_going_on_names_the_precision() -> None:
 
 def test_tf32_holds_while_clients_train(monkeypatch: pytest.MonkeyPatch) -> None:
     switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    monkeypatch.setattr(switches[1], "fp32_precision", "ieee")  # it is tf32 from the start
     before = [s.fp32_precision for s in switches]
     with pytest.raises(KeyError), products("tf32"):
         assert [s.fp32_precision for s in switches] == ["tf32", "tf32"]

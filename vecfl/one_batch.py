@@ -45,8 +45,6 @@ class OneBatch:
         gradient = algorithm.one_gradient
         if gradient is None or algorithm.delay or algorithm.aggregator:
             raise InputError(f"{algorithm.name}: messages are not gradients alone")
-        if task.layout.buffers:
-            raise InputError("buffers change in training")
         self.gradient, self.batches = gradient, algorithm.rule.batches
         self.slots, self.seed, self.clients = slots, seed, clients
         self.task, self.keyed = copy.deepcopy(task), task.keyed

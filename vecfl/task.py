@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map
 
 from vecfl.augment import Transform, augmented, checked, random_places
 from vecfl.errors import InputError
 from vecfl.layout import Layout, freeze
 from vecfl.losses import Batch, Score
-from vecfl.modules import Draws, KeyedDropout, key_dropouts, refuse_batchnorm
+from vecfl.modules import Draws, KeyedDropout, called, key_dropouts, refuse_batchnorm
 from vecfl.trial import (
     changing_buffers,
     check_embeddings,
@@ -53,9 +54,10 @@ class Task:
 
     The module is tried on the example, in float64 and with padding. Raises InputError naming the
     submodule, the reason and the remedy where clients cannot train it side by side: it has
-    BatchNorm, draws from torch's generator, mixes the examples of a batch, computes buffers from
-    them, keeps other state, calls dropout in its backward pass, or fails; or where the loss gives
-    no pair of [B] or reads the module's parameters. A trial is no proof: it sees what it meets.
+    BatchNorm, is lazy or a script, gives sparse gradients, draws from torch's generator, mixes the
+    examples of a batch, computes buffers from them, keeps other state, calls dropout in its
+    backward pass, or fails; or where the loss gives no pair of [B] or reads the module's
+    parameters. A trial is no proof: it sees what it meets.
     """
 
     def __init__(
@@ -69,8 +71,7 @@ class Task:
         scale: float = 1 / 255,
         augment: Sequence[Transform] = (),
     ) -> None:
-        if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
-            raise InputError("the module is lazy: call it once on a batch, so that it has shapes")
+        refuse_kinds(module)
         refuse_batchnorm(module)
         if not any(p.requires_grad for p in module.parameters()):
             raise InputError("the module has no trainable parameter: all have requires_grad=False")
@@ -176,6 +177,25 @@ class Task:
         with torch.no_grad():
             check_embeddings(task, columns)
             self.check_labels(task.output(task.prepare(one)), columns)
+
+
+def refuse_kinds(module: nn.Module) -> None:
+    """InputError naming the first part of a module that torch cannot copy, hook or add up."""
+    if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
+        raise InputError("the module is lazy: call it once on a batch, so that it has shapes")
+    for path, m in module.named_modules():
+        if isinstance(m, torch.jit.ScriptModule):
+            raise InputError(f"{called(path)} is compiled by torch.jit; use the module it is of")
+        if any(isinstance(hook, WeightNorm) for hook in m._forward_pre_hooks.values()):
+            raise InputError(
+                f"{called(path)} ({type(m).__name__}) has torch.nn.utils.weight_norm, which cannot "
+                "be copied; use torch.nn.utils.parametrizations.weight_norm"
+            )
+        if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse and m.weight.requires_grad:
+            raise InputError(
+                f"{called(path)} ({type(m).__name__}) gives sparse gradients, which no row of "
+                "clients can add up; use sparse=False"
+            )
 
 
 def is_bf16(x: object) -> bool:

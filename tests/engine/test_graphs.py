@@ -22,6 +22,7 @@ from vecfl.trainer import Trainer
 from ..oracles import bridge
 from ..oracles.tasks import (
     AUGMENTED,
+    LAYERED,
     PROBLEMS,
     SIZES,
     Positions,
@@ -76,7 +77,7 @@ def rounds(
     **how: Any,
 ) -> tuple[list[Tensor], list[dict]]:
     """The models after each round, and the metrics; models of before are spoiled when used."""
-    p = ALL[problem]
+    p = (ALL | LAYERED)[problem]
     data = bridge.dataset(p.clients(sizes))
     augment = bridge.transforms(p.augment)
     task = Task(p.build(), p.loss, example=data.examples(2), augment=augment)
@@ -112,6 +113,7 @@ RULES: dict[str, Callable[[Batches], Algorithm]] = {
     ),
     "rows": lambda b: vecfl.scaffold(lr=falling, batches=b),
     "bias": lambda b: habit(lr=falling, batches=b),
+    "tokens": lambda b: vecfl.fedavg(lr=falling, batches=b, weights=vecfl.by_tokens),
     "statistics": lambda b: vecfl.dga(
         lr=falling, batches=b, weighting="flute_loss", softmax_beta=0.5
     ),
@@ -154,7 +156,7 @@ def test_every_module_is_replayed(problem: str, recorders: list[Recorder]) -> No
 
 
 @pytest.mark.parametrize("optimizer", [vecfl.sgd(), vecfl.momentum()], ids=lambda o: o.name)
-@pytest.mark.parametrize("problem", ["linear", "mlp", "images", "positions"])
+@pytest.mark.parametrize("problem", ["linear", "mlp", "images", "positions", "cnn", "lstm", "gru"])
 def test_stacked_layers_move_their_weights_at_the_rate_on_the_device(
     problem: str, optimizer: ClientOptimizer, recorders: list[Recorder]
 ) -> None:

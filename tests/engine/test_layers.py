@@ -289,6 +289,12 @@ def test_recurrent_layers_of_which_a_part_is_used(kind: Any, which: str) -> None
             close(leaf.grad[s], p.grad)
 
 
+@pytest.mark.parametrize("how", [{"proj_size": 2}, {"dropout": 0.5, "num_layers": 2}], ids=str)
+def test_recurrent_layers_that_project_or_drop_are_refused(how: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"^the module \(LSTM\) has no stacked form"):
+        stacked(nn.LSTM(3, 5, **how), StackedRecurrent)
+
+
 def test_sizes_of_the_plain_layer_can_be_read() -> None:
     made = stacked(nn.LSTM(3, 5, 2, batch_first=True), StackedRecurrent)
     assert (made.hidden_size, made.num_layers, made.batch_first) == (5, 2, True)

@@ -157,8 +157,43 @@ def hooked() -> nn.Module:
     return module
 
 
+def hooked_around() -> nn.Module:
+    module = layers(nn.ReLU())
+    module.register_forward_hook(lambda m, x, y: y * 2)
+    return module
+
+
+class Counts(nn.Flatten):
+    """Another forward: it keeps a count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + self.calls)
+
+
+def left_over() -> nn.Module:
+    inner = nn.Sequential(nn.Linear(5, 6))
+    inner.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    return nn.Sequential(inner, nn.Linear(6, 3))
+
+
 @pytest.mark.parametrize(
-    "module", [shared, frozen, hooked, lambda: layers(nn.GELU()), lambda: layers(nn.Dropout(0))]
+    "module",
+    [
+        shared,
+        frozen,
+        hooked,
+        hooked_around,
+        left_over,
+        lambda: layers(nn.GELU()),
+        lambda: layers(nn.Dropout(0)),
+        lambda: layers(nn.Flatten(1, 1)),
+        lambda: layers(nn.Flatten(-1)),
+        lambda: layers(Counts()),
+    ],
 )
 def test_all_else_is_no_sequence(module: Callable[[], nn.Module]) -> None:
     task = Task(module(), vecfl.cross_entropy, example=ROWS)
@@ -166,3 +201,19 @@ def test_all_else_is_no_sequence(module: Callable[[], nn.Module]) -> None:
         Sequence(task)
     if module is not hooked:  # refused there, too
         assert isinstance(stacked(task), Stack)
+
+
+def test_another_loss_of_the_same_name_is_another() -> None:
+    def cross_entropy(output: Tensor, batch: vecfl.losses.Batch) -> vecfl.losses.Pair:
+        value, weight = vecfl.cross_entropy(output, batch)
+        return 2 * value, weight
+
+    (plain, w, _), (twice, _, right) = (
+        steps(nn.Linear(5, 3), loss, ROWS) for loss in (vecfl.cross_entropy, cross_entropy)
+    )
+    (_, once, _), (grads, total, _) = (
+        sequence.step(w, together(ROWS), None, None, True, None) for sequence in (plain, twice)
+    )
+    torch.testing.assert_close(total, 2 * once, rtol=1e-9, atol=0)
+    for s in range(S):
+        torch.testing.assert_close([g[s] for g in grads or []], right[s], rtol=1e-9, atol=1e-12)

@@ -15,7 +15,7 @@ from vecfl import Batches, FederatedDataset, InputError, Simulation, Task
 from vecfl.engine import make_backend
 from vecfl.engine.layers import ByVmap
 from vecfl.engine.sequence import Sequence
-from vecfl.engine.stacked import Stack, StackedBackend, stacked
+from vecfl.engine.stacked import Stack, StackedBackend, plain_gradients, stacked
 
 EXAMPLE = {"x": torch.linspace(-1, 1, 20).view(4, 5), "y": torch.tensor([0, 1, 2, 0])}
 
@@ -364,6 +364,7 @@ AGAIN = {
     "norm": lambda: Again(nn.LayerNorm(5)),
     "lstm": lambda: Again(nn.LSTM(5, 5, batch_first=True)),
     "gru": lambda: Again(nn.GRU(5, 5, batch_first=True)),
+    "behind another": lambda: nn.Sequential(nn.Linear(5, 5), Again(nn.Linear(5, 5))),
 }
 
 
@@ -386,6 +387,42 @@ def test_a_layer_that_is_called_twice_does_not_step_between_the_calls(
     else:
         assert grads is not None and all(map(torch.equal, w, before))
         torch.testing.assert_close(grads, right)
+
+
+class Mixes(nn.Module):
+    """No layer, with a matrix that is no batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, 5))
+
+    def forward(self, x: Tensor, mix: Tensor) -> Tensor:
+        return x @ mix * self.gain
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixes, self.head = Mixes(), nn.Linear(5, 3)
+        self.register_buffer("mix", torch.linspace(-1, 1, 25).view(5, 5).exp())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mixes(x, self.mix))
+
+
+def test_what_was_no_batch_in_the_check_is_none_in_a_step() -> None:
+    """The mix has 5 rows: no multiple of the 12 examples of the check, but of one of 5 clients."""
+    t, n = task(Mixed()).to("cpu", torch.float64), 5
+    backend = StackedBackend(t, EXAMPLE_OF_THREE)
+    assert backend.layers["by_vmap"] == ["mixes"]
+    g = torch.Generator().manual_seed(4)
+    rows = torch.randn(n, t.layout.size, generator=g, dtype=torch.float64)
+    batch = {k: c[:n].unsqueeze(1) for k, c in EXAMPLE_OF_THREE.items()}
+    grads, _, _ = backend.stack.step(t.layout.param_views(rows), batch, None, None, True, None)
+    for s in range(n):
+        one = {k: c[s] for k, c in batch.items()}
+        right = plain_gradients(t, rows[s], one, torch.zeros(3, dtype=torch.int64))
+        torch.testing.assert_close([g[s] for g in grads or []], right, rtol=1e-9, atol=1e-12)
 
 
 class Cuts(nn.Module):

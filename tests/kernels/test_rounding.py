@@ -18,9 +18,9 @@ SEED = 2**40 + 3
 
 
 def streams(k: int) -> Tensor:
-    return torch.stack(
-        (torch.arange(k) + 2**31, torch.full((k,), 5 << 10), torch.full((k,), 6 << 28)), 1
-    )
+    """Each word of a row is another than in the row before."""
+    row = torch.arange(k)
+    return torch.stack((row + 2**31, row + (5 << 10), row + (6 << 28)), 1)
 
 
 def rounded(rows: Tensor, bits: int, first: int, at: torch.device) -> tuple[Tensor, Tensor]:

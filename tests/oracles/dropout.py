@@ -26,13 +26,18 @@ class Place:
 
 
 class Dropout(nn.Module):
-    """Stands in for a dropout layer of torch; `channels` drops whole channels."""
+    """Stands in for a dropout layer of torch; `channels` drops whole channels.
 
-    def __init__(self, p: float, channels: bool, place: Place) -> None:
+    training  whether that one drops: a module may keep it off
+    """
+
+    def __init__(self, p: float, channels: bool, place: Place, training: bool) -> None:
         super().__init__()
-        self.p, self.channels, self.place = p, channels, place
+        self.p, self.channels, self.place, self.training = p, channels, place, training
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
         at = self.place
         shape = tuple(x.shape[:2] if self.channels else x.shape)
         key = (at.seed, at.t, at.client, at.step, at.layer)
@@ -45,4 +50,5 @@ def replace_dropout(model: nn.Module, place: Place) -> None:
     """Puts a Dropout that counts at `place` where the model has one of torch."""
     for name, layer in list(model.named_modules(remove_duplicate=False)):
         if isinstance(layer, (nn.Dropout, *CHANNELS)):
-            model.set_submodule(name, Dropout(layer.p, isinstance(layer, CHANNELS), place))
+            channels = isinstance(layer, CHANNELS)
+            model.set_submodule(name, Dropout(layer.p, channels, place, layer.training))

@@ -62,7 +62,7 @@ class Cnn(nn.Module):
 
 
 class Tied(nn.Module):
-    """One matrix under two names, a frozen layer, a 0-d gain and dropout."""
+    """One matrix under two names, a frozen layer, a 0-d gain, and dropout, some kept off."""
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
@@ -71,9 +71,15 @@ class Tied(nn.Module):
         self.frozen, self.head = nn.Linear(5, 5), nn.Linear(5, 3)
         self.frozen.requires_grad_(False)
         self.gain, self.drop = nn.Parameter(torch.tensor(0.7)), nn.Dropout(p)
+        self.off = nn.Dropout(p)
+
+    def train(self, mode: bool = True) -> "Tied":
+        super().train(mode)
+        self.off.eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(x)
+        x = self.drop(self.off(x))
         x = torch.tanh(self.decode(torch.tanh(self.encode(x))))
         return self.head(self.gain * torch.tanh(self.frozen(x)) + x)
 

@@ -198,6 +198,24 @@ def test_dropout_counts_layers_by_call_and_steps_by_batch() -> None:
     assert result.models[1]["w"].item() == pytest.approx(w, rel=1e-5)
 
 
+class Off(Drops):
+    """The dropout before is kept off."""
+
+    def train(self, mode: bool = True) -> "Off":
+        super().train(mode)
+        self.before.eval()
+        return self
+
+
+def test_dropout_that_a_module_keeps_off_is_off_and_counts_as_no_layer() -> None:
+    # y = a w x with mask a of layer 0: w <- w - w mean(a^2) / 2.
+    setting = Setting(rounds=1, seed=SEED, lr=0.5, batch=3)
+    result = federated_loop(Off(), squared, [client(*[PLAIN] * 3)], setting)
+    a = dropout_mask(SEED, 0, 0, 0, 0, 0.3, (3,))
+    start = Off().w.item()
+    assert result.models[0]["w"].item() == pytest.approx(start - start * (a**2).mean() / 2)
+
+
 class Channels(nn.Module):
     """y_c = w_c times the mean of channel c, which is dropped as a whole."""
 

@@ -1,8 +1,4 @@
-"""Simple layers of S clients, forward and backward by hand, in memory of their own.
-
-Each takes one batch [S * B, ...], client after client. `backward` takes the gradient of the last
-`forward`, which it may overwrite, to that of its input.
-"""
+"""Simple layers of S clients, forward and backward by hand, in memory of their own."""
 
 from collections.abc import Callable
 from typing import Protocol

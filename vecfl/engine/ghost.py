@@ -81,7 +81,7 @@ NORMS: dict[type, Callable[..., Tensor]] = {
 
 
 class Ghost:
-    """Watches the layers of a task's module that train.
+    """Watches the layers of a task's module that train; none of it works in place any more.
 
     Raises InputError naming the first whose gradient has no norm by these formulas.
     """
@@ -100,6 +100,9 @@ class Ghost:
                 raise InputError(f"{called(path)} shares a parameter: no norm without gradients")
             taken |= own
             m.register_forward_hook(self._see)
+        for m in module.modules():
+            if getattr(m, "inplace", False):
+                vars(m)["inplace"] = False  # it would write over the output that a layer gave
 
     def _see(self, m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         self.seen.append((m, args[0].detach(), out))
@@ -131,4 +134,4 @@ def unlike(m: nn.Module) -> bool:
     """Whether a layer has an option that the formulas do not know."""
     if isinstance(m, nn.Conv2d):
         return m.groups > 1 or m.padding_mode != "zeros" or isinstance(m.padding, str)
-    return isinstance(m, nn.Embedding) and bool(m.max_norm or m.scale_grad_by_freq or m.sparse)
+    return isinstance(m, nn.Embedding) and bool(m.max_norm or m.scale_grad_by_freq)

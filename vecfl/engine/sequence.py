@@ -29,16 +29,14 @@ class Sequence:
     def __init__(self, task: Task) -> None:
         self.task, self.memory = copy.deepcopy(task), Memory()
         module, layout = self.task.module.train(), task.layout
-        if layout.buffers or any(not p.requires_grad for p in module.parameters()):
-            raise InputError("buffers that change and frozen layers take part in no sequence")
         at = {id(module.get_parameter(e.name)): i for i, e in enumerate(layout.params)}
         self.layers: list[Layer] = []
         self.linear: dict[str, Linear] = {}
         for path, m in flat(module):
             self._add(path, m, at)
         self.first = next((i for i, m in enumerate(self.layers) if isinstance(m, Linear)), 0)
-        if at or len(self.task.inputs) != 1:
-            raise InputError("the module is no sequence of simple layers on one input")
+        if at:
+            raise InputError("the module has parameters of its own: it is in no sequence")
         by_hand = task.loss is cross_entropy
         self.loss = CrossEntropy() if by_hand else partial(by_graph, task.loss)
 
@@ -49,12 +47,14 @@ class Sequence:
             bias = None if m.bias is None else at.pop(id(m.bias), -1)
             linear = Linear(at.pop(id(m.weight), -1), bias, first=not self.linear)
             if -1 in linear.at:
-                raise InputError(f"{called(path)} shares a parameter: it is in no sequence")
+                raise InputError(
+                    f"{called(path)} shares or freezes a parameter: it is in no sequence"
+                )
             self.linear[path] = linear
             self.layers.append(linear)
         elif kind in SIMPLE:
             self.layers.append(Elementwise(*SIMPLE[kind]))
-        elif isinstance(m, nn.Flatten) and [m.start_dim, m.end_dim] == [1, -1]:
+        elif isinstance(m, nn.Flatten) and (kind, m.start_dim, m.end_dim) == (nn.Flatten, 1, -1):
             self.layers.append(Flatten())
         elif isinstance(m, KeyedDropout) and 0 < lanes(m.p)[1] < 1 << lanes(m.p)[0]:
             self.layers.append(Dropout(m))
