@@ -81,9 +81,10 @@ class Fork:
 
     def start(self, job: Job) -> None:
         """Let it train the clients of a job."""
-        columns: Any = None if job.columns is self.columns else job.columns
+        has_them = job.columns is self.columns
+        job = replace(job, columns={}) if has_them else job.packed()
         with suppress(OSError):  # `result` tells
-            self.ours.send_bytes(dump(replace(job, columns=columns)))
+            self.ours.send_bytes(dump(job))
 
     def result(self) -> Fold:
         """What it made of the last job; raises what failed."""
