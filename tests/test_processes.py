@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import backend_registration
 
 import vecfl
 from vecfl import Batches, InputError, Simulation, Task, arrangement, processes
@@ -259,6 +260,10 @@ print(play(backend="loop", workers="auto").processes, torch.cuda.is_initialized(
 """
 
 
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch has no such accelerator",
+)
 def test_beside_an_accelerator_workers_are_threads(tmp_path: Path) -> None:
     done = run_apart(ACCELERATOR, tmp_path)
     assert done.returncode == 0, done.stderr
