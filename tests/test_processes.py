@@ -376,37 +376,32 @@ def test_where_this_process_fails_the_others_stop_before_their_jobs_are_done(
     assert fold.ended == 2 < len(fold.room.client) == 6
 
 
-CTRL_C = """
+SIGNALS = """
+import os
 from tests.test_processes import simulate
-from vecfl.signals import Signals
-sim = simulate(backend="loop", slots=1, workers=2, processes=2)
-state = sim.start()
-with Signals() as signals:
-    while not signals.came:
-        state, _ = sim.round(state)
-        print(sim.trainer.crew.forks[0].pid, flush=True)
+from vecfl.signals import NUMBERS, Signals
+for number in NUMBERS:
+    sim = simulate(backend="loop", slots=1, workers=2, processes=2)
+    with Signals() as signals:
+        state, _ = sim.round(sim.start())
+        os.killpg(0, number)
+        sim.round(state)
+    assert signals.came == number
+    print(sim.trainer.crew.forks[0].pid)
 """
 
 
-def test_ctrl_c_is_for_the_main_process_alone() -> None:
-    """A terminal sends it to the whole group: one line, and the round is finished."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", CTRL_C],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+def test_signals_are_for_the_main_process_alone() -> None:
+    """A terminal, or what ends a job, sends them to the group: a line, and rounds are finished."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS], capture_output=True, text=True, start_new_session=True
     )
-    try:
-        assert process.stdout is not None
-        pid = int(process.stdout.readline())
-        os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert (process.returncode, err) == (0, "SIGINT: finishing this round; again to stop at once\n")
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    told = "finishing this round; again to stop at once"
+    assert done.stderr.splitlines() == [f"{s}: {told}" for s in ("SIGINT", "SIGTERM", "SIGHUP")]
+    assert done.returncode == 0 and len(done.stdout.split()) == 3
+    for pid in done.stdout.split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
 
 
 def test_threads_and_systems_that_do_not_survive_a_fork_are_refused(
