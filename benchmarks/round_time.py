@@ -6,10 +6,11 @@ A workload is a model and a cohort. Every arrangement runs in a process of its o
 leaves spinning would slow the next). The first pass goes round all arrangements, later ones round
 those that may be the fastest. A row holds the median, the 20th and 80th percentile of all timed
 rounds, the ratio to the tuned loop on one thread, what is done in a second of the median round, the
-highest resident memory of the process, and the loss that the model reached: all begin with the same
-one and do the same work, in another order. An arrangement that cannot train a model has a row that
-says why. Rows are added to benchmarks/results/round_time.jsonl, or to --out. With --profile nothing
-is compared: each arrangement of vecfl prints where the time of its rounds goes.
+highest resident memory of the process with what its forks have of their own, and the loss that the
+model reached: all begin with the same one and do the same work, in another order. An arrangement
+that cannot train a model has a row that says why. Rows are added to
+benchmarks/results/round_time.jsonl, or to --out. With --profile nothing is compared: each
+arrangement of vecfl prints where the time of its rounds goes.
 """
 
 import argparse

@@ -17,6 +17,7 @@ from vecfl.engine.vmap import VmapBackend
 from vecfl.feed import Resident
 from vecfl.job import Job
 from vecfl.probe import Probe, slot_steps
+from vecfl.processes import Crew
 from vecfl.trainer import Trainer, operator_threads
 
 from .oracles.bridge import dataset
@@ -294,6 +295,50 @@ def test_a_backend_that_cannot_train_the_module_is_out(monkeypatch: pytest.Monke
     assert arrange(Wanted("auto", 1, 1, None), p).backend == "loop"
     with pytest.raises(InputError, match="cannot be vectorised"):
         arrange(Wanted("vmap", 1, 1, "auto"), probe())
+
+
+def test_a_candidate_that_fails_is_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a fork cannot train, say; what fails first, fails by the loop on one core too."""
+    caplog.set_level(logging.INFO, "vecfl")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no fork\nis to be had")
+
+    monkeypatch.setattr(Crew, "train", fail)
+    wanted = Wanted("loop", "auto", None, 2)
+    with operator_threads(2):
+        assert arrange(wanted, p := probe()).processes == 1
+        assert {(a.workers, a.threads) for a in p.seconds} == {(1, 1), (1, 2)}
+        out = "loop, 2 processes of 2 slots and 1 operator thread is out: no fork"
+        assert out in caplog.messages
+        with pytest.raises(RuntimeError, match="no fork"):
+            arrange(Wanted("auto", 1, 1, 2), replace(p := probe(), task=with_loss(p.task, fail)))
+
+
+def test_what_fails_in_float64_is_out_and_the_next_is_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "vecfl")
+    pretend(monkeypatch, lambda a: 2.0 - a.workers / 2 + a.threads / 4)
+    failing = {(2, 1), (1, 1)}
+
+    def disagreement(self: Probe, a: Arrangement) -> float:
+        if (a.workers, a.threads) in failing:
+            raise RuntimeError("no fork")
+        return 0.0
+
+    monkeypatch.setattr(Probe, "disagreement", disagreement)
+    wanted = Wanted("loop", "auto", None, 2)
+    with operator_threads(2):
+        first = arrange(wanted, probe())
+        assert (first.workers, first.threads) == (1, 2)
+        assert caplog.text.count("is out: no fork") == 2
+        failing.add((1, 2))  # by now what was chosen before fails too, and all others
+        with pytest.raises(RuntimeError, match="no fork"):
+            arrange(wanted, probe())
+        assert f"{first} was chosen before: no fork" in caplog.text
 
 
 ALGORITHMS = [fedavg(lr=0.1, batches=Batches(4, epochs=2)), fedsgd(lr=0.1, size=4)]

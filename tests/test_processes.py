@@ -11,13 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import backend_registration
 
 import vecfl
-from vecfl import Batches, InputError, Simulation, Task, arrangement
+from vecfl import Batches, InputError, Simulation, Task, arrangement, processes
+from vecfl.algorithms.base import Server
+from vecfl.arrangement import Arrangement
+from vecfl.engine import LocalRule
+from vecfl.job import Job
 from vecfl.losses import Batch, Pair
+from vecfl.schedule import Plan
 from vecfl.trainer import operator_threads
 
 from .oracles.bridge import dataset
@@ -108,10 +115,10 @@ def test_this_process_leaves_the_other_cores_alone() -> None:
         seen.append(torch.get_num_threads())
         return FEDAVG.server(state, sums, round)
 
-    for processes in (2, 1):
+    for number in (2, 1):
         with operator_threads(2):
             algorithm = replace(FEDAVG, server=server)
-            kind = {"backend": "loop", "slots": 1, "workers": 2, "processes": processes}
+            kind = {"backend": "loop", "slots": 1, "workers": 2, "processes": number}
             rounds(simulate(algorithm, **kind), 1)
             assert torch.get_num_threads() == 2
     assert seen == [1, 2]
@@ -204,6 +211,7 @@ def test_processes_end_where_their_parent_was_killed() -> None:
         (FEDAVG, {"workers": 2, "processes": 3}, "processes=3: must be 1, or the number of work"),
         (FEDAVG, {"workers": "auto", "processes": 2}, "processes=2: must be 1, or the number of"),
         (vecfl.scaffold(lr=0.1, batches=Batches(4)), {}, "scaffold keeps rows of clients"),
+        (replace(FEDAVG, before=FEDAVG), {}, "fedavg keeps rows of clients"),  # without a table
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -211,6 +219,189 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=said):
         simulate(algorithm, **({"workers": 2, "processes": 2} | kind))
+
+
+def test_an_arrangement_is_checked_wherever_it_comes_from() -> None:
+    """Also from the file of choices, or for a GPU."""
+    layout = simulate().task.layout
+    for a, device, said in (
+        (Arrangement("loop", 2, 1, 1), "cuda", "2 workers on cuda: workers are for the cores"),
+        (Arrangement("loop", 2, 1, 1, 3), "cpu", "processes=3 for workers=2: give 1, or as many"),
+    ):
+        with pytest.raises(InputError, match=said):
+            arrangement.check(a, torch.device(device), FEDAVG, layout)
+    arrangement.check(Arrangement("loop", 1, 1, 1), torch.device("cuda"), FEDAVG, layout)
+
+
+# A machine with an accelerator, as far as torch sees: after a backward pass of this process, none
+# of its forks may take one.
+ACCELERATOR = """
+import torch, vecfl
+from torch import nn
+from torch.utils import backend_registration
+backend_registration._setup_privateuseone_for_python_backend("npy")
+torch.set_num_threads(2)
+columns = {"x": torch.ones(8, 3), "y": torch.zeros(8, dtype=torch.int64)}
+data = vecfl.FederatedDataset(columns, torch.arange(0, 9, 2))
+task = vecfl.Task(nn.Linear(3, 2), vecfl.cross_entropy, example=data.examples(2))
+algorithm = vecfl.fedavg(lr=0.1, batches=vecfl.Batches(1))
+
+def play(**kind):
+    sim = vecfl.Simulation(task, data, algorithm, vecfl.everyone(), **kind)
+    sim.round(sim.start())
+    return sim.arrangement
+
+play(backend="loop")
+try:
+    play(backend="loop", workers=2, processes=2)
+except vecfl.InputError as error:
+    print(error)
+print(play(backend="loop", workers="auto").processes, torch.cuda.is_initialized())
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch has no such accelerator",
+)
+def test_beside_an_accelerator_workers_are_threads(tmp_path: Path) -> None:
+    done = run_apart(ACCELERATOR, tmp_path)
+    assert done.returncode == 0, done.stderr
+    said, taken = done.stdout.splitlines()
+    assert said == (
+        "processes=2: torch lets no fork train where it sees an accelerator (npy; "
+        "CUDA_VISIBLE_DEVICES= hides NVIDIA's); use threads (processes=1)"
+    )
+    assert taken == "1 False"
+
+
+def run_apart(code: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Python code in a process of its own, with no choices kept."""
+    env = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+
+
+def test_what_changes_between_rounds_reaches_all_workers() -> None:
+    """The numbers of the rule; a round asks for them once, so that all its clients have the same.
+
+    A rate that is drawn at each call would else be another one in each worker, and in the metrics.
+    """
+
+    def played(number: int) -> tuple[Tensor, list[float]]:
+        now, asked = {"lr": 0.1, "mu": 0.0}, []
+
+        def rate(round: int) -> float:
+            asked.append(now["lr"] / (1 + len(asked)))
+            return asked[-1]
+
+        def local(server: Server, rule: LocalRule) -> LocalRule:
+            return replace(rule, mu=now["mu"])
+
+        algorithm = replace(vecfl.fedavg(lr=rate, batches=Batches(4, epochs=2)), local=local)
+        kind: dict[str, Any] = {"backend": "loop", "slots": 1, "workers": 3}
+        sim, told = simulate(algorithm, processes=number, **kind), []
+        state = sim.start()
+        for lr, mu in ((0.1, 0.0), (0.4, 0.0), (0.4, 0.5)):
+            now |= {"lr": lr, "mu": mu}
+            state, metrics = sim.round(state)
+            told.append(metrics["train/lr"])
+        assert told == asked == [0.1, 0.4 / 2, 0.4 / 3]
+        return state.server["w"], told
+
+    (w, _), (right, _) = played(3), played(1)
+    assert torch.equal(w, right)
+
+
+def test_a_process_gets_the_examples_of_its_own_clients_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[Job] = []
+    dump = processes.dump
+    monkeypatch.setattr(processes, "dump", lambda job: sent.append(job) or dump(job))
+    sim = simulate(SOME, backend="loop", slots=1, workers=2, processes=2, resident=False)
+    rounds(sim, 2)
+    first, second = sent
+    assert not first.columns  # those of the first round are in the fork
+    sizes = sim.data.sizes[second.clients]
+    assert 0 < len(second.clients) < 7
+    assert {len(column) for column in second.columns.values()} == {int(sizes.sum())}
+
+
+def test_jobs_are_packed_with_each_client_once() -> None:
+    """Clients 5, 2, 5, 3 of one, two, one, no example, which lie at 4, 1, 4, 3 of the columns.
+
+    By position the packed columns are client 2's examples 1 and 2, no one's, and client 5's 4: they
+    begin at 2 (client 5), 0 (client 2) and 2 again (client 3 has none, behind client 2's).
+    """
+    client, first, total = (np.array(x) for x in ([5, 2, 5, 3], [4, 1, 4, 3], [1, 2, 1, 0]))
+    fields = dict.fromkeys(("place", "occurrence", "kept", "n", "per_epoch", "steps"), client)
+    plan = Plan(client=client, first=first, total=total, delay=client, run=client, **fields)
+    job = Job({}, 0, plan, {"x": torch.arange(10, 15), "y": torch.arange(10).view(5, 2)}).packed()
+    assert job.columns["x"].tolist() == [11, 12, 14]
+    assert job.columns["y"].tolist() == [[2, 3], [4, 5], [8, 9]]
+    assert job.plan.first.tolist() == [2, 0, 2, 2]
+    assert job.plan.total.tolist() == [1, 2, 1, 0]
+
+
+def test_where_this_process_fails_the_others_stop_before_their_jobs_are_done(
+    tmp_path: Path,
+) -> None:
+    """Not only once they are ended: who holds the error holds them too."""
+    parent, ready, failed = os.getpid(), tmp_path / "ready", tmp_path / "failed"
+
+    def wait_for(path: Path) -> None:
+        ends = time.monotonic() + 30
+        while not path.exists():
+            assert time.monotonic() < ends
+            time.sleep(0.005)
+
+    def loss(output: Tensor, batch: Batch) -> Pair:
+        if (tmp_path / "armed").exists():
+            if os.getpid() == parent:
+                wait_for(ready)
+                raise ValueError("what failed")
+            ready.touch()
+            wait_for(failed)
+        return vecfl.cross_entropy(output, batch)
+
+    sim = simulate(loss=loss, backend="loop", slots=1, workers=2, processes=2)
+    state, _ = sim.round(sim.start())
+    crew = sim.trainer.crew
+    assert crew is not None
+    (tmp_path / "armed").touch()
+    with pytest.raises(ValueError, match="what failed"):
+        sim.round(state)
+    failed.touch()
+    fold = crew.forks[0].result()
+    assert fold.ended == 2 < len(fold.room.client) == 6
+
+
+SIGNALS = """
+import os
+from tests.test_processes import simulate
+from vecfl.signals import NUMBERS, Signals
+for number in NUMBERS:
+    sim = simulate(backend="loop", slots=1, workers=2, processes=2)
+    with Signals() as signals:
+        state, _ = sim.round(sim.start())
+        os.killpg(0, number)
+        sim.round(state)
+    assert signals.came == number
+    print(sim.trainer.crew.forks[0].pid)
+"""
+
+
+def test_signals_are_for_the_main_process_alone() -> None:
+    """A terminal, or what ends a job, sends them to the group: a line, and rounds are finished."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS], capture_output=True, text=True, start_new_session=True
+    )
+    told = "finishing this round; again to stop at once"
+    assert done.stderr.splitlines() == [f"{s}: {told}" for s in ("SIGINT", "SIGTERM", "SIGHUP")]
+    assert done.returncode == 0 and len(done.stdout.split()) == 3
+    for pid in done.stdout.split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
 
 
 def test_threads_and_systems_that_do_not_survive_a_fork_are_refused(

@@ -15,6 +15,7 @@ from vecfl.engine import has_convolutions, require_cuda, usual_formulation
 from vecfl.errors import InputError, is_integer
 from vecfl.precision import check_precision
 from vecfl.probe import Probe
+from vecfl.trial import first_line
 from vecfl_kernels import by_triton
 
 log = logging.getLogger("vecfl")
@@ -113,8 +114,8 @@ def chosen_before(facts: dict[str, object], probe: Probe) -> Arrangement | None:
         if probe.disagreement(arrangement) <= AGREE:
             return arrangement
         log.warning("%s was chosen before, but disagrees with the loop now", arrangement)
-    except InputError as error:
-        log.warning("%s was chosen before: %s", arrangement, error)
+    except Exception as error:
+        log.warning("%s was chosen before: %s", arrangement, first_line(error))
     return None
 
 
@@ -209,7 +210,15 @@ def agreeing(probe: Probe) -> Arrangement:
     """The fastest arrangement, or the next, that computes in float64 what the loop computes."""
     while True:
         best = probe.fastest()
-        if (difference := probe.disagreement(best)) <= AGREE:
+        try:
+            difference = probe.disagreement(best)
+        except Exception as error:
+            if len(probe.seconds) == 1:
+                raise
+            log.info("%s is out: %s", best, first_line(error))
+            del probe.seconds[best]
+            continue
+        if difference <= AGREE:
             return best
         what = f"{best} is {difference:.1g} from the loop on one worker in float64"
         probe.drop(best.backend)

@@ -69,6 +69,11 @@ def no_processes(algorithm: Algorithm, layout: Layout) -> str:
     """Why workers cannot be processes; "" where they can."""
     if not possible():
         return f"on {sys.platform} torch's threads do not outlive a fork"
+    if torch.accelerator.device_count():  # starts no CUDA where NVML answers
+        return (
+            "torch lets no fork train where it sees an accelerator "
+            f"({torch.accelerator.current_accelerator()}; CUDA_VISIBLE_DEVICES= hides NVIDIA's)"
+        )
     if algorithm.table(layout) or algorithm.before is not None:
         return f"{algorithm.name} keeps rows of clients, which processes do not share"
     return ""

@@ -19,6 +19,7 @@ from vecfl.data import FederatedDataset
 from vecfl.engine import free_memory
 from vecfl.errors import InputError
 from vecfl.losses import Batch
+from vecfl.schedule import packed
 from vecfl.trainer import operator_threads
 from vecfl.trial import first_line
 
@@ -71,12 +72,10 @@ class Streamed:
     def fetch(self, clients: Tensor, stop: Event | None = None) -> Examples:
         """Columns of the examples of `clients` [C] alone; CancelledError if `stop` is set."""
         self.data.prefetch(clients)
-        distinct, where = np.unique(clients.numpy(), return_inverse=True)
-        first, end = (self.data.offsets.numpy()[distinct + i] for i in (0, 1))
-        begin = np.cumsum(end - first) - (end - first)
-        index = np.repeat(first - begin, end - first) + np.arange((end - first).sum())
-        columns = self._send(torch.from_numpy(index), stop or Event())
-        return Examples(clients, columns, begin[where])
+        who = clients.numpy()
+        first, end = (self.data.offsets.numpy()[who + i] for i in (0, 1))
+        index, begin = packed(who, first, end - first)
+        return Examples(clients, self._send(torch.from_numpy(index), stop or Event()), begin)
 
     def _send(self, index: Tensor, stop: Event) -> dict[str, Tensor]:
         """The examples `index` [n] on the device; on a GPU beside what runs there."""

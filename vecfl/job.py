@@ -1,8 +1,10 @@
 """What a worker is given, and what it gives back: a job, and a fold."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from vecfl.aggregator import Kept
 from vecfl.algorithms.base import Server
 from vecfl.geometry import Part
 from vecfl.losses import Batch
-from vecfl.schedule import Plan
+from vecfl.schedule import Plan, packed
 from vecfl.table import Table
 
 
@@ -29,6 +31,7 @@ class Job:
     sampled  [C] of the cohort, by place, whose updates are kept; None: updates are not measured
     before   {place in the cohort: row [P]} of the pass before, on the CPU
     keep     where such rows go, in that pass: nothing is added up; None: it is the last pass
+    numbers  of the local rule in this round: the trainer's, so that they are those of all workers
     """
 
     server: Server
@@ -40,6 +43,7 @@ class Job:
     sampled: np.ndarray | None = None
     before: Mapping[int, Tensor] | None = None
     keep: dict[int, Tensor] | None = None
+    numbers: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def clients(self) -> Tensor:
@@ -49,6 +53,14 @@ class Job:
     def of(self, members: np.ndarray) -> "Job":
         """The part of some clients, given as positions [k] in the plan."""
         return replace(self, plan=self.plan.of(members))
+
+    def packed(self) -> "Job":
+        """The same with columns of the examples of its clients alone, each client's once."""
+        plan = self.plan
+        index, first = packed(plan.client, plan.first, plan.total)
+        some = torch.from_numpy(index)
+        columns = {name: column.index_select(0, some) for name, column in self.columns.items()}
+        return replace(self, plan=replace(plan, first=first), columns=columns)
 
 
 @dataclass
@@ -92,6 +104,7 @@ class Fold:
     updates       what is measured of them, if the job asks for it
     kept          what they sent, for an aggregator
     began, busy   when the first worker began, and the seconds of each
+    lr            that the clients trained with
     """
 
     aggregate: Aggregate
@@ -102,6 +115,7 @@ class Fold:
     kept: list[Kept] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
     busy: list[float] = field(default_factory=list)
+    lr: float = math.nan
 
     @property
     def told(self) -> Ended:

@@ -1,5 +1,6 @@
 """How long a round takes by an arrangement: short parts of the first, on the real task and data."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ from vecfl.job import Job
 from vecfl.schedule import Plan, assign
 from vecfl.task import Task
 from vecfl.trainer import Trainer
+from vecfl.trial import first_line
+
+log = logging.getLogger("vecfl")
 
 LONG = 0.3  # seconds: a part of a round that takes as long is timed once, shorter ones three times
 
@@ -57,7 +61,7 @@ class Probe:
     @property
     def forks(self) -> bool:
         """Whether workers can be processes."""
-        return self.device.type == "cpu" and not no_processes(self.algorithm, self.task.layout)
+        return not no_processes(self.algorithm, self.task.layout)
 
     def slots(self, backend: str, workers: int) -> int:
         """The slots of each worker by the rule: what the CPU's cache or the GPU's memory holds."""
@@ -122,7 +126,10 @@ class Probe:
                 raise InputError(slow[0])
 
     def time(self, arrangement: Arrangement) -> None:
-        """Time growing parts of the first round, and scale to the slot-steps of all of it."""
+        """Time growing parts of the first round, and scale to the slot-steps of all of it.
+
+        What fails is out, and said so, if another was timed before: the first must not fail.
+        """
         if arrangement in self.seconds:
             return
         trainer = self.trainer(arrangement)
@@ -135,6 +142,11 @@ class Probe:
                     rate = self._clock(trainer, plan) / work
         except torch.OutOfMemoryError:  # too many slots for this GPU
             rate = math.inf
+        except Exception as error:
+            if not self.seconds:
+                raise
+            log.info("%s is out: %s", arrangement, first_line(error))
+            return
         self.seconds[arrangement] = rate * slot_steps(trainer, self.plan(trainer))
 
     def _parts(self, trainer: Trainer) -> Iterator[tuple[Plan, int]]:

@@ -81,9 +81,10 @@ class Fork:
 
     def start(self, job: Job) -> None:
         """Let it train the clients of a job."""
-        columns: Any = None if job.columns is self.columns else job.columns
+        has_them = job.columns is self.columns
+        job = replace(job, columns={}) if has_them else job.packed()
         with suppress(OSError):  # `result` tells
-            self.ours.send_bytes(dump(replace(job, columns=columns)))
+            self.ours.send_bytes(dump(job))
 
     def result(self) -> Fold:
         """What it made of the last job; raises what failed."""
@@ -107,8 +108,8 @@ def serve(train: Train, columns: Batch, ours: Connection, stop: Stop) -> None:
     """Train what comes, in the process of a worker, until nobody is left who could send; never
     return."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops it
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # they come to the group; the parent stops it
         torch.set_num_threads(1)  # those of the parent's pool are not here
         while True:
             job: Job = pickle.loads(ours.recv_bytes())

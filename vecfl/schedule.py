@@ -155,6 +155,16 @@ def make_plan(batches: Batches, offsets: Tensor, cohort: Tensor, *, seed: int, r
     return Plan(client, place, occurrence, first, total, kept, n, per_epoch, steps, zeros, zeros)
 
 
+def packed(
+    client: np.ndarray, first: np.ndarray, total: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The examples [n] of clients [C], each client's once, and where among them each begins [C]."""
+    _, some, where = np.unique(client, return_index=True, return_inverse=True)
+    first, total = first[some], total[some]
+    begin = np.cumsum(total) - total
+    return np.repeat(first - begin, total) + np.arange(total.sum()), begin[where]
+
+
 def assign(steps: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
     """Longest-first refill: (slot [C], first step [C]); clients without steps get slot -1.
 

@@ -44,8 +44,8 @@ class Simulation:
     device, dtype   where and in which precision clients train
     backend   "vmap", "stacked" (clients side by side, by torch.func or by layers of all of them) or
               "loop" (one after the other, the reference)
-    workers   threads that train clients, on a CPU, or `processes`, as many: forks, in which stays
-              what functions remember; threads: operator threads of each (None: torch's shared out)
+    workers   threads that train clients, on a CPU, or `processes`, as many: forks, for which data
+              and functions stay as in round 1; threads: operator threads (None: torch's shared out)
     slots     clients in training at a time on each worker (None: by cache or GPU memory)
     resident  whether all data are copied to the device, or the examples of each cohort, while the
               one before it trains (None: the former on a CPU, and where they fit: `vecfl.feed`)

@@ -128,7 +128,7 @@ def tally(
         torch.stack(times),
         trained,
         bool(counts[0]) and left_grid(everyone(sums) if sums.grid else sums, len(cohort.clients)),
-        algorithm.local(job.server, algorithm.rule).lr_of(job.round),
+        fold.lr,
     )
 
 

@@ -126,6 +126,8 @@ class Trainer:
             plan = job.plan.once(self.before.algorithm.rule.batches.size)
             part = replace(job, plan=plan, table=None, sampled=None, keep=rows)
             earlier, job = self.before.train(part), replace(job, before=rows)
+        rule = self.algorithm.local(job.server, self.algorithm.rule)
+        job = replace(job, numbers=rule.numbers(job.round))
         jobs = [job.of(members) for members in self.share(job.plan)]
         how = self.arrangement
         with operator_threads(how.threads), products(how.precision):

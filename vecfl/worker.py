@@ -64,10 +64,10 @@ class Worker:
     def train(self, job: Job, stop: Stop | None = None) -> Fold:
         """Train the clients of `job`; ends between two blocks when `stop` is set."""
         began = time.perf_counter()
-        rule, slots = self.algorithm.local(job.server, self.algorithm.rule), self.slots
+        rule, slots = replace(self.algorithm.rule, **job.numbers), self.slots
         self.lr, seed, draws = rule.lr_of(job.round), self.seed, self.draws
         room = Ended.empty(len(job.plan.steps), self.device)
-        fold = Fold(empty(self.message, self.device, job.grid), room, began=began)
+        fold = Fold(empty(self.message, self.device, job.grid), room, began=began, lr=self.lr)
         if self.one is not None:
             job = job.of(self.one.train(job, self.lr, fold, stop))
         tape = Tape(job.plan, rule.batches, slots.number, seed=seed, round=job.round, draws=draws)

@@ -79,12 +79,17 @@ class Memory:
 
 
 def proportional(pid: int) -> int:
-    """KiB of a process; what n processes share counts 1/n for each. 0 where it cannot be read."""
+    """KiB of a process; what n processes share counts 1/n for each."""
+    return resident(pid, "Pss:")
+
+
+def resident(pid: int, *kinds: str) -> int:
+    """KiB of these kinds of a process's memory, added up; 0 where it cannot be read."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    return sum(int(line.split()[1]) for line in lines if line.startswith(kinds))
 
 
 def family(pid: int) -> Iterator[int]:

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.common.apart import family, resident
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, object]
@@ -32,9 +34,12 @@ def quantiles_ms(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def peak_mib() -> float:
-    """The highest resident memory of this process so far."""
+    """The highest resident memory of this process so far, and what its forks have of their own."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    own = "Private_Clean:", "Private_Dirty:"  # all else is counted here already
+    forks = sum(resident(pid, *own) for pid in family(os.getpid()))
+    return (mine + forks * 1024) / 2**20
 
 
 def provenance() -> Row:

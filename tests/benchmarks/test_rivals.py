@@ -6,16 +6,18 @@ import py_compile
 import runpy
 import sys
 import time
+import warnings
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from io import StringIO
+from multiprocessing import Pipe, get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.common import apart, contest, contest_torch
+from benchmarks.common import apart, contest, contest_torch, rows
 from benchmarks.rivals import compare
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,6 +194,30 @@ def test_memory_counts_children_and_none_is_left_behind(
                 return
         time.sleep(0.05)
     assert not child.exists()
+
+
+def test_the_peak_counts_what_forks_have_of_their_own() -> None:
+    """60 MiB that a fork writes, once; what it shares with this process is here already."""
+    shared, before = bytearray(60 << 20), rows.peak_mib()
+    ours, theirs = Pipe()
+
+    def hold() -> None:
+        own = bytearray(60 << 20)
+        theirs.send(len(own) + len(shared))
+        theirs.recv()
+
+    with warnings.catch_warnings():  # the fork does no more than that
+        warnings.simplefilter("ignore", DeprecationWarning)
+        fork = get_context("fork").Process(target=hold)
+        fork.start()
+    try:
+        ours.recv()
+        grown = rows.peak_mib() - before
+    finally:
+        ours.send(0)
+        fork.join()
+    assert 55 < grown < 100
+    assert rows.peak_mib() - before < 50
 
 
 @pytest.mark.parametrize("script", sorted(RIVALS.glob("*.py")), ids=lambda path: path.stem)

@@ -82,6 +82,10 @@ class LocalRule:
             raise InputError(f"lr is {lr} in round {round + 1}: must be at least 0 and finite")
         return lr
 
+    def numbers(self, round: int) -> dict[str, float | None]:
+        """What may differ by round, as it is in this one: arguments for `replace`."""
+        return {"lr": self.lr_of(round), "clip": self.clip, "mu": self.mu}
+
 
 def clip_rows(grads: list[Tensor], limit: float) -> list[Tensor]:
     """Gradients [R, *shape] scaled so that no row's norm over all parameters exceeds `limit`."""
