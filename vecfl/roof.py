@@ -41,7 +41,7 @@ def step_bytes(sim: Simulation) -> int:
     read and written. An example is read and written once. Activations do not count.
     """
     rule, layout = sim.algorithm.rule, sim.task.layout
-    fused = sim.arrangement.backend == "stacked" and rule.one_gradient and not rule.mu
+    fused = sim.arrangement.backend.startswith("stacked") and rule.one_gradient and not rule.mu
     row = layout.trainable * sim.dtype.itemsize * ((4 if fused else 6) + 2 * rule.optimizer.states)
     one = sum(c[:1].numel() * c.element_size() for c in sim.data.columns.values())
     return row + 2 * rule.batches.size * one

@@ -56,7 +56,7 @@ class Worker:
         row = self.layout.size * weight.element_size()
         self.rows = max(1, COMMIT.get(self.device.type, 1 << 28) // row)
         one = task, example, algorithm, slots, seed, clients
-        self.one = one_batch(*one) if backend == "stacked" else None
+        self.one = one_batch(*one) if backend.startswith("stacked") else None
         self.kept = algorithm.table(task.layout)
         self.message = task.layout.of_message(algorithm.messages).size
 

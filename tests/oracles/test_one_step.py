@@ -32,7 +32,11 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "clips": {name: CLIPS[name] for name in ("none", "norm")}
     | {"twice": {"clips": (("norm", 0.06), ("norm", 0.05))}},
     "cohort": COHORTS,
-    "slots": {"1": 1, "3": 3, "C": len(SIZES)},
+    "backend": {
+        "stacked S=1": {"backend": "stacked", "slots": 1},
+        "unfold S=3": {"backend": "stacked-unfold", "slots": 3},
+        "stacked S=C": {"backend": "stacked", "slots": len(SIZES)},
+    },
 }
 NO_NORMS = (
     "mixed",
@@ -64,8 +68,7 @@ def test_one_step_clients(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
         data,
         vecfl.chain(bridge.algorithm(s, data.columns), *bridge.clips(s)),
         bridge.sampler(s),
-        backend="stacked",
-        slots=COLUMNS["slots"][row["slots"]],
+        **COLUMNS["backend"][row["backend"]],
         seed=s.seed,
         sample_seed=s.sample_seed,
         dtype=torch.float64,
