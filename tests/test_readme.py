@@ -124,7 +124,7 @@ def test_the_other_snippets_run_in_their_order(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     names: dict[str, object] = {}
-    assert len(OTHERS) == 12
+    assert len(OTHERS) == 13
     for k, snippet in enumerate(OTHERS):
         exec(compile(snippet, f"README.md, snippet {k} outside of formats", "exec"), names)
         if k == 0:
@@ -133,5 +133,6 @@ def test_the_other_snippets_run_in_their_order(
     assert names["metrics"]["train/lost_clients"] <= names["metrics"]["train/cohort"]
     assert names["columns"]["accuracy"].shape == (100,)
     assert [one.every for one in names["evaluations"]] == [1, 10]
+    assert names["two"].arrangement.processes == 2 and names["rough"].task.bf16
     assert (tmp_path / "half.ckpt").exists()
     assert names["state"].table.gather(torch.arange(100))["visits"].sum() == 10
