@@ -1,0 +1,145 @@
+"""What releases cost: epsilon at a delta, by dp-accounting (Google's library).
+
+Privacy loss distributions (PLD) by default, which are exact up to a discretization that rounds up;
+Renyi DP for cohorts of a fixed size, which PLD has no law of. Neither a central limit theorem nor
+GDP: they understate epsilon.
+"""
+
+import functools
+import math
+from types import ModuleType
+from typing import Any, Literal
+
+from vecfl.errors import InputError, positive
+from vecfl.privacy.events import Event, Ledger, Mechanism, Sampling
+
+Accountant = Literal["pld", "rdp"]
+FINE, COARSE = 1e-4, 1e-3  # discretization of privacy losses: of the last figure, of live ones
+
+
+def epsilon(
+    ledger: Ledger, delta: float, *, accountant: Accountant | None = None, step: float = FINE
+) -> float:
+    """Epsilon at `delta` of everything in a ledger; inf where there is no bound.
+
+    accountant  None: "pld", or "rdp" where a cohort has a fixed size
+    step        discretization of "pld": a coarser one is faster, and never says less
+
+    Neighbours are populations with one client more or less, with cohorts of a fixed size those with
+    another client in the place of one. Raises InputError for a delta out of (0, 1), an accountant
+    that has no law of an event, and laws of different neighbours in one ledger.
+    """
+    if not 0 < delta < 1:
+        raise InputError(f"delta={delta}: must be between 0 and 1")
+    if not ledger:
+        return 0.0
+    made = fresh(chosen(ledger, accountant), relation_of(ledger), step)
+    for event in ledger:
+        if event.multiplier == 0:
+            return math.inf
+        made.compose(counted(event), event.times)
+    return float(made.get_epsilon(delta))
+
+
+def noise_multiplier(
+    target: float,
+    delta: float,
+    rounds: int,
+    sampling: Sampling,
+    population: int,
+    *,
+    mechanism: Mechanism = "gaussian",
+    accountant: Accountant | None = None,
+) -> float:
+    """The smallest noise multiplier with which `rounds` rounds cost at most epsilon `target`.
+
+    It is rounded up: `epsilon` of that ledger, by the same accountant, is at most `target`.
+    Raises InputError where no multiplier up to a million is enough.
+    """
+    positive("epsilon", target)
+
+    def cost(z: float) -> float:
+        event = Event(mechanism, z, sampling, population, rounds)
+        return epsilon((event,), delta, accountant=accountant, step=COARSE)
+
+    high = 1.0
+    while cost(high) > target:
+        high *= 2
+        if high > 1e6:
+            raise InputError(f"no noise multiplier reaches epsilon {target} at delta {delta}")
+    low = high / 2
+    while cost(low) <= target and low > 1e-3:
+        low, high = low / 2, low
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(middle) <= target else (middle, high)
+    return high
+
+
+def chosen(ledger: Ledger, wish: Accountant | None) -> Accountant:
+    """The accountant of a ledger; InputError where the wish has no law of it."""
+    fixed = any(e.sampling.law == "fixed" for e in ledger)
+    if wish not in (None, "pld", "rdp"):
+        raise InputError(f"accountant={wish!r}: choose pld or rdp")
+    if fixed and wish == "pld":
+        raise InputError("pld has no law of cohorts of a fixed size; take rdp, or poisson sampling")
+    if wish == "rdp" and any(e.sampling.law == "truncated" for e in ledger):
+        raise InputError("rdp has no law of cohorts with a capacity; take pld, or no capacity")
+    return wish or ("rdp" if fixed else "pld")
+
+
+def relation_of(ledger: Ledger) -> str:
+    """The neighbours that all events share."""
+    relations = {e.sampling.relation for e in ledger}
+    if len(relations) > 1:
+        raise InputError(
+            "one ledger has cohorts of a fixed size and of another law: their neighbours differ, "
+            "and no accountant adds them up"
+        )
+    return relations.pop()
+
+
+def fresh(accountant: Accountant, relation: str, step: float) -> Any:
+    """An accountant of the library."""
+    library = dp_accounting()
+    relations = library.NeighboringRelation
+    which = relations.REPLACE_ONE if relation == "replace-one" else relations.ADD_OR_REMOVE_ONE
+    if accountant == "rdp":
+        return library.rdp.RdpAccountant(neighboring_relation=which)
+    return library.pld.PLDAccountant(which, value_discretization_interval=step)
+
+
+def counted(event: Event) -> Any:
+    """An event as the library has it, for one release."""
+    library, law, z = dp_accounting(), event.sampling, event.multiplier
+    if law.law == "fixed":
+        if event.mechanism != "gaussian":
+            raise InputError("cohorts of a fixed size have no accountant with Laplace noise")
+        # Another client in the place of one moves the sum by up to twice the clipping norm, which
+        # the Renyi accountant, unlike that of privacy losses, does not count for itself.
+        once = library.GaussianDpEvent(z / 2)
+        if law.size == event.population:
+            return once
+        return library.SampledWithoutReplacementDpEvent(event.population, law.size, once)
+    if law.law == "truncated":
+        return library.TruncatedSubsampledGaussianDpEvent(
+            event.population, law.rate, law.size, z
+        )
+    release = library.LaplaceDpEvent if event.mechanism == "laplace" else library.GaussianDpEvent
+    once = release(z)
+    return once if law.rate == 1 else library.PoissonSampledDpEvent(law.rate, once)
+
+
+@functools.cache
+def dp_accounting() -> ModuleType:
+    """The library; InputError that names the extra where it is missing."""
+    try:
+        import dp_accounting
+        import dp_accounting.pld
+        import dp_accounting.rdp
+    except ImportError as error:
+        raise InputError('accounting needs dp-accounting: pip install "vecfl[privacy]"') from error
+    return dp_accounting
+
+
+__all__ = ["Accountant", "epsilon", "noise_multiplier"]

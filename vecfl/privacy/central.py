@@ -1,0 +1,226 @@
+"""Central differential privacy of clients: what each sends is clipped, and the sum is noised.
+
+McMahan et al., ICLR 2018, arXiv:1710.06963: the sum of clipped messages, with noise in proportion
+to the clipping norm, over a denominator that no client changes. The protected unit is a client.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from vecfl.aggregate import Aggregate
+from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
+from vecfl.errors import InputError, positive
+from vecfl.privacy.accountant import Accountant
+from vecfl.privacy.events import Event, Mechanism, Sampling
+from vecfl.random import Kind, normal, stream
+from vecfl.transforms.base import Limit, Transform, chain
+from vecfl_kernels import add_noise_
+
+COUNT = 1  # step of the stream of a count's noise; that of the sum is step 0
+
+
+@dataclass(frozen=True)
+class Population:
+    """Clients that a simulation stands for: N, of whom `cohort` take part in a round."""
+
+    clients: int
+    cohort: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cohort <= self.clients:
+            raise InputError(f"{self}: expected a cohort of more than 0 and at most all clients")
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What a private algorithm promises.
+
+    multiplier  standard deviation of the noise on the sum, over the clipping norm
+    cohort      the denominator: clients of a round, in the mean
+    delta       at which epsilon is told
+    stands_for  the population whose noise and accounting this run has; None: its own
+    """
+
+    mechanism: Mechanism
+    multiplier: float
+    cohort: float
+    delta: float
+    accountant: Accountant | None = None
+    stands_for: Population | None = None
+
+    @property
+    def smaller(self) -> float:
+        """What the noise on a sum is multiplied by: on means it is that of the larger cohort."""
+        return self.cohort / self.stands_for.cohort if self.stands_for else 1.0
+
+    def event(self, sampling: Sampling, clients: int) -> Event:
+        """What one round of a population releases."""
+        if self.stands_for is None:
+            return Event(self.mechanism, self.multiplier, sampling, clients)
+        of = self.stands_for
+        drawn = replace(sampling, rate=of.cohort / of.clients) if sampling.rate < 1 else sampling
+        drawn = replace(drawn, size=round(of.cohort)) if sampling.law == "fixed" else drawn
+        return Event(self.mechanism, self.multiplier, drawn, of.clients)
+
+
+def private(
+    algorithm: Algorithm,
+    clip: Transform,
+    *,
+    noise_multiplier: float,
+    cohort: float,
+    delta: float,
+    accountant: Accountant | None = None,
+    stands_for: Population | None = None,
+) -> Algorithm:
+    """`algorithm` under central differential privacy of its clients.
+
+    clip              the last thing that happens to a message: `clip_by_norm`, `clip_by_layer` or
+                      `adaptive_clip` (Gaussian noise), `clip_by_l1` (Laplace noise)
+    noise_multiplier  standard deviation of the noise on the sum over the clipping norm; with
+                      `clip_by_l1` its scale. 0: clipping alone, and epsilon is inf
+    cohort            how many clients take part in a round, in the mean: the denominator
+    delta             at which epsilon is told
+    accountant        "pld" or "rdp" (`vecfl.privacy.epsilon`)
+    stands_for        the noise and the accounting of a larger population, on this one
+
+    The message of a client is multiplied by a_k / max_weight, its weight over the largest that the
+    algorithm declares, then clipped; the server gets (sum + noise) / cohort for the mean, in every
+    round, one without a usable client too. The noise is drawn from seed and round alone. What
+    clients count besides (`Upload.extra`) is replaced by `cohort` where it is the number of
+    clients, and refused where the server reads anything else.
+
+    Raises InputError for an algorithm without a largest weight, with delays or with an aggregator,
+    and for a transform that does not bound messages.
+    """
+    limit = clip.limit
+    if limit is None:
+        raise InputError(f"private: {clip.name} does not bound what clients send; clip last")
+    if not 0 <= noise_multiplier < math.inf:
+        raise InputError(f"private(noise_multiplier={noise_multiplier}): at least 0 and finite")
+    if not 0 < delta < 1:
+        raise InputError(f"private(delta={delta}): must be between 0 and 1")
+    positive("private(cohort)", cohort)
+    refuse(algorithm)
+    mechanism: Mechanism = "gaussian" if limit.order == 2 else "laplace"
+    promise = Privacy(mechanism, noise_multiplier, cohort, delta, accountant, stands_for)
+    made = chain(counting_all(algorithm, cohort), noised(clip, limit, promise, algorithm))
+    return replace(made, privacy=promise, max_weight=None)
+
+
+def refuse(algorithm: Algorithm) -> None:
+    """InputError for an algorithm whose clients' influence has no bound."""
+    name = algorithm.name
+    if algorithm.privacy is not None:
+        raise InputError(f"{name}: is private already")
+    if algorithm.delay is not None:
+        raise InputError(f"{name}: messages that arrive late would be released in another round")
+    if algorithm.aggregator is not None:
+        raise InputError(f"{name}: the noise is for a sum; nobody bounds what an aggregator makes")
+    if algorithm.max_weight is None:
+        raise InputError(
+            f"{name}: a client's weight has no bound; give weights=uniform_weights or capped(n), "
+            "or declare max_weight"
+        )
+
+
+def noised(clip: Transform, limit: Limit, promise: Privacy, algorithm: Algorithm) -> Transform:
+    """Weights, clip and noise as one transform."""
+    most, shares = algorithm.max_weight or 1.0, promise.smaller
+    sum_multiplier = multiplier_of_sum(promise.multiplier, limit.count_noise)
+
+    def client(own: Server, done: Finished, upload: Upload) -> Upload:
+        amount = upload.weight
+        if upload.log_weight is not None:
+            amount = amount * upload.log_weight.exp()
+        rows = upload.update * (amount / most).to(upload.update.dtype)[:, None]
+        sent = replace(upload, update=rows, weight=(amount > 0).double(), log_weight=None)
+        return clip.client(own, done, sent)
+
+    def scale(own: Server) -> float:
+        return sum_multiplier * limit.norm(own) * shares
+
+    def server(own: Server, sums: Aggregate, round: Round) -> tuple[Aggregate, Server]:
+        total = sums.total.clone()
+        add_(total, scale(own), promise.mechanism, round)
+        weight = torch.full_like(sums.weight, promise.cohort)
+        if limit.adapt is not None:
+            where = stream(Kind.NOISE, round=round.number, step=COUNT)
+            noise = float(normal(round.seed, where, 1)) * limit.count_noise * shares
+            share = (float(sums.extra["below"]) + noise) / promise.cohort + 0.5
+            own = limit.adapt(own, share)
+        return replace(sums, total=total, weight=weight), own
+
+    def metrics(own: Server, sums: Aggregate, round: Round) -> Metrics:
+        std = scale(own) * (1 if promise.mechanism == "gaussian" else math.sqrt(2))
+        expected = std * math.sqrt(len(sums.total))
+        told = {
+            "privacy/clipping_norm": limit.norm(own),
+            "privacy/noise_std": std / promise.cohort,
+            "privacy/signal_to_noise": float(sums.total.norm()) / expected if expected else math.inf,
+        }
+        return {**clip.metrics(own, sums, round), **told}
+
+    name = f"private {clip.name}, {promise}"
+    return replace(clip, name=name, client=client, server=server, metrics=metrics, bound=None)
+
+
+def multiplier_of_sum(multiplier: float, count_noise: float) -> float:
+    """The noise of the sum where a count, of sensitivity 1/2, spends its share of the budget.
+
+    Andrew et al., NeurIPS 2021, arXiv:1905.03871, theorem 1: z_delta = (z^-2 - (2 s)^-2)^-1/2.
+    """
+    if not count_noise or not multiplier:
+        return multiplier
+    left = multiplier**-2 - (2 * count_noise) ** -2
+    if left <= 0:
+        raise InputError(
+            f"adaptive_clip(count_noise={count_noise}): the count alone spends all of noise "
+            f"multiplier {multiplier}; give it more than half of that"
+        )
+    return float(left**-0.5)
+
+
+def add_(total: Tensor, scale: float, mechanism: Mechanism, round: Round) -> None:
+    """total += noise, the same for any number of ranks."""
+    at = stream(Kind.NOISE, round=round.number)
+    if mechanism == "gaussian":
+        add_noise_(total, scale, round.seed, tuple(at.tolist()))
+    else:
+        add_laplace_(total, scale, round.seed, at)
+
+
+def add_laplace_(total: Tensor, scale: float, seed: int, at: Tensor) -> None:
+    """total += Laplace noise: -scale sign(u) log(1 - 2 |u|) of u uniform in (-1/2, 1/2)."""
+    from vecfl.random import uniform
+
+    u = uniform(seed, at, len(total)).to(total.device) - 0.5
+    total -= scale * u.sign() * torch.log1p(-2 * u.abs())
+
+
+class Public(dict):
+    """Sums that a private server may see."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise InputError(
+            f"its server reads {name!r}, a sum over clients that no noise is added to; take an "
+            "algorithm whose server needs the messages alone"
+        )
+
+
+def counting_all(algorithm: Algorithm, cohort: float) -> Algorithm:
+    """`algorithm` whose server takes `cohort` for the number of clients, and no other sum."""
+
+    def server(state: Server, sums: Aggregate, round: Round) -> Server:
+        extra: Mapping[str, Any] = Public(clients=torch.full_like(sums.weight, cohort))
+        try:
+            return algorithm.server(state, replace(sums, extra=dict.copy(extra)), round)  # type: ignore
+        except InputError as error:
+            raise InputError(f"{algorithm.name}: {error}") from error
+
+    return replace(algorithm, server=server)

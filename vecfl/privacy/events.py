@@ -1,0 +1,107 @@
+"""What a run releases, as an accountant counts it: mechanisms under laws of sampling.
+
+Plain values: they stand in checkpoints, and nothing here needs the accountants' library.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from vecfl.errors import InputError
+
+Law = Literal["poisson", "truncated", "fixed", "everyone"]
+Mechanism = Literal["gaussian", "laplace"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Who takes part in a round, of a population of N clients.
+
+    law       "poisson": each with probability `rate`; "truncated": so, and of more than `size` a
+              uniformly random subset of that size; "fixed": a uniformly random subset of `size`;
+              "everyone"
+    rate      of "poisson" and "truncated"
+    size      of "truncated" and "fixed"
+    """
+
+    law: Law
+    rate: float = 1.0
+    size: int = 0
+
+    def expected(self, population: int) -> float:
+        """How many clients are drawn, in the mean; before any are cut off."""
+        if self.law == "fixed":
+            return float(self.size)
+        return self.rate * population
+
+    def thinned(self, lost: float) -> "Sampling":
+        """The law where each of those drawn is lost with a probability, independently.
+
+        Of a fixed number the law stays as it is, which only overstates what is spent.
+        """
+        return replace(self, rate=self.rate * (1 - lost)) if self.law == "poisson" else self
+
+    @property
+    def relation(self) -> str:
+        """Which populations are neighbours: one client more or less, or another in its place."""
+        return "replace-one" if self.law == "fixed" else "add-or-remove-one"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One or more releases of the same kind.
+
+    multiplier  standard deviation of the noise on the sum over the norm that messages are clipped
+                to; of "laplace" the scale over the L1 norm
+    population  N; times: how many releases
+    """
+
+    mechanism: Mechanism
+    multiplier: float
+    sampling: Sampling
+    population: int
+    times: int = 1
+
+
+Ledger = tuple[Event, ...]
+
+
+def spend(ledger: Ledger, event: Event) -> Ledger:
+    """The ledger after one more event; equal neighbours are counted together."""
+    if ledger and replace(ledger[-1], times=event.times) == event:
+        last = ledger[-1]
+        return (*ledger[:-1], replace(last, times=last.times + event.times))
+    return (*ledger, event)
+
+
+def to_plain(ledger: Ledger) -> list[dict[str, object]]:
+    """The ledger as a checkpoint holds it."""
+    return [
+        {
+            "mechanism": e.mechanism,
+            "multiplier": e.multiplier,
+            "law": e.sampling.law,
+            "rate": e.sampling.rate,
+            "size": e.sampling.size,
+            "population": e.population,
+            "times": e.times,
+        }
+        for e in ledger
+    ]
+
+
+def from_plain(rows: Sequence[dict]) -> Ledger:
+    """The ledger of a checkpoint; InputError where it is none."""
+    try:
+        return tuple(
+            Event(
+                row["mechanism"],
+                float(row["multiplier"]),
+                Sampling(row["law"], float(row["rate"]), int(row["size"])),
+                int(row["population"]),
+                int(row["times"]),
+            )
+            for row in rows
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the ledger of what was released is damaged: {error!r}") from error
