@@ -89,6 +89,15 @@ class Stateful(nn.Module):
         return x
 
 
+class Doubles(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.mul_(2))
+
+
 class Depends(nn.Module):
     """Goes another way for a large batch mean, which the example does not show."""
 
@@ -121,12 +130,24 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     "module, said",
     [
-        (Bare, "the module (Bare) has no stacked form: use vmap or loop"),
-        (hooked, "the module (Linear) has no stacked form"),
+        (
+            Bare,
+            "the module (Bare) has no stacked form, for its parameter 'w' is in no submodule: use "
+            "vmap or loop, or move 'w' and what uses it into a submodule",
+        ),
+        (hooked, "the module (Linear) has no stacked form, for its parameter 'weight' is in no"),
         (half_frozen, "the module (Linear) has no stacked form"),
-        (tied, "the module (Sequential) has no stacked form, for 0 and 2 share a parameter: use"),
+        (
+            tied,
+            "the module (Sequential) has no stacked form, for 0 and 2 share a parameter: use vmap",
+        ),
         (lambda: nn.Sequential(nn.Linear(5, 3), Stateful()), "buffer '1.calls' changes"),
-        (Reads, "cannot be stacked: 'StackedLinear' object has no attribute 'weight'"),
+        (
+            Reads,
+            "the module cannot be stacked: its forward reads 'weight' of a Linear layer itself, "
+            "outside of the layer's own: use vmap or loop",
+        ),
+        (Doubles, "come out different; its forward may write to its input (x.mul_(2); write x ="),
         (Depends, "cannot be vectorised"),
     ],
 )

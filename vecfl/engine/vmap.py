@@ -154,7 +154,8 @@ class VmapBackend:
                     f"{where} cannot be vectorised: {first_line(error)}; "
                     "use the loop backend, or replace the module"
                 ) from error
-        slow = [str(w.message) for w in caught if "batching rule" in str(w.message)]
+        said = (first_line(w.message) for w in caught if isinstance(w.message, Warning))
+        slow = list(dict.fromkeys(line for line in said if "batching rule" in line))
         if slow:
             warn_of_fallbacks(False)  # once is enough
         return slow
