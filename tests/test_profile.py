@@ -147,12 +147,13 @@ def test_the_snippet_makes_its_folder_and_tells_what_the_trace_lacks(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sim = simulation("loop", vecfl.fedavg(lr=0.1, batches=Batches(2)), workers)
-    sim.arrangement = replace(sim.arrangement, processes=workers)  # threads all the same
+    said = replace(sim.arrangement, processes=workers)  # threads all the same
+    monkeypatch.setattr(Simulation, "arrangement", said)
     exec(compile(SNIPPET, "docs/profiling.md", "exec"), {"sim": sim})
     assert json.loads(Path("profiles/first/trace.json").read_text())["traceEvents"]
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("trace             profiles/first/trace.json")
-    missing = "what runs in those (1) is missing"
+    missing = "what runs in its forks (1) is missing"
     assert [missing in line for line in lines[at + 1 :]] == [True] * (workers - 1)
     assert "a slot is a place where a client trains" in lines[len(PARTS) + 3]
 
@@ -166,6 +167,9 @@ def test_a_folder_that_cannot_be_is_refused_at_once(
     with pytest.raises(InputError) as error:
         Profile(sim, "file")
     assert str(error.value) == "file: no folder for a trace: File exists"
+    Path("run/trace.json").mkdir(parents=True)
+    with pytest.raises(InputError, match="^run: no folder for a trace: "):
+        Profile(sim, "run")
 
 
 def test_a_trace_that_is_not_there_is_not_named_as_one(tmp_path: Path) -> None:

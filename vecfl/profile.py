@@ -101,12 +101,14 @@ class Profile:
     """
 
     def __init__(self, sim: Simulation, folder: str | Path) -> None:
+        self.sim, self.path, self.seen = sim, Path(folder) / "trace.json", 0
         try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()  # torch would only print that it cannot write
+            self.path.unlink()
         except OSError as error:
             why = error.strerror or error
             raise InputError(f"{folder}: no folder for a trace: {why}") from None
-        self.sim, self.path, self.seen = sim, Path(folder) / "trace.json", 0
         self.clock = Clock(sim.arrangement.workers)
         self.wrapped = ExitStack()
         self.tracer: torch.profiler.profile | None = None
@@ -131,8 +133,7 @@ class Profile:
         elif self.seen == ROUNDS and self.tracer is not None:
             wait(self.sim.device)
             self.tracer.stop()
-            self.path.unlink(missing_ok=True)
-            self.tracer.export_chrome_trace(str(self.path))  # without a word where it cannot
+            self.tracer.export_chrome_trace(str(self.path))
             print("\n".join([*self.table(self.tracer), *self.trace()]))
 
     def close(self) -> None:
@@ -170,8 +171,8 @@ class Profile:
         forks = self.sim.arrangement.processes - 1
         if forks:
             lines += [
-                f"{'':18}of this process, as are the parts above, which wait for its forks in"
-                f" 'other': what runs in those ({forks}) is missing; processes=1 has all of it"
+                f"{'':18}like the parts above it is of this process alone; what runs in its forks "
+                f"({forks}) is missing"
             ]
         return lines
 

@@ -4,7 +4,6 @@ A trial is no proof: it sees what the example batch shows.
 """
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -191,9 +190,8 @@ def task_copy(task: Parts) -> Parts:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an exception's text, without whom torch asks to tell of it, and where."""
+    """The first line of an exception's text."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    line = re.split(r" Please file us| \(Triggered internally", line)[0].rstrip(".")
     return line if len(line) <= 160 else line[:157] + "..."
 
 

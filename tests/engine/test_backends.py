@@ -527,6 +527,8 @@ def test_an_operator_without_a_batching_rule_is_slow_and_logged(
         make_backend("vmap", Task(Recurrent(nn.LSTM), cross_entropy, example=example), example)
     assert caplog.messages[0].startswith("the vmap backend will be slow: ")
     assert "batching rule" in caplog.messages[0]
+    assert not any("Please" in m or "Triggered" in m for m in caplog.messages)
+    assert len(set(caplog.messages)) == len(caplog.messages)
 
 
 def test_backends_by_name() -> None:
