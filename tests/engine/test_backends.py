@@ -529,6 +529,20 @@ def test_an_operator_without_a_batching_rule_is_slow_and_logged(
     assert "batching rule" in caplog.messages[0]
 
 
+def test_what_torch_says_of_an_operator_twice_is_said_once_without_its_request() -> None:
+    class Squares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Bilinear(5, 5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x, x)
+
+    (columns,) = tasks.PROBLEMS["linear"].clients((2,))
+    (said,) = VmapBackend(Task(Squares(), cross_entropy, example=columns), columns).slow
+    assert said.endswith("the batching rule for aten::_trilinear")
+
+
 def test_backends_by_name() -> None:
     (columns,) = tasks.PROBLEMS["linear"].clients((2,))
     task = Task(nn.Linear(5, 3), cross_entropy, example=columns)
