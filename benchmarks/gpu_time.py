@@ -28,7 +28,8 @@ from typing import Any
 import torch
 
 import vecfl
-from benchmarks.common.rows import RESULTS, Row, gpu_provenance, quantiles_ms, write
+from benchmarks.common.command import Parser, command, positive
+from benchmarks.common.rows import Row, gpu_provenance, quantiles_ms, write
 from benchmarks.common.workloads import MODELS, Workload, plain_round, vecfl_round
 from vecfl.engine import Slots, make_backend, make_update
 from vecfl.schedule import make_plan
@@ -187,14 +188,28 @@ def each_apart(args: argparse.Namespace) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["logistic", "mlp", "cnn"])
-    parser.add_argument("--cohorts", nargs="+", type=int, default=[10, 100, 1000])
-    parser.add_argument("--slots", nargs="+", type=int, default=[1, 10, 100, 1000, 4000])
+    parser = Parser(__doc__)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="where to train")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        default=["logistic", "mlp", "cnn"],
+        help="that are trained",
+    )
+    parser.add_argument(
+        "--cohorts", nargs="+", type=positive, default=[10, 100, 1000], help="clients of a round"
+    )
+    parser.add_argument(
+        "--slots",
+        nargs="+",
+        type=positive,
+        default=[1, 10, 100, 1000, 4000],
+        help="clients of a step",
+    )
     parser.add_argument("--seconds", type=float, default=2, help="for one measurement")
     parser.add_argument("--budget", type=float, default=240, help="seconds for everything")
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu.jsonl")
+    parser.add_out("gpu")
     parser.add_argument("--model", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -209,4 +224,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

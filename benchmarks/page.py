@@ -7,11 +7,11 @@ folder beside it that has its name. Of rows with the same workload and arrangeme
 counts. Ratios are of two rows of one run. What has no row is said to be not measured.
 """
 
-import argparse
 import re
 from pathlib import Path
 
 from benchmarks.common import plots, sections
+from benchmarks.common.command import Parser, command
 from benchmarks.common.found import (
     NONE,
     Found,
@@ -26,11 +26,13 @@ from benchmarks.common.found import (
 from benchmarks.common.rows import RESULTS, ROOT
 from benchmarks.common.sections import Page
 from benchmarks.common.workloads import COHORTS
+from vecfl.errors import InputError
 
 WORKLOADS = [f"{name}-{n}" for name, cohorts in COHORTS.items() for n in cohorts]
 PLAIN = {"tuned 1": "1 thread", "tuned 2": "2 threads", "tuned 2 processes": "2 processes"}
 LOOPS = (*PLAIN, "written 1", "written 2")
 RIVALS = ("plain", "pfl", "flower", "blazefl", "fedjax", "jax")
+ROWS = ("round_time", "rivals", "limits", "scale", "scaling", "ranks", "bandwidth", "memory", "gpu")
 CONTESTS = ("logistic", "emnist", "cifar", "lstm")
 INTRO = """# Benchmarks
 
@@ -178,10 +180,14 @@ def against_vecfl(rows: list[Found], work: str, row: Found) -> Ratio | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser = Parser(__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
+    usual = ROOT / "docs" / "benchmarks.md"
+    parser.add_argument("--out", type=Path, default=usual, help="the page")
     args = parser.parse_args()
+    if not any((args.results / f"{name}.jsonl").exists() for name in ROWS):
+        wanted = ", ".join(f"{name}.jsonl" for name in ROWS)
+        raise InputError(f"{args.results}: no rows here; expected some of {wanted}")
     page = Page(args.results, args.out)
     for section in (engine, rivals, *sections.ALL):
         section(page)
@@ -192,4 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)
