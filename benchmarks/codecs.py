@@ -6,6 +6,8 @@ Each codec encodes and restores rows of --numbers numbers in float32, by the ten
 the plain fold adds the same rows up. They take turns in one process. A row holds percentiles of the
 time of a row of the message, the ratio of the medians to the fold, and its bytes. Rows are added to
 benchmarks/results/codecs.jsonl, or to --out.
+
+Takes less than a minute on two cores.
 """
 
 import time

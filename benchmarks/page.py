@@ -6,6 +6,8 @@ Reads benchmarks/results, or --results, and writes docs/benchmarks.md, or --out,
 folder beside it that has its name. Of rows with the same workload and arrangement the newest
 counts; vecfl and the plain loop are compared within the newest run of a workload. Ratios are of two
 rows of one run. What has no row is said to be not measured.
+
+Takes a few seconds.
 """
 
 import re

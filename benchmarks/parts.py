@@ -6,6 +6,8 @@ Rounds of an MLP of 1.2 M numbers, --clients clients of two batches of ten each,
 backend on one thread. They take turns in one process. A row holds percentiles of the time of a
 round, the ratio of the medians to FedAvg, and the megabytes of the server's state as it stands in a
 checkpoint. Rows are added to benchmarks/results/parts.jsonl, or to --out.
+
+Takes about a minute on two cores.
 """
 
 import io

@@ -196,11 +196,12 @@ def row_of(model: str, cohort: int, one: Run, ran: dict[str, Any]) -> dict[str, 
 def said(row: dict[str, Any], parameters: int) -> str:
     """A row as a line to read."""
     times, grown = row["of_smallest"], row["grown_bytes_per_client"]
-    flat = "more" if times > 1 + FLAT else "less" if times < 1 - FLAT else "flat"
-    flat = f"flat (within {FLAT:.0%})" if flat == "flat" else f"{flat} than in the smallest cohort"
+    flat = (
+        "more" if times > 1 + FLAT else "less" if times < 1 - FLAT else f"flat (within {FLAT:.0%})"
+    )
     return (
         "{workload:9} {cohort:6,} clients: {p50_ms} ms ({p20_ms} to {p80_ms}), "
-        f"{{ms_per_client}} ms a client, x{times} of the smallest cohort's: {flat}; "
+        f"{{ms_per_client}} ms a client, x{times} of that in the smallest cohort: {flat}; "
         "{clients_per_s} clients/s, {anon_peak_mib} MiB; a further client takes "
         f"{grown:,} bytes of memory (a copy of the model has {4 * parameters:,})"
     ).format(**row)

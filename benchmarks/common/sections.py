@@ -117,10 +117,10 @@ def scale(page: Page) -> None:
     page.add(table(head, lines, by.values()))
 
 
-BANDWIDTH = """Each operation goes over rows of numbers, one for each client. *levels* rounds them at
-random to one of 256 levels between the least and the greatest of a row, *multiples* to multiples of
-its length / 127. More than 1 of a copy is possible: bytes that an operation finds in a cache count
-as if they came from memory."""
+BANDWIDTH = """Each operation goes over rows of numbers, one for each client. *levels* rounds them
+at random to one of 256 levels between the least and the greatest of a row, *multiples* to multiples
+of its length / 127. More than 1 of a copy is possible: bytes that an operation finds in a cache
+count as if they came from memory."""
 
 
 def bandwidth(page: Page) -> None:
