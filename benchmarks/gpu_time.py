@@ -12,6 +12,8 @@ round  a round of `cohort` clients, by the tuned plain loop, by vmap and by stac
 Each model is measured in a process of its own, within its share of --budget seconds; what would not
 fit is left out, and a row says so. Rows are added to benchmarks/results/gpu.jsonl, or to --out.
 `benchmarks/gpu.sh` runs it after the tests.
+
+Takes at most --budget seconds.
 """
 
 import argparse

@@ -9,6 +9,8 @@ allocator; what the measured round adds to the highest resident memory so far is
 measured with glibc's malloc as it comes, which keeps much of what was freed, and told to give
 freed blocks back at once, which shows what is alive. Rows are added to
 benchmarks/results/memory.jsonl, or to --out.
+
+Takes about a minute on two cores.
 """
 
 import argparse

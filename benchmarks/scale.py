@@ -11,6 +11,8 @@ of the processes of a run together (RssAnon of /proc/self/status: what is not a 
 looked at every 20 ms: at most, and by how much more that is than with the smallest cohort, a client
 that came on top. The store is read once before, so its pages come from memory as far as they fit
 there. Rows are added to benchmarks/results/scale.jsonl, or to --out. Linux only.
+
+Takes some minutes on two cores, and 2.4 GB of disk for the store that it builds.
 """
 
 import argparse
@@ -215,7 +217,9 @@ def main() -> None:
     parser.add_argument(
         "--cohorts", nargs="+", type=positive, default=COHORTS, help="clients of a round"
     )
-    parser.add_argument("--clients", type=positive, default=1_000_000, help="of the store")
+    parser.add_argument(
+        "--clients", type=positive, default=1_000_000, help="of the store, 2.4 kB each"
+    )
     parser.add_argument("--rounds", type=positive, default=7, help="timed rounds of each cohort")
     parser.add_argument("--folder", type=Path, help="where the store is kept, and found again")
     parser.add_out("scale")

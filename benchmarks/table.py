@@ -8,6 +8,8 @@ and only copies them. The three take turns, round by round, in one process. A ro
 of a round, the same of the parts of it that a bare table takes (the journal, reading twice, as
 clients start and finish, and writing), and of its part of a checkpoint, each --every rounds. Rows
 are added to benchmarks/results/table.jsonl, or to --out.
+
+Takes less than a minute on two cores.
 """
 
 import tempfile

@@ -113,7 +113,11 @@ def scale(page: Page) -> None:
     ]
     head = ["workload", "cohort", "population", "ms a round", "ms a client"]
     head += ["of that with the smallest cohort", "clients/s", "client steps/s", "MiB at most"]
-    head += ["bytes of memory for a further client, of the model's", "draw and wait, ms", "ran on"]
+    head += [
+        "bytes of memory that a further client takes, of those of a model",
+        "draw and wait, ms",
+        "ran on",
+    ]
     page.add(table(head, lines, by.values()))
 
 

@@ -10,6 +10,8 @@ best. A row holds percentiles of all rounds but the first of each process, and t
 last, which says whether the work was the same. Rows are added to benchmarks/results/rivals.jsonl,
 or to --out. With --check nothing is timed: the rivals' models after three rounds of full batches
 without dropout are compared with those of the plain loop.
+
+Takes an hour or two on two cores.
 """
 
 import os

@@ -62,10 +62,16 @@ def test_bad_input_is_one_line(
     assert not printed and not out.exists()
 
 
-def test_kernels_that_do_not_exist(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [("bandwidth", "--numbers 8 --cells 8"), ("round_time", "--measure logistic-2 auto")],
+)
+def test_kernels_that_do_not_exist(
+    script: str, flags: str, monkeypatch: Any, tmp_path: Path, capsys: Any
+) -> None:
     monkeypatch.setenv("VECFL_KERNELS", "nonsense")
-    words = ["--numbers", "8", "--cells", "8", "--out", str(tmp_path / "rows.jsonl")]
-    _, error = said("bandwidth", words, capsys)
+    words = [*flags.split(), "--out", str(tmp_path / "rows.jsonl")]
+    _, error = said(script, words, capsys)
     assert error == "error: VECFL_KERNELS=nonsense: expected reference, triton or auto\n"
 
 
