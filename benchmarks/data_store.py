@@ -9,6 +9,8 @@ the disk must give is counted in /proc/self/io as read_bytes (which counts the p
 too). Both open the store, prefetch and gather the examples of 1,000 clients at random, read an id
 and find its client. Times are medians.
 Rows are added to benchmarks/results/data_store.jsonl, or to --out. Needs Linux, and 700 MB of disk.
+
+Takes some minutes.
 """
 
 import argparse

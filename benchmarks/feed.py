@@ -8,6 +8,8 @@ little time to hide in) and on a dense network. Resident and streamed take turns
 one process. A row holds percentiles of the round, of the wait in it (the draw of a cohort is part
 of it), and of a fetch that nothing hides. Rows are added to benchmarks/results/feed.jsonl, or to
 --out; --device cuda is for a machine with a GPU.
+
+Takes some minutes on two cores.
 """
 
 import tempfile
@@ -86,9 +88,7 @@ def main() -> None:
         default="cpu",
         help="where clients train",
     )
-    parser.add_argument(
-        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="that are trained"
-    )
+    parser.add_some("--models", MODELS, "that are trained")
     parser.add_argument("--clients", type=positive, default=10_000, help="in the population")
     parser.add_argument(
         "--cohorts", nargs="+", type=positive, default=[100, 1_000], help="clients of a round"

@@ -90,9 +90,7 @@ def measure(work: Workload, rounds: int) -> Row:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--workloads", nargs="+", choices=LINEAR, default=LINEAR, help="models that are trained"
-    )
+    parser.add_some("--workloads", LINEAR, "models that are trained")
     parser.add_argument(
         "--clients", type=positive, help="of a round; the workload's own if not given"
     )

@@ -7,6 +7,8 @@ each rank; every rank is a process of this machine, started by torchrun, and the
 row holds percentiles of the round; for one rank of that with exact sums, too, which takes turns
 with the plain one; for more, of an all-reduce of the model's length when all are there. Rows are
 added to benchmarks/results/ranks.jsonl, or to --out.
+
+Takes some minutes on two cores.
 """
 
 import os
@@ -94,9 +96,7 @@ def sums(length: int, times: int) -> list[float]:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--models", nargs="+", choices=WORK, default=list(WORK), help="that are trained"
-    )
+    parser.add_some("--models", WORK, "that are trained")
     parser.add_argument(
         "--ranks", nargs="+", type=positive, default=[1, 2], help="processes that share a round"
     )

@@ -214,18 +214,12 @@ def main() -> None:
         "--workloads", nargs="+", type=checked, default=WORKLOADS, help="model-cohort"
     )
     names = list(ARRANGEMENTS)
-    parser.add_argument(
-        "--arrangements", nargs="+", choices=names, default=names, help="who trains, and on what"
-    )
-    parser.add_argument(
-        "--passes", type=positive, default=5, help="processes of each arrangement that goes on"
-    )
+    parser.add_some("--arrangements", names, "who trains, and on what")
+    parser.add_argument("--passes", type=positive, default=5, help="turns of each arrangement")
     parser.add_out("round_time")
     parser.add_argument("--profile", action="store_true", help="print the parts of a round")
     traces = ROOT / "runs" / "traces"
-    parser.add_argument(
-        "--traces", type=Path, default=traces, help="folder of what --profile traces"
-    )
+    parser.add_argument("--traces", type=Path, default=traces, help="where --profile leaves traces")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:

@@ -211,9 +211,7 @@ def said(row: dict[str, Any], parameters: int) -> str:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="that are trained"
-    )
+    parser.add_some("--models", MODELS, "that are trained")
     parser.add_argument(
         "--cohorts", nargs="+", type=positive, default=COHORTS, help="clients of a round"
     )

@@ -8,6 +8,8 @@ are overlapping windows of one vector, so that a million clients take 120 MB. Th
 axis take turns, round by round, in one process. A row holds percentiles of the round and what is
 done in a second of the median one. Rows are added to benchmarks/results/scaling.jsonl, or to --out.
 Ranks are measured by benchmarks/ranks.py, 50,000 of a million clients by benchmarks/scale.py.
+
+Takes some minutes on two cores.
 """
 
 import time
@@ -125,9 +127,7 @@ def is_above(value: int | str, most: int | None) -> bool:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--axes", nargs="+", choices=AXES, default=list(AXES), help="that are varied"
-    )
+    parser.add_some("--axes", AXES, "that are varied")
     parser.add_argument("--most", type=positive, help="leave out larger values")
     parser.add_argument("--rounds", type=positive, default=7, help="timed rounds of each setting")
     parser.add_out("scaling")

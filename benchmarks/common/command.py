@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -62,6 +62,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         end(f"{message} (--help tells of all flags)")
+
+    def add_some(self, flag: str, choices: Iterable[str], words: str) -> None:
+        """A flag that takes some of the choices; all if it is not given."""
+        every = list(choices)
+        self.add_argument(flag, nargs="+", choices=every, default=every, help=words)
 
     def add_out(self, name: str) -> None:
         """--out: the file that rows are added to."""

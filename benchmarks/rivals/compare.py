@@ -218,19 +218,9 @@ def furthest(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
 def main() -> None:
     parser = Parser(__doc__)
     rivals = list(dict.fromkeys(rival for rival, _ in CONTESTANTS))
-    parser.add_argument(
-        "--workloads",
-        nargs="+",
-        choices=WORKLOADS,
-        default=list(WORKLOADS),
-        help="that are trained",
-    )
-    parser.add_argument(
-        "--rivals", nargs="+", choices=rivals, default=rivals, help="who takes part"
-    )
-    parser.add_argument(
-        "--repeats", type=positive, default=5, help="processes of each setting that goes on"
-    )
+    parser.add_some("--workloads", WORKLOADS, "that are trained")
+    parser.add_some("--rivals", rivals, "who takes part")
+    parser.add_argument("--repeats", type=positive, default=5, help="turns of each setting")
     parser.add_argument("--margin", type=float, default=1.1, help="inf: all settings, all turns")
     parser.add_argument("--check", action="store_true", help="compare models, time nothing")
     parser.add_out("rivals")
