@@ -8,7 +8,7 @@ they train, the anonymous memory of the process (RssAnon of /proc/self/status: w
 dropped and read again from a file) is looked at every 5 ms. Prints a line, and adds a row, for each
 round to benchmarks/results/table_size.jsonl, or to --out. Linux only.
 
-Takes about half a minute on two cores.
+Takes less than a minute on two cores.
 """
 
 import argparse
