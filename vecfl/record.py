@@ -20,6 +20,7 @@ from vecfl.keeper import Keeper, keep_first, reason
 from vecfl.mesh import RankError
 from vecfl.model_file import SAFE
 from vecfl.plugins import digests
+from vecfl.processes import WorkerLost
 from vecfl.profile import Profile
 from vecfl.resume import CHECKPOINTS, FIRST, TABLE, Before, check_observed, go_on, settings
 from vecfl.signals import Signals, Stopped
@@ -222,6 +223,8 @@ def run_rounds(
         raise Stopped(f"stopped at once {keeper.where(state)}", number) from None
     except OSError as error:
         raise InputError(f"{reason(error)}; stopped {keeper.where(state)}") from error
+    except WorkerLost as error:
+        raise WorkerLost(f"{error}; stopped {keeper.where(state)}") from None
     finally:
         keeper.rows = None
     if state.round < args.rounds and not keeper.stopped:
