@@ -75,13 +75,7 @@ class Wanted:
             raise InputError(
                 f"backend {self.backend!r} is not known; choose loop, vmap, stacked or auto"
             )
-        free = {
-            "workers": ["auto"],
-            "threads": [None],
-            "slots": ["auto", None],
-            "processes": [None],
-        }
-        for name, by_rule in free.items():
+        for name, by_rule in BY_RULE.items():
             value = getattr(self, name)
             if value not in by_rule and not (is_integer(value) and value >= 1):
                 raise InputError(f"{name} must be an integer of at least 1, not {value!r}")

@@ -66,9 +66,8 @@ def record_run(
             "go back with the model; give --watch alone"
         )
     if args.fall_back and sim.algorithm.delay is not None:
-        raise InputError(
-            "--fall-back: messages that have arrived since would arrive again; give --watch alone"
-        )
+        why = "messages that have arrived since would arrive again"
+        raise InputError(f"--fall-back: {why}; give --watch alone")
     config, first = settings(args, sim.arrangement), sim.mesh.rank == 0
     if before is not None and sim.algorithm.observe is not None:
         sim.mesh.from_first(partial(check_observed, before, args))
