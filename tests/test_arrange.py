@@ -308,14 +308,14 @@ def test_where_every_backend_is_out_the_last_reason_is_told(
         arrange(Wanted("auto", 1, 1, None), probe())
 
 
-def test_slots_are_no_more_than_the_clients_of_a_cohort() -> None:
+def test_workers_are_no_more_than_the_clients_of_a_cohort() -> None:
     """Eight clients here; where sizes differ, all of them may come."""
-    assert simulate(slots=10**9).arrangement.slots == 8
-    assert simulate(slots=8, workers=8).arrangement.slots == 8
+    with pytest.raises(InputError, match="^slots=1000000000: give at most 8, the clients of a co"):
+        simulate(slots=10**9)
+    assert simulate(slots=20, workers=8).arrangement.slots == 20  # some idle
     p = probe()
     for sampler, most in ((vecfl.uniform(3), 3), (vecfl.poisson(0.3), 8)):
         parts = p.task, p.data, p.algorithm, sampler
-        assert Simulation(*parts, slots=99).arrangement.slots == most
         assert Simulation(*parts, workers=most).arrangement.workers == most
         with pytest.raises(InputError, match=f"^workers={most + 1}: give at most {most}, the "):
             Simulation(*parts, workers=most + 1)

@@ -1,8 +1,7 @@
 """An arrangement: on what a cohort is laid out, what is wished of it, and what cannot be."""
 
-import logging
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -11,8 +10,7 @@ from vecfl.errors import InputError, is_integer
 from vecfl.layout import Layout
 from vecfl.processes import possible
 
-log = logging.getLogger("vecfl")
-
+IDLE = 100  # slots for each client of a cohort: more are a mistake
 BACKENDS = ("loop", "vmap", "stacked")
 FORMULATIONS = ("stacked-each", "stacked-grouped", "stacked-unfold")  # of convolutions
 BY_RULE: dict[str, tuple[str | None, ...]] = {
@@ -100,14 +98,15 @@ class Wanted:
     def measured(self) -> bool:
         return "auto" in (self.backend, self.count, self.slots)
 
-    def within(self, most: int) -> "Wanted":
-        """With no more slots than the clients that a cohort can have; InputError for workers."""
+    def check(self, most: int) -> None:
+        """InputError for more workers than the clients that a cohort can have; some slots may idle.
+
+        Memory for far too many slots would end in an error of the allocator.
+        """
         if self.count != "auto" and int(self.count) > most:
             raise InputError(f"workers={self.count}: give at most {most}, the clients of a cohort")
-        if self.slots in ("auto", None) or int(self.slots) <= most:
-            return self
-        log.info("slots=%s: taking %d, the clients of a cohort", self.slots, most)
-        return replace(self, slots=most)
+        if self.slots not in ("auto", None) and int(self.slots) > IDLE * most:
+            raise InputError(f"slots={self.slots}: give at most {most}, the clients of a cohort")
 
 
 def has_device(name: str | torch.device) -> bool:

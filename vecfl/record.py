@@ -16,7 +16,7 @@ from vecfl.evaluations import Evaluate, Evaluation, Evaluations
 from vecfl.files import reached
 from vecfl.finish import finish, told
 from vecfl.flags import RunArgs
-from vecfl.keeper import Keeper, keep_first, reason
+from vecfl.keeper import Keeper, keep_first
 from vecfl.mesh import RankError
 from vecfl.model_file import SAFE
 from vecfl.plugins import digests
@@ -220,10 +220,8 @@ def run_rounds(
     except KeyboardInterrupt:
         number = signals.came or signal.SIGINT
         raise Stopped(f"stopped at once {keeper.where(state)}", number) from None
-    except OSError as error:
-        raise InputError(f"{reason(error)}; stopped {keeper.where(state)}") from error
-    except WorkerLost as error:
-        raise WorkerLost(f"{error}; stopped {keeper.where(state)}") from None
+    except (OSError, WorkerLost) as error:
+        raise keeper.ended(error, state) from error
     finally:
         keeper.rows = None
     if state.round < args.rounds and not keeper.stopped:

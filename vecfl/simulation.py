@@ -100,14 +100,13 @@ class Simulation:
         seeds, lost = (self.sample_seed, self.seed), (client_dropout, algorithm.delay)
         self.cohorts = Cohorts(sampler, self.data, algorithm.rule.batches, seeds, *lost, self.mesh)
         wanted = Wanted(backend, workers, threads, slots, processes, precision, graphs)
-        wanted = wanted.within(self.cohorts.most())
+        wanted.check(self.cohorts.most())
         large, fetch = self.cohorts.large(), self.source.fetch
         probe = Probe(self.task, self.data, algorithm, large, self.seed, fetch)
         arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
         self.trainer = Trainer(self.task, self.data, algorithm, arrangement, self.seed)
         self.trainer.tell()
-        self.feed = make_feed(self.source)
-        kept = algorithm.table(self.task.layout)
+        self.feed, kept = make_feed(self.source), algorithm.table(self.task.layout)
         self.tables = Tables(kept, self.data.num_clients, dtype, table, self.mesh.rank)
         self.geometry = Geometry(self.mesh, statistics, self.seed, self.task.layout.size)
         self.tell: Callable[[str, State, Columns], None] = lambda *_: None  # what clients came to

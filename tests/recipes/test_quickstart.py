@@ -236,6 +236,7 @@ def test_seeds_reach_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("--batch 1500", r"--batch: expected at most 1438 \(training examples\), got 1500"),
         ("--epochs 0", "--epochs: expected at least 1, got 0"),
         ("--slots 0", "--slots: expected auto or a number of at least 1, got 0"),
+        ("--slots 21", r"--slots: expected auto or at most --cohort \(20\), got 21"),
         ("--workers 21", "workers=21: give at most 20, the clients of a cohort"),
         ("--processes 0", "--processes: expected 1 for threads, or the number of workers, got 0"),
         ("--processes 2 --workers 3", "processes=2 with workers=3: give workers=2 or auto, or"),
