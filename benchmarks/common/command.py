@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from benchmarks.common.rows import RESULTS
-from vecfl.cli import has_device
+from vecfl.arrangement import has_device
 from vecfl.errors import InputError
 
 KERNELS = "VECFL_KERNELS="  # so begins what vecfl_kernels says of a choice that cannot be had
