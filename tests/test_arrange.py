@@ -308,7 +308,7 @@ def test_where_every_backend_is_out_the_last_reason_is_told(
         arrange(Wanted("auto", 1, 1, None), probe())
 
 
-def test_workers_are_no_more_than_the_clients_of_a_cohort() -> None:
+def test_processes_are_no_more_than_the_clients_of_a_cohort() -> None:
     """Eight clients here; where sizes differ, all of them may come."""
     with pytest.raises(InputError, match="^slots=1000000000: give at most 8, the clients of a co"):
         simulate(slots=10**9)
@@ -316,9 +316,11 @@ def test_workers_are_no_more_than_the_clients_of_a_cohort() -> None:
     p = probe()
     for sampler, most in ((vecfl.uniform(3), 3), (vecfl.poisson(0.3), 8)):
         parts = p.task, p.data, p.algorithm, sampler
-        assert Simulation(*parts, workers=most).arrangement.workers == most
-        with pytest.raises(InputError, match=f"^workers={most + 1}: give at most {most}, the "):
-            Simulation(*parts, workers=most + 1)
+        assert Simulation(*parts, workers=most, processes=most).arrangement.processes == most
+        assert Simulation(*parts, workers=most + 1).arrangement.workers == most + 1  # one idles
+        for kind in ({"workers": most + 1, "processes": most + 1}, {"workers": 10**6}):
+            with pytest.raises(InputError, match=f"^workers=\\d+: give at most {most}, the "):
+                Simulation(*parts, **kind)
 
 
 def test_a_device_that_is_not_here_is_named() -> None:

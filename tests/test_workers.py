@@ -107,7 +107,7 @@ def test_work_is_shared_longest_first() -> None:
 
 
 def test_more_workers_than_clients_leave_some_idle() -> None:
-    few = simulate("mlp", backend="loop", slots=1, workers=10)
+    few = simulate("mlp", backend="loop", slots=1, workers=12)
     one = simulate("mlp", backend="loop", slots=1)
     state, metrics = few.round(few.start())
     expected, _ = one.round(one.start())

@@ -10,7 +10,7 @@ from vecfl.errors import InputError, is_integer
 from vecfl.layout import Layout
 from vecfl.processes import possible
 
-IDLE = 100  # slots for each client of a cohort: more are a mistake
+IDLE = 100  # threads or slots for each client of a cohort: more are a mistake
 BACKENDS = ("loop", "vmap", "stacked")
 FORMULATIONS = ("stacked-each", "stacked-grouped", "stacked-unfold")  # of convolutions
 BY_RULE: dict[str, tuple[str | None, ...]] = {
@@ -99,14 +99,15 @@ class Wanted:
         return "auto" in (self.backend, self.count, self.slots)
 
     def check(self, most: int) -> None:
-        """InputError for more workers than the clients that a cohort can have; some slots may idle.
+        """InputError for more processes than the clients that a cohort can have.
 
-        Memory for far too many slots would end in an error of the allocator.
+        Some threads and slots may idle; memory for far too many would end in the allocator's error.
         """
-        if self.count != "auto" and int(self.count) > most:
-            raise InputError(f"workers={self.count}: give at most {most}, the clients of a cohort")
-        if self.slots not in ("auto", None) and int(self.slots) > IDLE * most:
-            raise InputError(f"slots={self.slots}: give at most {most}, the clients of a cohort")
+        several = self.processes is not None and self.processes > 1
+        limits = {"workers": most if several else IDLE * most, "slots": IDLE * most}
+        for name, value in (("workers", self.count), ("slots", self.slots)):
+            if value not in ("auto", None) and int(value) > limits[name]:
+                raise InputError(f"{name}={value}: give at most {most}, the clients of a cohort")
 
 
 def has_device(name: str | torch.device) -> bool:

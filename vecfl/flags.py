@@ -136,7 +136,7 @@ def check_run(args: RunArgs) -> None:
     some = ("workers", "slots")
     check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
     right = f"auto or at most --cohort ({args.cohort})"
-    check(args, ("slots",), lambda n: n == "auto" or n <= args.cohort, right)
+    check(args, some, lambda n: n == "auto" or n <= args.cohort, right)
     check(args, ("processes",), lambda n: n >= 1, "1 for threads, or the number of workers")
     check(
         args, ("profile",), lambda on: not on or args.rounds >= ROUNDS, f"--rounds {ROUNDS} or more"

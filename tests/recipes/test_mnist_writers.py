@@ -251,7 +251,7 @@ def test_another_algorithm_carries_no_default_over(
         ("--validation nan", "--validation: expected a number of at least 0, got nan"),
         ("--validation 0.01", "--validation: "),
         ("--statistics -1", "--statistics: expected a number of at least 0, got -1"),
-        ("--workers 3", "workers=3: give at most 2, the clients of a cohort"),
+        ("--slots 3", "--slots: expected auto or at most --cohort (2), got 3"),
         ("--lr 0", "--lr: expected a positive number, got 0.0"),
         ("--clip nan", "--clip: expected a positive number, got nan"),
         ("--algorithm fedavgm --beta 1", "--beta: expected a number in [0, 1), got 1.0"),
