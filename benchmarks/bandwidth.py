@@ -7,20 +7,21 @@ Norms, clipping, weighted sums, noise, stochastic rounding and optimizer steps o
 process. A row holds percentiles of the time, the bytes that must move at least once (what is read
 and what is written), bytes a second, and their ratio to those of a copy of the rows. Rows are added
 to benchmarks/results/bandwidth.jsonl, or to --out.
+
+Takes half a minute on two cores.
 """
 
-import argparse
 import os
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import vecfl
-from benchmarks.common.rows import RESULTS, Row, gpu_provenance, quantiles_ms, write
+from benchmarks.common.command import Parser, command, device_here, positive
+from benchmarks.common.rows import Row, gpu_provenance, quantiles_ms, write
 from vecfl.layout import Entry, Layout
 from vecfl.optim import Rows
 from vecfl.random import Kind
@@ -134,12 +135,14 @@ def wait(device: torch.device) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--numbers", type=int, nargs="+", default=[7_850, 1_206_590])
-    parser.add_argument("--cells", type=int, help="numbers of all rows [1e7; on a GPU 1e8]")
-    parser.add_argument("--passes", type=int, default=11)
-    parser.add_argument("--out", type=Path, default=RESULTS / "bandwidth.jsonl")
+    parser = Parser(__doc__)
+    parser.add_argument("--device", type=device_here, default="cpu", help="where the rows lie")
+    parser.add_argument(
+        "--numbers", type=positive, nargs="+", default=[7_850, 1_206_590], help="numbers in a row"
+    )
+    parser.add_argument("--cells", type=positive, help="numbers of all rows [1e7; on a GPU 1e8]")
+    parser.add_argument("--passes", type=positive, default=11, help="timed turns of each operation")
+    parser.add_out("bandwidth")
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(args.device)
@@ -162,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -7,9 +7,10 @@ checkpoint holds the model) or Adam (with two moments in float64 beside it). Of 
 taking the state, of writing it with a sync of the file and its folder, of a plain `torch.save` to
 the same disk without any, and of reading it back with its checksum. The disk is that of --folder.
 Rows are added to benchmarks/results/checkpoint.jsonl, or to --out.
+
+Takes a minute or two on two cores.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +22,8 @@ import torch
 from torch import nn
 
 import vecfl
-from benchmarks.common.rows import RESULTS, provenance, quantiles_ms, write
+from benchmarks.common.command import Parser, command, positive
+from benchmarks.common.rows import provenance, quantiles_ms, write
 from vecfl.checkpoint import load, save
 from vecfl.data import FederatedDataset
 
@@ -69,11 +71,20 @@ def measure(size: int, server: str, folder: Path, repeats: int) -> dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", type=int, default=list(SIDES), choices=SIDES)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=int,
+        default=list(SIDES),
+        choices=SIDES,
+        help="parameters of the models",
+    )
+    parser.add_argument(
+        "--repeats", type=positive, default=15, help="times that each step is taken"
+    )
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: temporary")
-    parser.add_argument("--out", type=Path, default=RESULTS / "checkpoint.jsonl")
+    parser.add_out("checkpoint")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for size in args.sizes:
@@ -88,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -8,9 +8,10 @@ little time to hide in) and on a dense network. Resident and streamed take turns
 one process. A row holds percentiles of the round, of the wait in it (the draw of a cohort is part
 of it), and of a fetch that nothing hides. Rows are added to benchmarks/results/feed.jsonl, or to
 --out; --device cuda is for a machine with a GPU.
+
+Takes some minutes on two cores.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ import torch
 from torch import nn
 
 import vecfl
-from benchmarks.common.rows import RESULTS, Row, gpu_provenance, quantiles_ms, write
+from benchmarks.common.command import Parser, command, device_here, positive
+from benchmarks.common.rows import Row, gpu_provenance, quantiles_ms, write
 from benchmarks.common.workloads import mlp
 from vecfl.data import FederatedDataset, open_dataset, save
 
@@ -78,13 +80,21 @@ def measure(sims: list[vecfl.Simulation], rounds: int) -> list[dict[str, dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cpu")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--clients", type=int, default=10_000, help="in the population")
-    parser.add_argument("--cohorts", nargs="+", type=int, default=[100, 1_000])
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=RESULTS / "feed.jsonl")
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--device",
+        type=device_here,
+        choices=["cuda", "cpu"],
+        default="cpu",
+        help="where clients train",
+    )
+    parser.add_some("--models", MODELS, "that are trained")
+    parser.add_argument("--clients", type=positive, default=10_000, help="in the population")
+    parser.add_argument(
+        "--cohorts", nargs="+", type=positive, default=[100, 1_000], help="clients of a round"
+    )
+    parser.add_argument("--rounds", type=positive, default=10, help="timed rounds of each setting")
+    parser.add_out("feed")
     args = parser.parse_args()
     data = population(args.clients)
     for where in ("memory", "store"):
@@ -104,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -12,6 +12,8 @@ round  a round of `cohort` clients, by the tuned plain loop, by vmap and by stac
 Each model is measured in a process of its own, within its share of --budget seconds; what would not
 fit is left out, and a row says so. Rows are added to benchmarks/results/gpu.jsonl, or to --out.
 `benchmarks/gpu.sh` runs it after the tests.
+
+Takes at most --budget seconds.
 """
 
 import argparse
@@ -28,7 +30,8 @@ from typing import Any
 import torch
 
 import vecfl
-from benchmarks.common.rows import RESULTS, Row, gpu_provenance, quantiles_ms, write
+from benchmarks.common.command import Parser, command, positive
+from benchmarks.common.rows import Row, gpu_provenance, quantiles_ms, write
 from benchmarks.common.workloads import MODELS, Workload, plain_round, vecfl_round
 from vecfl.engine import Slots, make_backend, make_update
 from vecfl.schedule import make_plan
@@ -187,14 +190,28 @@ def each_apart(args: argparse.Namespace) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["logistic", "mlp", "cnn"])
-    parser.add_argument("--cohorts", nargs="+", type=int, default=[10, 100, 1000])
-    parser.add_argument("--slots", nargs="+", type=int, default=[1, 10, 100, 1000, 4000])
+    parser = Parser(__doc__)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="where to train")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        default=["logistic", "mlp", "cnn"],
+        help="that are trained",
+    )
+    parser.add_argument(
+        "--cohorts", nargs="+", type=positive, default=[10, 100, 1000], help="clients of a round"
+    )
+    parser.add_argument(
+        "--slots",
+        nargs="+",
+        type=positive,
+        default=[1, 10, 100, 1000, 4000],
+        help="clients of a step",
+    )
     parser.add_argument("--seconds", type=float, default=2, help="for one measurement")
     parser.add_argument("--budget", type=float, default=240, help="seconds for everything")
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu.jsonl")
+    parser.add_out("gpu")
     parser.add_argument("--model", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -209,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

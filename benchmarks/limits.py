@@ -9,18 +9,19 @@ written into a row and that w - row is added to the sum in float64. A row holds,
 of a client step with its percentiles, the ratio that was reached and the one that would be if there
 were nothing but products. Only for models of linear layers. Rows are added to
 benchmarks/results/limits.jsonl, or to --out.
+
+Takes a minute or two on two cores.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.common.rows import RESULTS, Row, provenance, quantiles_ms, write
+from benchmarks.common.command import Parser, command, positive
+from benchmarks.common.rows import Row, provenance, quantiles_ms, write
 from benchmarks.common.workloads import MODELS, Workload, plain_round, simulation
 from vecfl_kernels import weighted_sum_
 
@@ -88,11 +89,13 @@ def measure(work: Workload, rounds: int) -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workloads", nargs="+", choices=LINEAR, default=LINEAR)
-    parser.add_argument("--clients", type=int, help="of a round; the workload's own if not given")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=RESULTS / "limits.jsonl")
+    parser = Parser(__doc__)
+    parser.add_some("--workloads", LINEAR, "models that are trained")
+    parser.add_argument(
+        "--clients", type=positive, help="of a round; the workload's own if not given"
+    )
+    parser.add_argument("--rounds", type=positive, default=15, help="timed rounds of each")
+    parser.add_out("limits")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for name in args.workloads:
@@ -103,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

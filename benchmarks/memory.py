@@ -9,6 +9,8 @@ allocator; what the measured round adds to the highest resident memory so far is
 measured with glibc's malloc as it comes, which keeps much of what was freed, and told to give
 freed blocks back at once, which shows what is alive. Rows are added to
 benchmarks/results/memory.jsonl, or to --out.
+
+Takes about a minute on two cores.
 """
 
 import argparse
@@ -16,13 +18,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import vecfl
-from benchmarks.common.rows import RESULTS, peak_mib, provenance, write
+from benchmarks.common.command import Parser, command, positive
+from benchmarks.common.rows import peak_mib, provenance, write
 
 COHORTS = [1_000, 10_000, 50_000]
 MALLOC = {
@@ -65,9 +67,11 @@ def measure(cohort: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cohorts", nargs="+", type=int, default=COHORTS)
-    parser.add_argument("--out", type=Path, default=RESULTS / "memory.jsonl")
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--cohorts", nargs="+", type=positive, default=COHORTS, help="clients of the measured round"
+    )
+    parser.add_out("memory")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -86,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -4,20 +4,25 @@
 
 Reads benchmarks/results, or --results, and writes docs/benchmarks.md, or --out, with plots in a
 folder beside it that has its name. Of rows with the same workload and arrangement the newest
-counts. Ratios are of two rows of one run. What has no row is said to be not measured.
+counts; vecfl and the plain loop are compared within the newest run of a workload. Ratios are of two
+rows of one run. What has no row is said to be not measured.
+
+Takes a few seconds.
 """
 
-import argparse
 import re
 from pathlib import Path
 
 from benchmarks.common import plots, sections
+from benchmarks.common.command import Parser, command
 from benchmarks.common.found import (
     NONE,
     Found,
     Ratio,
+    machines,
     newest,
     number,
+    of_one_run,
     partner,
     read,
     table,
@@ -26,11 +31,13 @@ from benchmarks.common.found import (
 from benchmarks.common.rows import RESULTS, ROOT
 from benchmarks.common.sections import Page
 from benchmarks.common.workloads import COHORTS
+from vecfl.errors import InputError
 
 WORKLOADS = [f"{name}-{n}" for name, cohorts in COHORTS.items() for n in cohorts]
 PLAIN = {"tuned 1": "1 thread", "tuned 2": "2 threads", "tuned 2 processes": "2 processes"}
 LOOPS = (*PLAIN, "written 1", "written 2")
 RIVALS = ("plain", "pfl", "flower", "blazefl", "fedjax", "jax")
+ROWS = ("round_time", "rivals", "limits", "scale", "scaling", "ranks", "bandwidth", "memory", "gpu")
 CONTESTS = ("logistic", "emnist", "cifar", "lstm")
 INTRO = """# Benchmarks
 
@@ -57,10 +64,12 @@ def engine(page: Page) -> None:
     rows = read(page.results, "round_time")
     by = newest(rows, "workload", "arrangement")
     names = list(dict.fromkeys([*WORKLOADS, *(name for name, _ in by)]))
-    lines, every, used = list[list[object]](), list[list[object]](), list[Found]()
+    lines, every = list[list[object]](), list[list[object]]()
+    used, seen = list[Found](), list[Found]()  # rows of the first table and of the second
     bars: dict[str, list[float | None]] = {f"the loop on {on}": [] for on in PLAIN.values()}
     for name in names:
-        mine = {how: row for (work, how), row in by.items() if work == name}
+        known = {how: row for (work, how), row in by.items() if work == name}
+        mine = of_one_run(known, "auto")
         auto = mine.get("auto", {})
         timed = [row for row in mine.values() if "p50_ms" in row]
         ours = [row for row in timed if row["arrangement"] not in LOOPS]
@@ -72,18 +81,14 @@ def engine(page: Page) -> None:
         times = [time_of(mine.get(how, {})) for how in (*PLAIN, "auto")]
         fastest = f"{best['arrangement']}: {time_of(best)}" if best else NONE
         lines.append([name, *times, *map(judged, ratios), fastest])
-        every += [arrangement(rows, name, row) for row in mine.values()]
-        used += mine.values()
+        every += [arrangement(rows, name, row) for row in known.values()]
+        used, seen = [*used, *mine.values()], [*seen, *known.values()]
     page.add("## vecfl against a plain loop\n\n`python benchmarks/round_time.py`")
+    page.add("A line is of one run: what that did not time is not measured.")
     if used:
         path = page.picture("engine", "How many times faster vecfl is than a plain loop")
-        plots.bars(
-            path,
-            "vecfl (auto) against a plain loop over the clients",
-            "times faster than",
-            names,
-            bars,
-        )
+        title = f"vecfl (auto) against a plain loop over the clients\n{machines(used)}"
+        plots.bars(path, title, "how many times faster vecfl is (1: as fast)", names, bars)
     head = ["workload-cohort", *(f"plain loop, {on}, ms" for on in PLAIN.values())]
     head += ["vecfl auto, ms", *(f"against {on}" for on in PLAIN.values()), "fastest of vecfl, ms"]
     page.add(table(head, lines if used else [], used))
@@ -95,8 +100,9 @@ def engine(page: Page) -> None:
         "clients/s",
         "client steps/s",
     ]
-    head += ["samples/s", "peak MiB", "loss", "ran on"]
-    page.add("### All arrangements\n", table(head, every, used))
+    head += ["samples/s", "peak MiB", "loss", "ran on", "measured"]
+    page.add("### All arrangements\n", "The newest row of each, which may be of different runs.\n")
+    page.add(table(head, every, seen))
 
 
 def against(rows: list[Found], row: Found, **other: str) -> Ratio | None:
@@ -121,7 +127,8 @@ def arrangement(rows: list[Found], name: str, row: Found) -> list[object]:
     )
     rates = ("clients_per_s", "client_steps_per_s", "samples_per_s", "peak_mib", "loss")
     told = [number(row.get(rate)) for rate in rates]
-    return [name, row["arrangement"], time_of(row), ratio or "-", *told, ran]
+    when = f"{row['date']}, commit {row['commit']}"
+    return [name, row["arrangement"], time_of(row), ratio or "-", *told, ran, when]
 
 
 def rivals(page: Page) -> None:
@@ -148,13 +155,8 @@ def rivals(page: Page) -> None:
     page.add("## Rivals\n\n`python benchmarks/rivals/compare.py`, each at its best setting")
     if used:
         path = page.picture("rivals", "How many times faster vecfl is than each rival")
-        plots.bars(
-            path,
-            "vecfl against rivals, each at its best setting",
-            "times faster than",
-            CONTESTS,
-            bars,
-        )
+        title = f"vecfl against rivals, each at its best setting\n{machines(used)}"
+        plots.bars(path, title, "how many times faster vecfl is (1: as fast)", CONTESTS, bars)
     head = ["workload", "who", "setting", "clients/s", "ms a round", "same work"]
     page.add(table([*head, "vecfl against it"], lines if used else [], used))
     versions = {row["rival"]: row["versions"] for row in used if "versions" in row}
@@ -178,10 +180,14 @@ def against_vecfl(rows: list[Found], work: str, row: Found) -> Ratio | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser = Parser(__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
+    usual = ROOT / "docs" / "benchmarks.md"
+    parser.add_argument("--out", type=Path, default=usual, help="the page")
     args = parser.parse_args()
+    if not any((args.results / f"{name}.jsonl").exists() for name in ROWS):
+        wanted = ", ".join(f"{name}.jsonl" for name in ROWS)
+        raise InputError(f"{args.results}: no rows here; expected some of {wanted}")
     page = Page(args.results, args.out)
     for section in (engine, rivals, *sections.ALL):
         section(page)
@@ -192,4 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -6,19 +6,20 @@ Rounds of an MLP of 1.2 M numbers, --clients clients of two batches of ten each,
 backend on one thread. They take turns in one process. A row holds percentiles of the time of a
 round, the ratio of the medians to FedAvg, and the megabytes of the server's state as it stands in a
 checkpoint. Rows are added to benchmarks/results/parts.jsonl, or to --out.
+
+Takes about a minute on two cores.
 """
 
-import argparse
 import io
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import vecfl
-from benchmarks.common.rows import RESULTS, Row, provenance, quantiles_ms, write
+from benchmarks.common.command import Parser, command, positive
+from benchmarks.common.rows import Row, provenance, quantiles_ms, write
 from vecfl.algorithms import Algorithm
 
 B = vecfl.Batches(10)
@@ -71,11 +72,11 @@ def simulations(clients: int, width: int) -> dict[str, vecfl.Simulation]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, default=10)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=RESULTS / "parts.jsonl")
+    parser = Parser(__doc__)
+    parser.add_argument("--clients", type=positive, default=10, help="of a round")
+    parser.add_argument("--width", type=positive, default=1024, help="of both hidden layers")
+    parser.add_argument("--rounds", type=positive, default=15, help="timed rounds of each part")
+    parser.add_out("parts")
     args = parser.parse_args()
     torch.set_num_threads(1)
     sims = simulations(args.clients, args.width)
@@ -99,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

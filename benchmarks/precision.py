@@ -6,18 +6,19 @@ A round of --clients clients of `benchmarks/common/workloads.py`, one step or an
 by every precision in turn. A row holds the time of a round, its ratio to float32, and how far what
 the round changes in the model is from float64, relative to its norm. Rows are added to
 benchmarks/results/precision.jsonl, or to --out.
+
+Takes about a minute on two cores.
 """
 
-import argparse
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import vecfl
-from benchmarks.common.rows import RESULTS, gpu_provenance, quantiles_ms, write
+from benchmarks.common.command import Parser, command, device_here, positive
+from benchmarks.common.rows import gpu_provenance, quantiles_ms, write
 from benchmarks.common.workloads import MODELS, Workload, simulation
 
 
@@ -59,13 +60,23 @@ def compare(work: Workload, backend: str, device: str, passes: int) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cpu")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["mlp", "cnn"])
-    parser.add_argument("--backends", nargs="+", default=["loop", "vmap"])
-    parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--passes", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=RESULTS / "precision.jsonl")
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--device",
+        type=device_here,
+        choices=["cuda", "cpu"],
+        default="cpu",
+        help="where clients train",
+    )
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=["mlp", "cnn"], help="that are trained"
+    )
+    parser.add_argument(
+        "--backends", nargs="+", default=["loop", "vmap"], help="of vecfl that train them"
+    )
+    parser.add_argument("--clients", type=positive, default=4, help="of a round")
+    parser.add_argument("--passes", type=positive, default=7, help="timed rounds of each precision")
+    parser.add_out("precision")
     args = parser.parse_args()
     where = gpu_provenance(args.device)
     for model in args.models:
@@ -81,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -7,9 +7,10 @@ each rank; every rank is a process of this machine, started by torchrun, and the
 row holds percentiles of the round; for one rank of that with exact sums, too, which takes turns
 with the plain one; for more, of an all-reduce of the model's length when all are there. Rows are
 added to benchmarks/results/ranks.jsonl, or to --out.
+
+Takes some minutes on two cores.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,7 +22,8 @@ import torch
 from torch import nn
 
 import vecfl
-from benchmarks.common.rows import RESULTS, ROOT, Row, provenance, quantiles_ms, write
+from benchmarks.common.command import Parser, command, positive
+from benchmarks.common.rows import ROOT, Row, provenance, quantiles_ms, write
 from benchmarks.common.workloads import MODELS, Workload
 from vecfl.mesh import join
 
@@ -93,11 +95,13 @@ def sums(length: int, times: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=WORK, default=list(WORK))
-    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=RESULTS / "ranks.jsonl")
+    parser = Parser(__doc__)
+    parser.add_some("--models", WORK, "that are trained")
+    parser.add_argument(
+        "--ranks", nargs="+", type=positive, default=[1, 2], help="processes that share a round"
+    )
+    parser.add_argument("--rounds", type=positive, default=15, help="timed rounds of each")
+    parser.add_out("ranks")
     args = parser.parse_args()
     if "RANK" in os.environ:
         for name in args.models:
@@ -114,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

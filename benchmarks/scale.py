@@ -11,6 +11,8 @@ of the processes of a run together (RssAnon of /proc/self/status: what is not a 
 looked at every 20 ms: at most, and by how much more that is than with the smallest cohort, a client
 that came on top. The store is read once before, so its pages come from memory as far as they fit
 there. Rows are added to benchmarks/results/scale.jsonl, or to --out. Linux only.
+
+Takes some minutes on two cores, and 2.4 GB of disk for the store that it builds.
 """
 
 import argparse
@@ -33,7 +35,8 @@ from torch import nn
 
 import vecfl
 from benchmarks.common.apart import family
-from benchmarks.common.rows import RESULTS, Row, provenance, quantiles_ms, write
+from benchmarks.common.command import Parser, command, positive
+from benchmarks.common.rows import Row, provenance, quantiles_ms, write
 from vecfl.data import FederatedDataset, open_dataset, save
 from vecfl.models import small_cnn
 
@@ -96,7 +99,7 @@ def play(model: str, cohort: int, folder: Path, arrangement: str) -> None:
         print(json.dumps(told), flush=True)
 
 
-def command(*words: object) -> list[str]:
+def this_script(*words: object) -> list[str]:
     return [sys.executable, __file__, *map(str, words)]
 
 
@@ -119,15 +122,15 @@ class Run:
         assert out is not None
         while not select.select([out], [], [], EVERY)[0]:
             self.peak = max(self.peak, anonymous_mib(self.process.pid))
-        if not (line := out.readline()):
-            raise RuntimeError("a run has ended; it said why")
+        if not (line := out.readline()):  # it has ended, and said why
+            raise subprocess.CalledProcessError(self.process.wait(), self.process.args)
         return str(line)
 
 
 @contextmanager
 def run(*words: object) -> Iterator[Run]:
     pipe = subprocess.PIPE
-    with subprocess.Popen(command(*words), stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen(this_script(*words), stdin=pipe, stdout=pipe, text=True) as process:
         try:
             yield Run(process)
         finally:
@@ -151,7 +154,7 @@ def compare(model: str, cohorts: list[int], folder: Path, rounds: int) -> list[R
     """A row for each cohort."""
     with tempfile.TemporaryDirectory() as cache:  # nothing that was measured before counts
         found = subprocess.run(
-            command("--choose", model, min(cohorts), folder),
+            this_script("--choose", model, min(cohorts), folder),
             check=True,
             stdout=subprocess.PIPE,
             env=os.environ | {"XDG_CACHE_HOME": cache},
@@ -194,25 +197,30 @@ def row_of(model: str, cohort: int, one: Run, ran: dict[str, Any]) -> dict[str, 
 
 def said(row: dict[str, Any], parameters: int) -> str:
     """A row as a line to read."""
-    flat = "flat" if abs(row["of_smallest"] - 1) <= FLAT else "NOT FLAT, it "
-    flat += "" if flat == "flat" else "grows" if row["of_smallest"] > 1 else "falls"
-    grown = row["grown_bytes_per_client"]
+    times, grown = row["of_smallest"], row["grown_bytes_per_client"]
+    flat = (
+        "more" if times > 1 + FLAT else "less" if times < 1 - FLAT else f"flat (within {FLAT:.0%})"
+    )
     return (
         "{workload:9} {cohort:6,} clients: {p50_ms} ms ({p20_ms} to {p80_ms}), "
-        "{ms_per_client} ms a client, x{of_smallest} of the smallest cohort's: "
-        f"{flat}; {{clients_per_s}} clients/s, {{anon_peak_mib}} MiB, {grown} bytes more a client "
-        f"(a model has {4 * parameters:,})"
+        f"{{ms_per_client}} ms a client, x{times} of that in the smallest cohort: {flat}; "
+        "{clients_per_s} clients/s, {anon_peak_mib} MiB; a further client takes "
+        f"{grown:,} bytes of memory (a copy of the model has {4 * parameters:,})"
     ).format(**row)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--cohorts", nargs="+", type=int, default=COHORTS)
-    parser.add_argument("--clients", type=int, default=1_000_000, help="of the store")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = Parser(__doc__)
+    parser.add_some("--models", MODELS, "that are trained")
+    parser.add_argument(
+        "--cohorts", nargs="+", type=positive, default=COHORTS, help="clients of a round"
+    )
+    parser.add_argument(
+        "--clients", type=positive, default=1_000_000, help="of the store, 2.4 kB each"
+    )
+    parser.add_argument("--rounds", type=positive, default=7, help="timed rounds of each cohort")
     parser.add_argument("--folder", type=Path, help="where the store is kept, and found again")
-    parser.add_argument("--out", type=Path, default=RESULTS / "scale.jsonl")
+    parser.add_out("scale")
     parser.add_argument("--build", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--choose", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--play", nargs=4, help=argparse.SUPPRESS)
@@ -222,10 +230,12 @@ def main() -> None:
     if args.choose or args.play:
         model, cohort, folder, *how = args.choose or args.play
         return (play if how else choose)(model, int(cohort), Path(folder), *how)
+    if (most := max(args.cohorts)) > args.clients:
+        raise vecfl.InputError(f"--cohorts {most}: the store has {args.clients:,} clients")
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)) / f"clients-{args.clients}"
         if not folder.exists():  # what writing takes is no memory of this process
-            subprocess.run(command("--build", args.clients, folder), check=True)
+            subprocess.run(this_script("--build", args.clients, folder), check=True)
         warm(folder)
         for model in args.models:
             size = sum(p.numel() for p in MODELS[model][0]().parameters())
@@ -236,4 +246,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -8,19 +8,20 @@ are overlapping windows of one vector, so that a million clients take 120 MB. Th
 axis take turns, round by round, in one process. A row holds percentiles of the round and what is
 done in a second of the median one. Rows are added to benchmarks/results/scaling.jsonl, or to --out.
 Ranks are measured by benchmarks/ranks.py, 50,000 of a million clients by benchmarks/scale.py.
+
+Takes some minutes on two cores.
 """
 
-import argparse
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import vecfl
-from benchmarks.common.rows import RESULTS, Row, provenance, quantiles_ms, write
+from benchmarks.common.command import Parser, command, positive
+from benchmarks.common.rows import Row, provenance, quantiles_ms, write
 from vecfl.data import FederatedDataset
 
 EXAMPLES, BATCH, PIXELS, CLASSES, WARM = 60, 10, 784, 10, 2
@@ -125,11 +126,11 @@ def is_above(value: int | str, most: int | None) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
-    parser.add_argument("--most", type=int, help="leave out larger values")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=RESULTS / "scaling.jsonl")
+    parser = Parser(__doc__)
+    parser.add_some("--axes", AXES, "that are varied")
+    parser.add_argument("--most", type=positive, help="leave out larger values")
+    parser.add_argument("--rounds", type=positive, default=7, help="timed rounds of each setting")
+    parser.add_out("scaling")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for axis in args.axes:
@@ -141,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

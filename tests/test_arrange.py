@@ -11,8 +11,8 @@ import torch
 
 import vecfl
 from vecfl import Batches, InputError, Simulation, Task, choices, fedavg, fedprox, fedsgd
-from vecfl.arrange import Wanted, arrange, layouts
-from vecfl.arrangement import Arrangement
+from vecfl.arrange import arrange, layouts
+from vecfl.arrangement import Arrangement, Wanted
 from vecfl.engine.vmap import VmapBackend
 from vecfl.feed import Resident
 from vecfl.job import Job
@@ -273,7 +273,7 @@ def test_a_damaged_file_of_choices_is_measured_anew(
     chosen = arrange(wanted, p)
     assert len(p.seconds) == 3 and chosen in p.seconds
     assert Arrangement(**json.loads(home.read_text())[name]) == chosen
-    assert ("measuring anew" in caplog.text) == (content != "[]")
+    assert caplog.text.count("measuring anew") == (content != "[]")
 
 
 def test_a_choice_that_cannot_be_kept_is_taken_all_the_same(
@@ -295,6 +295,38 @@ def test_a_backend_that_cannot_train_the_module_is_out(monkeypatch: pytest.Monke
     assert arrange(Wanted("auto", 1, 1, None), p).backend == "loop"
     with pytest.raises(InputError, match="cannot be vectorised"):
         arrange(Wanted("vmap", 1, 1, "auto"), probe())
+
+
+def test_where_every_backend_is_out_the_last_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(self: Probe, a: Arrangement) -> None:
+        raise InputError(f"no {a.backend}")
+
+    monkeypatch.setattr(Probe, "time", refuse)
+    with pytest.raises(InputError, match="^no stacked$"):
+        arrange(Wanted("auto", 1, 1, None), probe())
+
+
+def test_processes_are_no_more_than_the_clients_of_a_cohort() -> None:
+    """Eight clients here; where sizes differ, all of them may come."""
+    with pytest.raises(InputError, match="^slots=1000000000: give at most 8, the clients of a co"):
+        simulate(slots=10**9)
+    assert simulate(slots=20, workers=8).arrangement.slots == 20  # some idle
+    p = probe()
+    for sampler, most in ((vecfl.uniform(3), 3), (vecfl.poisson(0.3), 8)):
+        parts = p.task, p.data, p.algorithm, sampler
+        assert Simulation(*parts, workers=most, processes=most).arrangement.processes == most
+        assert Simulation(*parts, workers=most + 1).arrangement.workers == most + 1  # one idles
+        for kind in ({"workers": most + 1, "processes": most + 1}, {"workers": 10**6}):
+            with pytest.raises(InputError, match=f"^workers=\\d+: give at most {most}, the "):
+                Simulation(*parts, **kind)
+
+
+def test_a_device_that_is_not_here_is_named() -> None:
+    for name in ("cuda", "gpu"):
+        with pytest.raises(InputError, match=f"^device='{name}': expected a device of this mach"):
+            simulate(device=name)
 
 
 def test_a_candidate_that_fails_is_out(

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from vecfl.cli import check, has_device, main
+from vecfl.arrangement import has_device
+from vecfl.cli import check, main
 from vecfl.errors import InputError
 
 

@@ -148,6 +148,9 @@ def test_what_fails_in_a_process_is_raised_here_and_the_next_round_works(
     with pytest.raises(kind) as caught:
         sim.round(state)
     assert str(caught.value).startswith("Unwritable: " if kind is RuntimeError else str(error))
+    (note,) = caught.value.__notes__
+    assert note.startswith("in process ") and note.count("Traceback") == 1
+    assert f'File "{__file__}", line ' in note and "in fail\n    raise error\n" in note
     armed.unlink()
     again, _ = sim.round(state)
     assert torch.equal(again.server["w"], right.server["w"])
@@ -159,10 +162,70 @@ def test_a_process_that_was_killed_is_told_and_the_next_round_works() -> None:
     right, _ = sim.round(state)
     assert sim.trainer.crew is not None
     os.kill(sim.trainer.crew.forks[0].pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"process \d+ of a worker has ended"):
+    said = r"^process \d+ of a worker has ended by SIGKILL, as .*; give fewer processes$"
+    with pytest.raises(processes.WorkerLost, match=said) as caught:
         sim.round(state)
+    assert caught.value.__suppress_context__ and not caught.value.__cause__
     again, _ = sim.round(state)
     assert torch.equal(again.server["w"], right.server["w"])
+
+
+@pytest.mark.parametrize(
+    "last, how",
+    [
+        (lambda: os._exit(3), "with exit code 3"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), None),  # ignored: a signal of the group
+        (lambda: os.kill(os.getpid(), signal.SIGUSR1), "by SIGUSR1"),
+    ],
+)
+def test_how_a_process_has_ended_is_told(last: Callable[[], object], how: str | None) -> None:
+    sim = simulate(
+        loss=in_a_fork(last), **{"backend": "loop", "slots": 1, "workers": 2, "processes": 2}
+    )
+    if how is None:
+        sim.round(sim.start())
+        return
+    with pytest.raises(processes.WorkerLost, match=rf"^process \d+ of a worker has ended {how}$"):
+        sim.round(sim.start())
+
+
+class TwoArguments(Exception):
+    def __init__(self, client: int, why: str) -> None:
+        super().__init__(f"client {client}: {why}")
+
+
+def test_an_exception_that_cannot_be_read_again_comes_as_its_text() -> None:
+    """Pickle would call TwoArguments with one."""
+
+    def fail() -> None:
+        raise TwoArguments(3, "no")
+
+    sim = simulate(loss=in_a_fork(fail), backend="loop", slots=1, workers=2, processes=2)
+    with pytest.raises(RuntimeError, match="^TwoArguments: client 3: no") as caught:
+        sim.round(sim.start())
+    assert "in fail\n    raise TwoArguments" in caught.value.__notes__[0]
+
+
+def test_processes_alone_are_as_many_workers() -> None:
+    sim = simulate(backend="loop", slots=1, workers="auto", processes=2)
+    assert sim.arrangement == Arrangement("loop", 2, 1, 1, processes=2)
+
+
+def test_an_evaluation_has_no_more_threads_than_torch() -> None:
+    seen: list[int] = []
+
+    def loss(output: Tensor, batch: Batch) -> Pair:
+        seen.append(torch.get_num_threads())
+        return vecfl.cross_entropy(output, batch)
+
+    sim = simulate(loss=loss, backend="loop", slots=1, workers=2)
+    state = sim.start()
+    for here, right in ((1, 1), (2, 2), (3, 2)):  # two workers of one thread each
+        seen.clear()
+        with operator_threads(here):
+            sim.evaluate(state, sim.data.columns)
+            sim.evaluate_clients(state)
+        assert {*seen} == {right}
 
 
 def test_what_was_interrupted_is_not_taken_for_the_next_round() -> None:
@@ -205,11 +268,19 @@ def test_processes_end_where_their_parent_was_killed() -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
+TWO = "processes={} with workers={}: give workers={} or auto, or leave out processes"
+
+
 @pytest.mark.parametrize(
     "algorithm, kind, said",
     [
-        (FEDAVG, {"workers": 2, "processes": 3}, "processes=3: must be 1, or the number of work"),
-        (FEDAVG, {"workers": "auto", "processes": 2}, "processes=2: must be 1, or the number of"),
+        (FEDAVG, {"workers": 2, "processes": 3}, TWO.format(3, 2, 3)),
+        (FEDAVG, {"workers": 3, "processes": 2}, TWO.format(2, 3, 2)),
+        (FEDAVG, {"processes": 0}, "processes must be an integer of at least 1, not 0"),
+        (FEDAVG, {"workers": 1, "processes": True}, "processes must be an integer .* not True"),
+        (FEDAVG, {"processes": 2.0}, "processes must be an integer of at least 1, not 2.0"),
+        (FEDAVG, {"workers": 60, "processes": 60}, "workers=60: give at most 10, the clients of"),
+        (FEDAVG, {"workers": "auto", "processes": 60}, "workers=60: give at most 10, the clien"),
         (vecfl.scaffold(lr=0.1, batches=Batches(4)), {}, "scaffold keeps rows of clients"),
         (replace(FEDAVG, before=FEDAVG), {}, "fedavg keeps rows of clients"),  # without a table
     ],
@@ -410,8 +481,10 @@ def test_threads_and_systems_that_do_not_survive_a_fork_are_refused(
     data = dataset(PROBLEMS["mlp"].clients((8,) * 4))
     task = Task(nn.Linear(5, 4), vecfl.cross_entropy, example=data.examples(4))
     parts = task, data, FEDAVG, vecfl.everyone()
-    with pytest.raises(InputError, match="each has one operator thread; give threads=1"):
-        Simulation(*parts, workers=2, processes=2, threads=2)
+    for backend in ("vmap", "auto"):
+        with pytest.raises(InputError, match="each has one operator thread; give threads=1"):
+            Simulation(*parts, backend=backend, workers=2, processes=2, threads=2)
     monkeypatch.setattr(arrangement, "possible", lambda: False)
-    with pytest.raises(InputError, match="threads do not outlive a fork; use threads"):
-        Simulation(*parts, workers=2, processes=2, threads=1)
+    for backend in ("vmap", "auto"):
+        with pytest.raises(InputError, match="threads do not outlive a fork; use threads"):
+            Simulation(*parts, backend=backend, workers=2, processes=2, threads=1)

@@ -1,9 +1,11 @@
 """Parts of rounds, bytes and arithmetic: by hand, and through a recipe."""
 
 import json
+import re
 import runpy
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,18 @@ import torch
 from torch import nn
 
 import vecfl
-from vecfl import Batches, FederatedDataset, Simulation, Task, profile
+from vecfl import Batches, FederatedDataset, InputError, Simulation, Task, profile
 from vecfl.profile import PARTS, ROUNDS, Clock, Profile
 from vecfl.roof import executed, step_bytes, step_flops
 from vecfl.worker import Worker
 
 from .recipes.conftest import no_curves
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "quickstart.py"
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "recipes" / "quickstart.py"
+(SNIPPET,) = re.findall(
+    r"^```python\n(.*?)^```$", (ROOT / "docs/profiling.md").read_text("utf-8"), re.M | re.S
+)
 
 
 class Ticks:
@@ -59,14 +65,16 @@ def test_workers_count_with_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.seconds == {"step": (3 + 5) / 2}
 
 
-def simulation(backend: str, algorithm: vecfl.Algorithm) -> Simulation:
+def simulation(backend: str, algorithm: vecfl.Algorithm, workers: int = 1) -> Simulation:
     """Five clients of ten examples of 6 numbers, 3 classes."""
     g = torch.Generator().manual_seed(0)
     columns = {"x": torch.rand(50, 6, generator=g), "y": torch.arange(50) % 3}
     data = FederatedDataset(columns, torch.arange(0, 51, 10))
     module = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
     task = Task(module, vecfl.cross_entropy, example=data.examples(2))
-    return Simulation(task, data, algorithm, vecfl.everyone(), backend=backend, slots=2)
+    return Simulation(
+        task, data, algorithm, vecfl.everyone(), backend=backend, workers=workers, slots=2
+    )
 
 
 def test_bytes_and_arithmetic_by_hand() -> None:
@@ -130,6 +138,47 @@ def test_rows_of_round_0_do_not_count(tmp_path: Path) -> None:
     assert Worker._seat is plain
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_snippet_makes_its_folder_and_tells_what_the_trace_lacks(
+    workers: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sim = simulation("loop", vecfl.fedavg(lr=0.1, batches=Batches(2)), workers)
+    said = replace(sim.arrangement, processes=workers)  # threads all the same
+    monkeypatch.setattr(Simulation, "arrangement", said)
+    exec(compile(SNIPPET, "docs/profiling.md", "exec"), {"sim": sim})
+    assert json.loads(Path("profiles/first/trace.json").read_text())["traceEvents"]
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("trace             profiles/first/trace.json")
+    missing = "what runs in its forks (1) is missing"
+    assert [missing in line for line in lines[at + 1 :]] == [True] * (workers - 1)
+    assert "a slot is a place where a client trains" in lines[len(PARTS) + 3]
+
+
+def test_a_folder_that_cannot_be_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    sim = simulation("loop", vecfl.fedavg(lr=0.1, batches=Batches(2)))
+    with pytest.raises(InputError) as error:
+        Profile(sim, "file")
+    assert str(error.value) == "file: no folder for a trace: File exists"
+    Path("run/trace.json").mkdir(parents=True)
+    with pytest.raises(InputError, match="^run: no folder for a trace: "):
+        Profile(sim, "run")
+
+
+def test_a_trace_that_is_not_there_is_not_named_as_one(tmp_path: Path) -> None:
+    seen = Profile(simulation("loop", vecfl.fedavg(lr=0.1, batches=Batches(2))), tmp_path)
+    assert seen.trace() == [f"trace             not written: {tmp_path}/trace.json"]
+    (tmp_path / "trace.json").touch()
+    assert seen.trace() == [f"trace             {tmp_path}/trace.json"]
+
+
 def test_a_run_that_ends_early_has_no_profile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +209,7 @@ def test_a_recipe_profiles(
 ) -> None:
     run_dir = recipe(monkeypatch, tmp_path, "--rounds=4", "--profile=True")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("a round ") and "finish and fold" in lines[5]
+    assert lines[0].startswith("a round ") and "folding messages" in lines[5]
     assert (run_dir / "trace.json").stat().st_size > 1000
     assert "profile" not in (run_dir / "config.yaml").read_text()  # another start may do without
 

@@ -133,6 +133,8 @@ def test_the_other_snippets_run_in_their_order(
     assert names["metrics"]["train/lost_clients"] <= names["metrics"]["train/cohort"]
     assert names["columns"]["accuracy"].shape == (100,)
     assert [one.every for one in names["evaluations"]] == [1, 10]
-    assert names["two"].arrangement.processes == 2 and names["rough"].task.bf16
+    assert (
+        names["two"].arrangement.processes == 2 and names["rough"].arrangement.precision == "bf16"
+    )
     assert (tmp_path / "half.ckpt").exists()
     assert names["state"].table.gather(torch.arange(100))["visits"].sum() == 10

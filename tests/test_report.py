@@ -65,6 +65,14 @@ def test_summary(tmp_path: Path) -> None:
     ]
 
 
+def test_processes_are_told_where_they_are_several(tmp_path: Path) -> None:
+    for number, said in ((1, "workers 2, threads"), (2, "workers 2, processes 2, threads 1,")):
+        (tmp_path / str(number)).mkdir()
+        assert said in summary(
+            write(tmp_path / str(number), [ROUND | {"system/processes": number}])
+        )
+
+
 def test_summary_of_a_run_that_diverged_says_so(tmp_path: Path) -> None:
     lost = {"eval/accuracy": math.nan, "eval/loss": math.inf, "train/loss": math.nan}
     lines = summary(write(tmp_path, [ROUND | EVALUATION, ROUND | lost])).splitlines()

@@ -7,9 +7,9 @@ choice is kept for this machine, model and shape, and the same command repeats t
 
 import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
-from vecfl.arrangement import Arrangement
+from vecfl.arrangement import BACKENDS, FORMULATIONS, Arrangement, Wanted, check
 from vecfl.choices import choices_file, keep, recall
 from vecfl.engine import has_convolutions, require_cuda, usual_formulation
 from vecfl.errors import InputError, is_integer
@@ -21,41 +21,6 @@ from vecfl_kernels import by_triton
 log = logging.getLogger("vecfl")
 
 AGREE = 1e-9  # what float64 arithmetic in another order may change
-BACKENDS = ("loop", "vmap", "stacked")
-FORMULATIONS = ("stacked-each", "stacked-grouped", "stacked-unfold")  # of convolutions
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is wished of an arrangement: a value, "auto" to measure it, None for the rule."""
-
-    backend: str
-    workers: int | str
-    threads: int | None
-    slots: int | str | None
-    processes: int | None = None
-    precision: str = "float32"
-    graphs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.backend not in (*BACKENDS, *FORMULATIONS, "auto"):
-            raise InputError(
-                f"backend {self.backend!r} is not known; choose loop, vmap, stacked or auto"
-            )
-        for name, other in (("workers", "auto"), ("threads", None), ("slots", "auto")):
-            value = getattr(self, name)
-            by_rule = value == other or (name == "slots" and value is None)
-            if not by_rule and not (is_integer(value) and value >= 1):
-                raise InputError(f"{name} must be an integer of at least 1, not {value!r}")
-        if self.processes is not None and self.processes not in (1, self.workers):
-            raise InputError(
-                f"processes={self.processes!r}: must be 1, or the number of workers "
-                f"({self.workers}), each of which then is one"
-            )
-
-    @property
-    def measured(self) -> bool:
-        return "auto" in (self.backend, self.workers, self.slots)
 
 
 def arrange(wanted: Wanted, probe: Probe) -> Arrangement:
@@ -71,9 +36,12 @@ def arrange(wanted: Wanted, probe: Probe) -> Arrangement:
     check_precision(wanted.precision, probe.device, probe.dtype)
     if wanted.graphs:
         require_cuda(probe.device)
+    first, *_ = layouts(wanted, probe.cores, probe.forks)
+    workers, threads, processes = first
+    alone = Arrangement("loop", workers, threads, 1, processes)
+    check(alone, probe.device, probe.algorithm, probe.task.layout)
     if not wanted.measured:
-        layout, *_ = layouts(wanted, probe.cores, probe.forks)
-        return candidate(wanted, probe, wanted.backend, *layout)
+        return candidate(wanted, probe, wanted.backend, *first)
     facts = probe.facts() | {"wanted": asdict(wanted)}
     if kept := chosen_before(facts, probe):
         log.info("%s, as measured before (delete %s to measure again)", kept, choices_file())
@@ -131,6 +99,7 @@ def beaten(probe: Probe, chosen: Arrangement) -> dict[str, float]:
 def search(wanted: Wanted, probe: Probe) -> Arrangement:
     """The fastest arrangement, found one question after the other: backend, cores, slots."""
     first, *others = layouts(wanted, probe.cores, probe.forks)
+    reason = ""
     for backend in BACKENDS if wanted.backend == "auto" else (wanted.backend,):
         try:
             if wanted.backend == "auto":
@@ -140,6 +109,9 @@ def search(wanted: Wanted, probe: Probe) -> Arrangement:
             if wanted.backend != "auto":
                 raise
             log.info("backend %s is out: %s", backend, error)
+            reason = str(error)
+    if not probe.seconds:
+        raise InputError(reason)
     if wanted.backend == "auto":
         formulate(probe)
     limit = probe.cores * min(probe.seconds.values())  # the cores cannot gain more
@@ -175,10 +147,10 @@ def layouts(wanted: Wanted, cores: int, forks: bool) -> list[tuple[int, int, int
     Workers are processes where they can be, unless they shall be none.
     """
     apart = wanted.processes is None and forks
-    if wanted.workers != "auto":
-        workers = int(wanted.workers)
-        threads = wanted.threads or max(1, cores // workers)
-        return [(workers, threads, wanted.processes or 1)]
+    if wanted.count != "auto":
+        workers, processes = int(wanted.count), wanted.processes or 1
+        threads = wanted.threads or (max(1, cores // workers) if processes == 1 else 1)
+        return [(workers, threads, processes)]
     if wanted.threads:
         workers = max(1, cores // wanted.threads)
         tried = [(1, wanted.threads, 1), (workers, wanted.threads, 1)]

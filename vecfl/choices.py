@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,22 @@ def key(facts: Facts) -> str:
 
 def recall(facts: Facts) -> Any:
     """The choice that was kept for these facts, or None."""
-    return _read().get(key(facts))
+    try:
+        return _read().get(key(facts))
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s): measuring anew", choices_file(), error)
+        return None
 
 
 def keep(facts: Facts, choice: Mapping[str, object]) -> str:
     """Keep a choice for these facts; says where it is kept, or why it is not."""
+    kept: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # `recall` has told
+        kept = _read()
     try:
         choices_file().parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(choices_file()) as file:
-            file.write(json.dumps(_read() | {key(facts): choice}, indent=1).encode())
+            file.write(json.dumps(kept | {key(facts): choice}, indent=1).encode())
     except OSError as error:
         return f"not kept: {error.filename or choices_file()}: {error.strerror or error}"
     return f"kept in {choices_file()}"
@@ -59,7 +67,4 @@ def _read() -> dict[str, Any]:
         kept = json.loads(choices_file().read_text(encoding="utf-8"))
         return kept if isinstance(kept, dict) else {}
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read (%s): measuring anew", choices_file(), error)
         return {}

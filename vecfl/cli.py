@@ -20,7 +20,6 @@ from dataclasses import asdict
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from vecfl.errors import InputError
@@ -45,7 +44,8 @@ def main(run: Callable[[Args], None], args_type: type[Args]) -> None:
 
     `InputError`, an `OSError` about a file and Ctrl-C become one line on stderr and an exit code;
     every other exception is a bug and keeps its traceback. A recipe says where a stopped run
-    stands by raising `vecfl.signals.Stopped` with that line and its exit code. Several ranks print
+    stands by raising `vecfl.signals.Stopped` with that line and its exit code. A worker
+    process that has ended is a line and exit code 1. Several ranks print
     a line once, and exit with 1 where another has ended; torchrun's summary names the cause.
     """
     mesh = Mesh()
@@ -89,15 +89,6 @@ def check(args: object, names: Iterable[str], right: Callable[[Any], bool], want
 def flag(name: str) -> str:
     """The flag of a field: sample_seed is --sample-seed."""
     return f"--{name.replace('_', '-')}"
-
-
-def has_device(name: str) -> bool:
-    """Whether tensors can be made on this device here."""
-    try:
-        torch.zeros(1, device=name).cpu()
-    except (RuntimeError, AssertionError, ImportError):  # asserts without CUDA
-        return False
-    return True
 
 
 def _parse_once(args_type: type[Args], mesh: Mesh) -> Args:

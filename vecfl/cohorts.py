@@ -59,6 +59,7 @@ class Cohorts:
             delay.check(data.num_clients)
         self.offsets, self.population, self.batches = data.offsets, data.num_clients, batches
         self.mesh, self.asked = mesh, dict[int, Cohort]()
+        self.first = self._first()
 
     def draw(self, round: int) -> Tensor:
         """Positions [C] of the clients that are drawn for a round (from 0), lost ones too.
@@ -74,14 +75,23 @@ class Cohorts:
         Of the first cohort where three have the same size, else of the largest of ten; of some
         clients with examples where all of these are empty.
         """
+        some = max(self.first, key=len)
+        if not len(some):
+            some = self.offsets.diff().nonzero().flatten()[:100]
+        return some[: -(-len(some) // self.mesh.size)]
+
+    def most(self) -> int:
+        """Clients that a cohort can have: as the first, or all of them where sizes differ."""
+        sizes = {*map(len, self.first)}
+        return max(sizes) if len(sizes) == 1 and 0 not in sizes else max(self.population, *sizes)
+
+    def _first(self) -> list[Tensor]:
+        """The cohorts of the first rounds: three, or ten where sizes differ."""
         cohorts = [self.draw(0)]
         with suppress(Exception):  # a sampler may end with the run
             while len(cohorts) < 3 or (len({*map(len, cohorts)}) > 1 and len(cohorts) < 10):
                 cohorts.append(self.draw(len(cohorts)))
-        some = max(cohorts, key=len)
-        if not len(some):
-            some = self.offsets.diff().nonzero().flatten()[:100]
-        return some[: -(-len(some) // self.mesh.size)]
+        return cohorts
 
     def ask(self, round: int) -> Tensor:
         """The clients [c] that this rank trains; `take` gives the whole cohort then."""

@@ -1,6 +1,7 @@
 """Flags that all recipes share: a dataclass to inherit from, and what its values mean."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -9,11 +10,13 @@ import torch
 import vecfl.sampling as sampling
 import vecfl.transforms as transforms
 from vecfl.algorithms import Algorithm
-from vecfl.cli import check, has_device
+from vecfl.arrangement import has_device
+from vecfl.cli import check
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.evaluations import EvaluationArgs
 from vecfl.losses import Batch
+from vecfl.mesh import join
 from vecfl.model_file import check_safetensors, warm_start
 from vecfl.named import named_aggregator, named_metrics, named_sampler, named_transform
 from vecfl.parts import surrounded
@@ -58,7 +61,8 @@ class RunArgs(EvaluationArgs):
     workers: int | Literal["auto"] = "auto"
     """threads or processes that train clients, on a CPU"""
     processes: int | None = None
-    """1, or as many as workers: one for each; measured with --workers auto, else 1"""
+    """1, or as many as workers: one for each, and --workers auto is as many; measured if not given
+    with --workers auto, else 1"""
     threads: int | None = None
     """operator threads of each worker; measured with --workers auto, else torch's shared out"""
     slots: int | Literal["auto"] = "auto"
@@ -120,7 +124,6 @@ def check_run(args: RunArgs) -> None:
         "cohort",
         "batch",
         "threads",
-        "processes",
         "patience",
         "eval_every",
         "test_every",
@@ -134,6 +137,7 @@ def check_run(args: RunArgs) -> None:
     check(args, some, lambda n: n == "auto" or n >= 1, "auto or a number of at least 1")
     right = f"auto or at most --cohort ({args.cohort})"
     check(args, some, lambda n: n == "auto" or n <= args.cohort, right)
+    check(args, ("processes",), lambda n: n >= 1, "1 for threads, or the number of workers")
     check(
         args, ("profile",), lambda on: not on or args.rounds >= ROUNDS, f"--rounds {ROUNDS} or more"
     )
@@ -146,7 +150,7 @@ def check_run(args: RunArgs) -> None:
 def check_saving(args: RunArgs) -> None:
     """Raise InputError, with the name of the flag, where the run cannot go where it should."""
     if args.resume == "none":
-        check_out(args.out)
+        join().from_first(partial(check_out, args.out))
     if args.resume == "auto" and args.out is None:
         raise InputError("--resume auto: needs --out, the directory of the run")
     if args.watch is not None:

@@ -12,6 +12,7 @@ from vecfl.files import reached
 from vecfl.flags import RunArgs
 from vecfl.model_file import save_model
 from vecfl.parts import plateau_metrics
+from vecfl.processes import WorkerLost
 from vecfl.resume import CHECKPOINTS, FIRST
 from vecfl.simulation import Metrics, Simulation
 from vecfl.state import State
@@ -117,6 +118,12 @@ class Keeper:
         if self.saved < state.round:
             so_far += f" after round {self.saved}"
         return f"{so_far}: the same command with --resume {self.run_dir}"
+
+    def ended(self, error: OSError | WorkerLost, state: State) -> InputError | WorkerLost:
+        """What ends the run, with how to go on."""
+        if isinstance(error, WorkerLost):
+            return WorkerLost(f"{error}; stopped {self.where(state)}")
+        return InputError(f"{reason(error)}; stopped {self.where(state)}")
 
 
 def keep_first(sim: Simulation, run_dir: Path) -> None:

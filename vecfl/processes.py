@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from vecfl.job import Fold, Job
 from vecfl.losses import Batch
+from vecfl.mesh import RankError
 
 
 class Stop(Protocol):
@@ -35,6 +37,10 @@ class Stop(Protocol):
 
 
 Train = Callable[[Job, Stop], Fold]
+
+
+class WorkerLost(RankError):
+    """The process of a worker has ended; one line says how, and what can be done."""
 
 
 class Crew:
@@ -51,7 +57,7 @@ class Crew:
     def train(self, jobs: Sequence[Job]) -> list[Fold]:
         """What comes of the jobs, one for each worker; where one fails, the others stop too.
 
-        Raises what failed, RuntimeError where a process has ended; then the crew is not used again.
+        Raises what failed, WorkerLost where a process has ended; then the crew is not used again.
         """
         mine, *others = jobs
         try:
@@ -77,7 +83,7 @@ class Fork:
             self.ours.close()
             serve(train, columns, theirs, stop)
         theirs.close()
-        weakref.finalize(self, end, self.pid, self.ours, parent)
+        self.finalizer = weakref.finalize(self, end, self.pid, self.ours, parent)
 
     def start(self, job: Job) -> None:
         """Let it train the clients of a job."""
@@ -87,16 +93,25 @@ class Fork:
             self.ours.send_bytes(dump(job))
 
     def result(self) -> Fold:
-        """What it made of the last job; raises what failed."""
+        """What it made of the last job; raises what failed, its traceback in a note."""
         try:
             found = pickle.loads(self.ours.recv_bytes())
-        except (EOFError, OSError) as error:
-            why = f"process {self.pid} of a worker has ended: killed, for memory?"
-            raise RuntimeError(why) from error
+        except (EOFError, OSError):
+            how = self.ended()
+            raise WorkerLost(f"process {self.pid} of a worker has ended {how}") from None
         if isinstance(found, BaseException):
             raise found
         assert isinstance(found, Fold)
         return found
+
+    def ended(self) -> str:
+        """How it has ended: its number may be another process's then."""
+        self.finalizer.detach()
+        self.ours.close()
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if code == -signal.SIGKILL:
+            return "by SIGKILL, as where memory runs out; give fewer processes"
+        return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
 
 def possible() -> bool:
@@ -112,14 +127,14 @@ def serve(train: Train, columns: Batch, ours: Connection, stop: Stop) -> None:
             signal.signal(number, signal.SIG_IGN)  # they come to the group; the parent stops it
         torch.set_num_threads(1)  # those of the parent's pool are not here
         while True:
-            job: Job = pickle.loads(ours.recv_bytes())
-            found: Fold | BaseException
+            content = ours.recv_bytes()
             try:
-                found = train(job if job.columns else replace(job, columns=columns), stop)
+                job: Job = pickle.loads(content)
+                content = dump(train(job if job.columns else replace(job, columns=columns), stop))
             except BaseException as error:
                 stop.set()
-                found = error
-            ours.send_bytes(dump(found))
+                content = dump_error(error)
+            ours.send_bytes(content)
     finally:
         os._exit(0)  # nothing of the parent's is to be ended here
 
@@ -143,12 +158,21 @@ class Pickler(pickle.Pickler):
 
 
 def dump(value: object) -> bytes:
-    """`value` as bytes; an exception that cannot be written, as its text."""
+    """`value` as bytes."""
     file = io.BytesIO()
-    try:
-        Pickler(file, protocol=5).dump(value)
-    except Exception:
-        if not isinstance(value, BaseException):
-            raise
-        return pickle.dumps(RuntimeError(f"{type(value).__name__}: {value}"))
+    Pickler(file, protocol=5).dump(value)
     return file.getvalue()
+
+
+def dump_error(error: BaseException) -> bytes:
+    """An exception with its traceback as a note; its text, where it does not come back."""
+    text = "".join(traceback.format_exception(error)).rstrip()
+    note = f"in process {os.getpid()} of a worker:\n{text}"
+    with suppress(Exception):
+        error.add_note(note)
+        content = dump(error)
+        if note in pickle.loads(content).__notes__:
+            return content
+    other = RuntimeError(f"{type(error).__name__}: {error}")
+    other.add_note(note)
+    return dump(other)

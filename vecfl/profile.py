@@ -20,6 +20,7 @@ import vecfl.one_batch as one_batch
 import vecfl.simulation as simulation
 from vecfl.cohorts import Cohorts
 from vecfl.engine import loop, stacked, vmap
+from vecfl.errors import InputError
 from vecfl.mesh import Mesh
 from vecfl.roof import executed, shares, step_bytes, step_flops, wait
 from vecfl.simulation import Simulation
@@ -30,14 +31,14 @@ WARM, TIMED = 1, 2  # rounds; one more is traced
 ROUNDS = WARM + TIMED + 1
 PARTS: dict[str, list[tuple[Any, str]]] = {  # whose calls count; what runs inside of one does not
     "plan and tape": [(Cohorts, "take"), (Tape, "__init__"), (Tape, "blocks")],
-    "seat": [(Worker, "_seat")],
+    "seating clients": [(Worker, "_seat")],
     "gather": [(loop, "gather"), (vmap, "gathered"), (stacked, "gathered"), (one_batch, "gather")],
     "step": [
         *((b, "run_") for b in (loop.LoopBackend, vmap.VmapBackend, stacked.StackedBackend)),
         (one_batch.OneBatch, "train"),
     ],
-    "finish and fold": [(Worker, "_commit")],
-    "tally": [(simulation, "tally")],
+    "folding messages": [(Worker, "_commit")],
+    "metrics": [(simulation, "tally")],
     "all-reduce": [(Mesh, "sum")],
     "server": [],  # the algorithm's
     "evaluation": [(Simulation, "evaluate"), (Simulation, "evaluate_clients")],
@@ -95,11 +96,19 @@ class Clock:
 class Profile:
     """A tracker (`vecfl.track`) that profiles rounds 2 to 4 of a run.
 
-    It prints a table, and writes `trace.json`, for chrome://tracing or Perfetto, into `folder`.
+    It prints a table, and writes `trace.json`, for chrome://tracing or Perfetto, into `folder`,
+    which is made where it is not there. Raises InputError where it cannot be.
     """
 
-    def __init__(self, sim: Simulation, folder: Path) -> None:
-        self.sim, self.folder, self.seen = sim, folder, 0
+    def __init__(self, sim: Simulation, folder: str | Path) -> None:
+        self.sim, self.path, self.seen = sim, Path(folder) / "trace.json", 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()  # torch would only print that it cannot write
+            self.path.unlink()
+        except OSError as error:
+            why = error.strerror or error
+            raise InputError(f"{folder}: no folder for a trace: {why}") from None
         self.clock = Clock(sim.arrangement.workers)
         self.wrapped = ExitStack()
         self.tracer: torch.profiler.profile | None = None
@@ -124,8 +133,8 @@ class Profile:
         elif self.seen == ROUNDS and self.tracer is not None:
             wait(self.sim.device)
             self.tracer.stop()
-            self.tracer.export_chrome_trace(str(self.folder / "trace.json"))
-            print("\n".join([*self.table(self.tracer), f"{'trace':18}{self.folder}/trace.json"]))
+            self.tracer.export_chrome_trace(str(self.path))
+            print("\n".join([*self.table(self.tracer), *self.trace()]))
 
     def close(self) -> None:
         """Leave things as they were; a run that ended before there was a table says so."""
@@ -147,6 +156,7 @@ class Profile:
         busy, workers = max(parts["step"] + parts["gather"], 1e-9), sim.arrangement.workers
         lines += [
             f"{'slot-steps':18}{slot_steps:10.0f}, clients take {steps / slot_steps:.1%} of them",
+            f"{'':18}a slot is a place where a client trains; idle ones count, too",
             f"{'host':18}{busy * workers / slot_steps * 1e6:10.2f} us a slot-step",
         ]
         if sim.device.type == "cuda":
@@ -154,6 +164,17 @@ class Profile:
             lines += [f"{'device':18}{busy / slot_steps * 1e6:10.2f} us a slot-step"]
         moved, flops = slot_steps * step_bytes(sim), slot_steps * step_flops(sim)
         return lines + shares(busy, moved, flops, sim)
+
+    def trace(self) -> list[str]:
+        """Where the trace is, and what is not in it."""
+        lines = [f"{'trace':18}{self.path if self.path.is_file() else f'not written: {self.path}'}"]
+        forks = self.sim.arrangement.processes - 1
+        if forks:
+            lines += [
+                f"{'':18}like the parts above it is of this process alone; what runs in its forks "
+                f"({forks}) is missing"
+            ]
+        return lines
 
 
 def wrap(restore: ExitStack, clock: Clock, sim: Simulation) -> None:

@@ -16,10 +16,11 @@ from vecfl.evaluations import Evaluate, Evaluation, Evaluations
 from vecfl.files import reached
 from vecfl.finish import finish, told
 from vecfl.flags import RunArgs
-from vecfl.keeper import Keeper, keep_first, reason
+from vecfl.keeper import Keeper, keep_first
 from vecfl.mesh import RankError
 from vecfl.model_file import SAFE
 from vecfl.plugins import digests
+from vecfl.processes import WorkerLost
 from vecfl.profile import Profile
 from vecfl.resume import CHECKPOINTS, FIRST, TABLE, Before, check_observed, go_on, settings
 from vecfl.signals import Signals, Stopped
@@ -65,9 +66,8 @@ def record_run(
             "go back with the model; give --watch alone"
         )
     if args.fall_back and sim.algorithm.delay is not None:
-        raise InputError(
-            "--fall-back: messages that have arrived since would arrive again; give --watch alone"
-        )
+        why = "messages that have arrived since would arrive again"
+        raise InputError(f"--fall-back: {why}; give --watch alone")
     config, first = settings(args, sim.arrangement), sim.mesh.rank == 0
     if before is not None and sim.algorithm.observe is not None:
         sim.mesh.from_first(partial(check_observed, before, args))
@@ -220,8 +220,8 @@ def run_rounds(
     except KeyboardInterrupt:
         number = signals.came or signal.SIGINT
         raise Stopped(f"stopped at once {keeper.where(state)}", number) from None
-    except OSError as error:
-        raise InputError(f"{reason(error)}; stopped {keeper.where(state)}") from error
+    except (OSError, WorkerLost) as error:
+        raise keeper.ended(error, state) from error
     finally:
         keeper.rows = None
     if state.round < args.rounds and not keeper.stopped:

@@ -150,7 +150,8 @@ def _speed(rows: Rows) -> str:
     clients = sum(row["system/clients_per_s"] * row["system/round_s"] for row in rows)
     busy = sum(row["system/slot_efficiency"] for row in rows) / len(rows)
     last = rows[-1]
-    names = ("backend", "workers", "threads", "slots")
+    several = ("processes",) * (last.get("system/processes", 1) > 1)
+    names = ("backend", "workers", *several, "threads", "slots")
     how = ", ".join(f"{n} {last[f'system/{n}']}" for n in names if f"system/{n}" in last)
     speed = f"{seconds:.1f} s, {clients / seconds:,.0f} clients/s"
     return f"rounds {last['round']}, {speed}, {how} ({busy:.0%} busy)"

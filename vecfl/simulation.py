@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vecfl.aggregate import exact_grid
 from vecfl.algorithms import Algorithm, Round
-from vecfl.arrange import Wanted, arrange
-from vecfl.arrangement import Arrangement
+from vecfl.arrange import arrange
+from vecfl.arrangement import Arrangement, Wanted, require_device
 from vecfl.cohorts import Cohorts
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
@@ -30,7 +30,7 @@ from vecfl.state import State, facts, open_table, pack, require_observed, sent, 
 from vecfl.table import Tables
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
-from vecfl.trainer import Trainer, operator_threads
+from vecfl.trainer import Trainer
 
 Metrics = dict[str, float | int | str]
 
@@ -92,7 +92,7 @@ class Simulation:
         self.sample_seed = check_seed("sample_seed", seed if sample_seed is None else sample_seed)
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"dtype must be torch.float32 or torch.float64, not {dtype}")
-        self.device, self.dtype = self.mesh.device(torch.device(device)), dtype
+        self.device, self.dtype = self.mesh.device(require_device(device)), dtype
         task.check(data.columns)
         self.source = place(data, self.device, resident)
         self.task, self.data = task.to(self.device, dtype), self.source.data
@@ -100,13 +100,13 @@ class Simulation:
         seeds, lost = (self.sample_seed, self.seed), (client_dropout, algorithm.delay)
         self.cohorts = Cohorts(sampler, self.data, algorithm.rule.batches, seeds, *lost, self.mesh)
         wanted = Wanted(backend, workers, threads, slots, processes, precision, graphs)
+        wanted.check(self.cohorts.most())
         large, fetch = self.cohorts.large(), self.source.fetch
         probe = Probe(self.task, self.data, algorithm, large, self.seed, fetch)
         arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
         self.trainer = Trainer(self.task, self.data, algorithm, arrangement, self.seed)
         self.trainer.tell()
-        self.feed = make_feed(self.source)
-        kept = algorithm.table(self.task.layout)
+        self.feed, kept = make_feed(self.source), algorithm.table(self.task.layout)
         self.tables = Tables(kept, self.data.num_clients, dtype, table, self.mesh.rank)
         self.geometry = Geometry(self.mesh, statistics, self.seed, self.task.layout.size)
         self.tell: Callable[[str, State, Columns], None] = lambda *_: None  # what clients came to
@@ -187,7 +187,7 @@ class Simulation:
         """`name/...`: loss and metrics of the model on pooled examples, columns [n, ...]."""
         check_name(name)
         self.task.check(columns)
-        with operator_threads(self.arrangement.cores):
+        with self.trainer.evaluating():
             values = evaluate(self.task, self.algorithm.model(state.server), columns, self.mesh)
         return {f"{name}/{metric}": value for metric, value in values.items()}
 
@@ -207,7 +207,7 @@ class Simulation:
         "update_norm" of the last round, NaN where a client sent nothing.
         """
         some = data or self.data
-        with operator_threads(self.arrangement.cores):
+        with self.trainer.evaluating():
             found = evaluate_clients(self.task, self.algorithm.model(state.server), some, self.mesh)
         norm = self.geometry.norms(state.round, some.num_clients) if data is None else None
         return columns_of(found, some, norm)

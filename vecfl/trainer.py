@@ -99,6 +99,13 @@ class Trainer:
         """
         return operator_threads(1) if self.arrangement.processes > 1 else nullcontext()
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """The operator threads of all workers, for an evaluation, but no more than torch has.
+
+        Torch has those of OMP_NUM_THREADS or torch.set_num_threads, else one for each core.
+        """
+        return operator_threads(min(self.arrangement.cores, torch.get_num_threads()))
+
     def tell(self) -> None:
         """Log which modules the stacked backend runs by vmap."""
         if by_vmap := self.workers[0].backend.layers.get("by_vmap"):

@@ -1,7 +1,7 @@
 """What stands in the results: the newest rows, ratios with their spread, and tables of them."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,22 @@ def partner(rows: Iterable[Found], row: Found, **same: Any) -> Found | None:
     wanted = same | {key: row.get(key) for key in RUN}
     fit = [r for r in rows if "p50_ms" in r and wanted.items() <= r.items()]
     return fit[-1] if fit else None
+
+
+def of_one_run(rows: Mapping[str, Found], first: str) -> dict[str, Found]:
+    """Those of the run that the row `first` is of; of the newest run if there is no such row."""
+    if not rows:
+        return {}
+    one = rows.get(first) or max(rows.values(), key=lambda row: str(row["date"]))
+    return {name: row for name, row in rows.items() if all(row.get(k) == one.get(k) for k in RUN)}
+
+
+def machines(rows: Iterable[Found]) -> str:
+    """Cores and dates of rows, in a few words."""
+    rows = list(rows)
+    cores = " or ".join(map(str, sorted({row["cores"] for row in rows}, key=str)))
+    dates = sorted({str(row["date"]) for row in rows})
+    return f"{cores} cores, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from benchmarks.common.found import (
     NONE,
     Found,
     Ratio,
+    machines,
     newest,
     number,
     read,
@@ -89,40 +90,59 @@ def rates(row: Found) -> list[str]:
 
 
 def scale(page: Page) -> None:
-    """Cohorts of a million clients."""
-    by = newest(read(page.results, "scale"), "workload", "cohort")
-    page.add("## A million clients\n\n`python benchmarks/scale.py`: a store on disk")
+    """Cohorts of a large population."""
+    by = newest(read(page.results, "scale"), "workload", "population", "cohort")
+    populations = sorted({row["population"] for row in by.values()})
+    of = " or ".join(map(number, populations))
+    page.add("## Large cohorts from a store on disk\n\n`python benchmarks/scale.py`")
     series: plots.Series = {}
-    for (work, cohort), row in by.items():
-        series.setdefault(work, []).append((cohort, row))
+    for (work, population, cohort), row in by.items():
+        label = work if len(populations) == 1 else f"{work}, of {population:,}"
+        series.setdefault(label, []).append((cohort, row))
     if series:
-        plots.scale(page.picture("scale", "Clients a second and memory over the cohort"), series)
+        page.add(f"The store holds {of} clients.")
+        path = page.picture("scale", "Clients a second and memory over the cohort")
+        title = f"Cohorts drawn from {of} clients in a store on disk; {machines(by.values())}"
+        plots.scale(path, title, series)
     lines = [
         [work, number(cohort), number(row["population"]), time_of(row), row["ms_per_client"]]
         + [f"x{row['of_smallest']}", *rates(row), number(row["anon_peak_mib"])]
         + [f"{row['grown_bytes_per_client']:,} of {4 * row['parameters']:,}"]
         + [number(row["wait_ms"]), ", ".join(f"{key} {value}" for key, value in row["ran"].items())]
-        for (work, cohort), row in by.items()
+        for (work, _, cohort), row in by.items()
     ]
     head = ["workload", "cohort", "population", "ms a round", "ms a client"]
     head += ["of that with the smallest cohort", "clients/s", "client steps/s", "MiB at most"]
-    head += ["bytes more a client, of a model's", "draw and wait, ms", "ran on"]
+    head += [
+        "bytes of memory that a further client takes, of those of a model",
+        "draw and wait, ms",
+        "ran on",
+    ]
     page.add(table(head, lines, by.values()))
+
+
+BANDWIDTH = """Each operation goes over rows of numbers, one for each client. *levels* rounds them
+at random to one of 256 levels between the least and the greatest of a row, *multiples* to multiples
+of its length / 127. More than 1 of a copy is possible: bytes that an operation finds in a cache
+count as if they came from memory."""
 
 
 def bandwidth(page: Page) -> None:
     """What follows training against a copy."""
     by = newest(read(page.results, "bandwidth"), "device", "kernels", "numbers", "operation")
     page.add("## After training: bytes a second against a copy\n\n`python benchmarks/bandwidth.py`")
+    page.add(BANDWIDTH)
     names = list(dict.fromkeys(operation for *_, operation in by))
     values: dict[str, list[float | None]] = {}
     for device, kernels, numbers, _ in by:
         rows = [by.get((device, kernels, numbers, name)) for name in names]
-        label = f"{device}, {kernels}, rows of {numbers:,}"
+        label = f"{device}, {kernels}, rows of {numbers:,} numbers"
         values[label] = [row["of_a_copy"] if row else None for row in rows]
     if by:
         path = page.picture("bandwidth", "Bytes a second of each operation against a copy")
-        plots.bars(path, "Bytes a second", "of those of a copy", names, values)
+        title = f"How close is what follows training to a plain copy?\n{machines(by.values())}"
+        unit = "bytes a second, as a part of those of a copy of the rows (1: as fast)"
+        plots.bars(path, title, unit, names, values)
     lines = [
         [device, kernels, number(numbers), name, time_of(row), row["gb_s"], row["of_a_copy"]]
         for (device, kernels, numbers, name), row in by.items()

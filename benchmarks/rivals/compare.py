@@ -10,9 +10,10 @@ best. A row holds percentiles of all rounds but the first of each process, and t
 last, which says whether the work was the same. Rows are added to benchmarks/results/rivals.jsonl,
 or to --out. With --check nothing is timed: the rivals' models after three rounds of full batches
 without dropout are compared with those of the plain loop.
+
+Takes an hour or two on two cores.
 """
 
-import argparse
 import os
 import statistics
 import sys
@@ -26,9 +27,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common.apart import Failed, run_apart
+from benchmarks.common.command import Parser, command, positive
 from benchmarks.common.contest import WORKLOADS, Workload, load, make, save
 from benchmarks.common.contest_torch import probe_loss
-from benchmarks.common.rows import RESULTS, ROOT, Row, provenance, quantiles_ms, write
+from benchmarks.common.rows import ROOT, Row, provenance, quantiles_ms, write
 
 ROUNDS = {"logistic": 6, "emnist": 3, "cifar": 2, "lstm": 2}  # of a process, the first not timed
 LIMIT = 300.0  # seconds that a process may take
@@ -214,14 +216,14 @@ def furthest(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     rivals = list(dict.fromkeys(rival for rival, _ in CONTESTANTS))
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--rivals", nargs="+", choices=rivals, default=rivals)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_some("--workloads", WORKLOADS, "that are trained")
+    parser.add_some("--rivals", rivals, "who takes part")
+    parser.add_argument("--repeats", type=positive, default=5, help="turns of each setting")
     parser.add_argument("--margin", type=float, default=1.1, help="inf: all settings, all turns")
     parser.add_argument("--check", action="store_true", help="compare models, time nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS / "rivals.jsonl")
+    parser.add_out("rivals")
     args = parser.parse_args()
     for rival in args.rivals:
         if not python_of(rival).exists():
@@ -240,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

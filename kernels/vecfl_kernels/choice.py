@@ -18,19 +18,19 @@ def by_triton(device: torch.device) -> bool:
 
     Raises ValueError, in one line, where VECFL_KERNELS is no choice or cannot be had.
     """
-    wish = os.environ.get("VECFL_KERNELS", "auto")
+    wish = os.environ.get("VECFL_KERNELS") or "auto"
     if wish not in CHOICES:
         raise ValueError(f"VECFL_KERNELS={wish}: expected reference, triton or auto")
     if wish != "triton":
         auto = wish == "auto" and AUTO == "triton" and device.type == "cuda"
         return auto and find_spec("triton") is not None
-    if find_spec("triton") is None:
-        raise ValueError("VECFL_KERNELS=triton: Triton is not installed; pip install triton")
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
             f"VECFL_KERNELS=triton: tensors on {device.type} need TRITON_INTERPRET=1, a slow "
             "interpreter; take VECFL_KERNELS=auto"
         )
+    if find_spec("triton") is None:
+        raise ValueError("VECFL_KERNELS=triton: Triton is not installed; pip install triton")
     return True
 
 

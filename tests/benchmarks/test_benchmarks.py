@@ -236,6 +236,21 @@ def test_scale(tmp_path: Path) -> None:
     assert (tmp_path / "clients-30" / "meta.json").exists()  # for the next time
 
 
+def test_scale_says_whether_time_is_flat() -> None:
+    said = runpy.run_path(f"{ROOT}/benchmarks/scale.py")["said"]
+    row = {"workload": "logistic", "cohort": 5000, "clients_per_s": 9.5, "anon_peak_mib": 300.5}
+    row |= {"p20_ms": 1.0, "p50_ms": 2.0, "p80_ms": 3.0, "ms_per_client": 0.1}
+    row["grown_bytes_per_client"] = 938
+    told = {
+        ratio: said(row | {"of_smallest": ratio}, 7850) for ratio in (0.576, 0.9, 1.0, 1.1, 1.101)
+    }
+    assert "0.1 ms a client, x0.576 of that in the smallest cohort: less;" in told[0.576]
+    assert all("flat (within 10%);" in told[ratio] for ratio in (0.9, 1.0, 1.1))
+    assert "smallest cohort: more;" in told[1.101]
+    end = "a further client takes 938 bytes of memory (a copy of the model has 31,400)"
+    assert all(line.endswith(end) for line in told.values())
+
+
 SMALL = ("--device", "cpu", "--models", "logistic", "--slots", "1", "2", "--cohorts", "2")
 
 
@@ -367,9 +382,12 @@ def test_limits(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_round_time_profiles(tmp_path: Path) -> None:
-    flags = ("--workloads", "logistic-100", "--arrangements", "tuned 1", "stacked 1", "--profile")
-    printed = call(sys.executable, f"{ROOT}/benchmarks/round_time.py", *flags, TMPDIR=str(tmp_path))
+    flags = ["--workloads", "logistic-100", "--arrangements", "tuned 1", "stacked 1", "--profile"]
+    flags += ["--traces", str(tmp_path)]
+    printed = call(sys.executable, f"{ROOT}/benchmarks/round_time.py", *flags)
     lines = printed.splitlines()
     assert lines[0] == "logistic-100, stacked 1"
     assert lines[1].startswith("a round ") and lines[-1].startswith("trace ")
+    traces = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert traces == [Path("logistic-100-stacked-1/trace.json")]
     assert len(lines) == 17

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
+from benchmarks.common import plots
 from benchmarks.common.found import Ratio, newest, number, partner
 from benchmarks.common.rows import ROOT
 
@@ -144,13 +146,59 @@ def test_rivals_at_their_best(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_not_measured(tmp_path: Path) -> None:
-    text = page(tmp_path)
-    heads = ("vecfl against a plain loop", "Rivals", "A million clients", "Scaling")
-    for head in (*heads, "Memory of a round", "On a GPU"):
+    text = page(tmp_path, memory=[])
+    heads = ("vecfl against a plain loop", "Rivals", "Large cohorts from a store on disk")
+    for head in (*heads, "Scaling", "Memory of a round", "On a GPU"):
         assert section(text, head).strip().endswith("Not measured.")
     assert section(text, "Faster").strip() == "Nothing that was measured."
     assert "bash benchmarks/all.sh" in section(text, "How to reproduce")
     assert "![" not in text and [p.name for p in (tmp_path / "page").iterdir()] == ["all.md"]
+
+
+def test_no_page_without_any_row_file(tmp_path: Path, capsys: Any) -> None:
+    """A mistyped folder leaves the page that there is."""
+    page(tmp_path, memory=[])
+    (tmp_path / "memory.jsonl").rename(tmp_path / "notes.jsonl")
+    (tmp_path / "page" / "all.md").write_text("good")
+    with pytest.raises(SystemExit) as ended:
+        page(tmp_path)
+    assert ended.value.code == 2 and "no rows here" in capsys.readouterr().err
+    assert (tmp_path / "page" / "all.md").read_text() == "good"
+
+
+def test_a_line_is_of_the_run_of_auto(tmp_path: Path) -> None:
+    """What another commit or day measured is left out, even if it is newer and faster; without
+    auto the newest run counts."""
+    loops = [timed("tuned 1", 100), {**timed("tuned 2", 50), "commit": "old"}]
+    rows = [*loops, timed("auto", 40), timed("stacked 1", 10, 2)]
+    rows += [timed("tuned 1", 7, 1, "resnet-4"), timed("vmap 1", 9, 2, "resnet-4")]
+    text = page(tmp_path, round_time=rows)
+    one, two, processes, auto, *ratios, best = line(text, "mlp-100")[1:]
+    assert (one[:3], two, processes, auto[:2]) == ("100", "not measured", "not measured", "40")
+    assert ratios == ["x2.50 (2.05 to 3.06), faster", "not measured", "not measured"]
+    assert best == "auto: 40.0 (36.0 to 44.0)"
+    resnet = line(text, "resnet-4")
+    assert resnet[1:8] == ["not measured"] * 7 and resnet[8].startswith("vmap 1: 9.00")
+    assert line(text, "mlp-100 | stacked 1")[-1] == "2031-01-02, commit abc"
+    assert line(text, "mlp-100 | tuned 2")[-1] == "2031-01-01, commit old"
+
+
+def test_bars_that_are_missing_are_said_to_be(tmp_path: Path, monkeypatch: Any) -> None:
+    drawn = list[Any]()
+
+    def look(path: Path, draw: Any, size: tuple[float, float]) -> None:
+        draw(figure := Figure())
+        drawn.append(figure.axes[0])
+
+    monkeypatch.setattr(plots, "save", look)
+    plots.bars(
+        tmp_path, "title", "unit", ["a", "b", "c"], {"x": [1, None, None], "y": [2, None, 3]}
+    )
+    (ax,) = drawn
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "c"]
+    said = [text for text in ax.texts if "not measured" in text.get_text()]
+    assert [text.get_position() for text in said] == [(0, 1 - 0.2)]  # of x, for c
+    assert ax.get_ylim() == (1.6, -0.6)
 
 
 def test_sections_of_vecfl_alone(tmp_path: Path) -> None:
@@ -160,7 +208,7 @@ def test_sections_of_vecfl_alone(tmp_path: Path) -> None:
         for n in (10, 100)
     ]
     scale = [
-        row(ms, workload="logistic", cohort=n, population=10**6, parameters=10, ran={"slots": 9})
+        row(ms, workload="logistic", cohort=n, population=50_000, parameters=10, ran={"slots": 9})
         | {"ms_per_client": ms / n, "of_smallest": ratio, "clients_per_s": 1e3 * n / ms}
         | {"anon_peak_mib": 200.0 + n, "grown_bytes_per_client": 7, "client_steps_per_s": 3.0}
         | {"wait_ms": 17.25}
@@ -182,6 +230,7 @@ def test_sections_of_vecfl_alone(tmp_path: Path) -> None:
     assert line(text, "cohort | 100")[-3:] == ["1,000 (900 to 1,100)", "100", "600"]
     assert line(text, "logistic | 50")[4:6] == ["0.6", "x1.2"]
     assert line(text, "logistic | 50")[-3:] == ["7 of 40", "17.2", "slots 9"]
+    assert "The store holds 50,000 clients." in text and "million" not in text.split("# How to")[0]
     assert line(text, "cpu | reference | 1,000 | noise")[-2:] == ["1.5", "0.25"]
     assert line(text, "logistic | 3")[2:] == ["default", "4", "300.5", "1.5"]
     assert line(text, "wide | 7 | 4 | 2")[-1] == "50.0 (45.0 to 55.0)"

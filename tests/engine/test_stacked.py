@@ -121,12 +121,23 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     "module, said",
     [
-        (Bare, "the module (Bare) has no stacked form: use vmap or loop"),
-        (hooked, "the module (Linear) has no stacked form"),
+        (
+            Bare,
+            "the module (Bare) has no stacked form, for its parameter 'w' is in no submodule: use "
+            "vmap or loop, or move 'w' and what uses it into a submodule",
+        ),
+        (hooked, "the module (Linear) has no stacked form, for its parameter 'weight' is in no"),
         (half_frozen, "the module (Linear) has no stacked form"),
-        (tied, "the module (Sequential) has no stacked form, for 0 and 2 share a parameter: use"),
+        (
+            tied,
+            "the module (Sequential) has no stacked form, for 0 and 2 share a parameter: use vmap",
+        ),
         (lambda: nn.Sequential(nn.Linear(5, 3), Stateful()), "buffer '1.calls' changes"),
-        (Reads, "cannot be stacked: 'StackedLinear' object has no attribute 'weight'"),
+        (
+            Reads,
+            "the module cannot be stacked: its forward reads 'weight' of a Linear layer itself, "
+            "outside of the layer's own: use vmap or loop",
+        ),
         (Depends, "cannot be vectorised"),
     ],
 )
@@ -149,6 +160,17 @@ def test_gradients_that_come_out_different_are_refused(
     monkeypatch.setattr(kind, "step", wrong)
     with pytest.raises(InputError, match="its gradients come out different"):
         StackedBackend(task(module()), EXAMPLE_OF_THREE)
+
+
+def test_a_module_that_writes_to_its_input_is_told_so() -> None:
+    class Doubles(Called):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.mul_(2))
+
+    example = {k: c.double() if k == "x" else c for k, c in EXAMPLE_OF_THREE.items()}
+    StackedBackend(task(Called()), example)
+    with pytest.raises(InputError, match=r"may write to its input \(x.mul_\(2\); write x = x \* 2"):
+        StackedBackend(task(Doubles()), example)
 
 
 def test_the_task_keeps_its_layers() -> None:

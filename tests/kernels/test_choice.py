@@ -37,8 +37,12 @@ def test_triton_runs_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="on cpu need TRITON_INTERPRET=1"):
         by_triton(CPU)
     monkeypatch.setattr("vecfl_kernels.choice.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="on cpu need TRITON_INTERPRET=1"):
+        by_triton(CPU)  # not to install Triton, which would not help yet
     with pytest.raises(ValueError, match="pip install triton"):
         by_triton(GPU)
+    monkeypatch.setenv("VECFL_KERNELS", "")  # counts as unset
+    assert not by_triton(CPU)
 
 
 def test_the_module_is_the_one_that_was_chosen(

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from vecfl.errors import InputError
-from vecfl.track import Console, Jsonl, Tracker, console, create_run_dir
+from vecfl.track import Console, Jsonl, Tracker, check_out, console, create_run_dir
 from vecfl.track import run_dir as run_dir_module
 
 
@@ -172,6 +172,9 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, out: str, rea
     (tmp_path / "file").write_text("precious")
     with pytest.raises(InputError) as caught:
         create_run_dir(str(tmp_path / out), "quickstart", {})
+    with pytest.raises(InputError) as before:  # anything is measured
+        check_out(str(tmp_path / out))
+    assert str(before.value) == str(caught.value)
     assert str(caught.value) == (
         f"cannot write {tmp_path / out}: {reason}; choose another run directory with --out"
     )

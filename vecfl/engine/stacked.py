@@ -157,7 +157,11 @@ def check(task: Task, example: Batch) -> Stack | Sequence:
         for g, r, size in zip(found or [], right, sizes, strict=True):
             atol = max(AGREE * size, ZERO * max(sizes))
             if not torch.allclose(g[s], r, rtol=AGREE, atol=atol, equal_nan=True):
-                raise InputError("the module cannot be stacked: its gradients come out different")
+                raise InputError(
+                    "the module cannot be stacked: its gradients come out different; its forward "
+                    "may write to its input (x.mul_(2); write x = x * 2), or use parameters "
+                    "outside of their layers: use vmap or loop"
+                )
     return stack
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 import warnings
 from collections.abc import Mapping
 
@@ -23,6 +24,7 @@ from vecfl.task import Task
 from vecfl.trial import first_line
 
 log = logging.getLogger("vecfl")
+REPORT = r"\.? (?:Please file us|\(Triggered internally)"  # where torch asks to be told of it
 warn_of_fallbacks = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
 
 
@@ -154,7 +156,8 @@ class VmapBackend:
                     f"{where} cannot be vectorised: {first_line(error)}; "
                     "use the loop backend, or replace the module"
                 ) from error
-        slow = [str(w.message) for w in caught if "batching rule" in str(w.message)]
+        said = (re.split(REPORT, str(w.message))[0] for w in caught)
+        slow = list(dict.fromkeys(line for line in said if "batching rule" in line))
         if slow:
             warn_of_fallbacks(False)  # once is enough
         return slow

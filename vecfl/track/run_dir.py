@@ -1,5 +1,6 @@
 """The directory of a run, and its settings."""
 
+import errno
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -27,8 +28,7 @@ def create_run_dir(out: str | None, recipe: str, config: Mapping[str, object]) -
             (path / "metrics.jsonl").touch(exist_ok=False)  # of two runs at once, one fails here
         hold(path)
     except OSError as error:
-        reason = f"cannot write {error.filename}: {error.strerror}"
-        raise InputError(f"{reason}; choose another run directory with --out") from error
+        raise InputError(cannot_write(error)) from error
     return path
 
 
@@ -85,9 +85,24 @@ def _empty_dir(path: Path) -> Path:
 
 
 def check_out(out: str | None) -> None:
-    """InputError for a directory that holds something, before anything is made."""
-    if out is not None and (path := Path(os.path.expanduser(out))).is_dir():
+    """InputError for a directory that holds something or cannot be made, before anything is."""
+    path = Path("runs" if out is None else os.path.expanduser(out))
+    if out is not None and path.is_dir():
         refuse_taken(path)
+    there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir():
+        code = errno.EEXIST if there == path else errno.ENOTDIR
+    elif not os.access(there, os.W_OK | os.X_OK):
+        code = errno.EACCES
+    else:
+        return
+    raise InputError(cannot_write(OSError(code, os.strerror(code), path)))
+
+
+def cannot_write(error: OSError) -> str:
+    """What failed, and what to do."""
+    reason = f"cannot write {error.filename}: {error.strerror}"
+    return f"{reason}; choose another run directory with --out"
 
 
 def refuse_taken(path: Path) -> None:

@@ -25,10 +25,22 @@ class StackedLayer(nn.Module):
         super().__init__()
         for name in getattr(layer, "__constants__", ()):  # sizes that a module around it may read
             setattr(self, name, getattr(layer, name))
+        self.plain = type(layer).__name__
         self.at = [at.get(name) for name in self.names]
         self.rows: list[Tensor] = []
         self.lr: float | None = None
         self.examples = self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        """What a module around it must not read, for it is not there."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            plain = self.__dict__.get("plain", "plain")
+            raise AttributeError(
+                f"its forward reads '{name}' of a {plain} layer itself, outside of the "
+                "layer's own: use vmap or loop"
+            ) from None
 
     @staticmethod
     def takes(layer: Any) -> bool:

@@ -47,9 +47,7 @@ def stack_layers(
     at = {id(module.get_parameter(name)): i for i, name in enumerate(names)}
     whole = without_form(module, set(at), by_vmap)
     if "" in whole:
-        raise InputError(
-            f"the module ({type(module).__name__}) has no stacked form{whole['']}: use vmap or loop"
-        )
+        raise InputError(f"the module ({type(module).__name__}) has no stacked form{whole['']}")
     made: dict[nn.Module, StackedLayer] = {}
     for path, m in list(module.named_modules(remove_duplicate=False)):
         if any(path != one and within(path, one) for one in whole):
@@ -82,12 +80,16 @@ def without_form(module: nn.Module, at: Collection[int], known: Collection[str])
     """Paths of the smallest modules that must run by vmap: those `known`, and what shows here.
 
     That is a layer without a form, and what holds all places of a parameter that two modules share,
-    which the value says.
+    which the value says, for a message on the whole module.
     """
     found, places = dict.fromkeys(known, ""), dict[int, list[str]]()
     for path, m in module.named_modules(remove_duplicate=False):
         if trains(m, at) and not has_form(m, at):
-            found[path] = ""
+            own = next(name for name, p in m.named_parameters(recurse=False) if id(p) in at)
+            found[path] = (
+                f", for its parameter '{own}' is in no submodule: use vmap or loop, or move "
+                f"'{own}' and what uses it into a submodule"
+            )
         for p in m.parameters(recurse=False):
             if id(p) in at:
                 places.setdefault(id(p), []).append(path)
@@ -95,7 +97,9 @@ def without_form(module: nn.Module, at: Collection[int], known: Collection[str])
         split = [paths for paths in places.values() if apart(module, paths, found)]
         if not split:
             return found
-        found |= {around(p): f", for {' and '.join(p)} share a parameter" for p in split}
+        found |= {
+            around(p): f", for {' and '.join(p)} share a parameter: use vmap or loop" for p in split
+        }
 
 
 def apart(module: nn.Module, paths: Iterable[str], whole: Iterable[str]) -> bool:
