@@ -41,6 +41,11 @@ def aggregated_by(algorithm: Algorithm, aggregator: Aggregator) -> Algorithm:
     name = getattr(aggregator, "__qualname__", type(aggregator).__qualname__)
     if algorithm.delay is not None:
         raise InputError(f"{algorithm.name}: {name} needs all messages at once, none may be late")
+    if algorithm.privacy is not None:
+        raise InputError(
+            f"{algorithm.name}: its noise is for the sum of messages, and nobody bounds how much a "
+            f"client moves {name}"
+        )
     if algorithm.keeps is not None:
         raise InputError(
             f"{algorithm.name}: what its clients keep adds up to what the server keeps of the mean "

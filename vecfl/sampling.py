@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vecfl.distinct import client_words, distinct, fits_population
 from vecfl.errors import InputError, is_integer
+from vecfl.privacy.events import Sampling
 from vecfl.random import Kind, permutation, stream
 from vecfl.random import uniform as uniforms
 
@@ -22,9 +23,24 @@ Sampler = Callable[[Tensor, int, int], Tensor]
 SIZE, PASS = 1, 2  # steps of streams of kind cohort; the words of clients are step 0
 
 
+def law_of(sampler: Sampler, population: int) -> Sampling | None:
+    """The law of a sampler, which accountants go by; None: nobody has told it."""
+    law = getattr(sampler, "law", None)
+    return None if law is None else law(population)
+
+
+def lawful(sampler: Sampler, law: Callable[[int], Sampling]) -> Sampler:
+    """`sampler`, whose law for a population of N is law(N)."""
+    sampler.law = law  # type: ignore[attr-defined]
+    return sampler
+
+
 def everyone() -> Sampler:
     """All clients, each round, in their order."""
-    return lambda eligible, seed, round: eligible.nonzero().flatten()
+    return lawful(
+        lambda eligible, seed, round: eligible.nonzero().flatten(),
+        lambda population: Sampling("everyone"),
+    )
 
 
 def uniform(size: int) -> Sampler:
@@ -33,18 +49,23 @@ def uniform(size: int) -> Sampler:
     Raises InputError if the population is smaller.
     """
     size = at_least(1, size, "a cohort")
-    return lambda eligible, seed, round: distinct(eligible, seed, round, size)
+    return lawful(
+        lambda eligible, seed, round: distinct(eligible, seed, round, size),
+        lambda population: Sampling("fixed", size=size),
+    )
 
 
 def fraction(share: float) -> Sampler:
     """A share of the eligible clients, uniformly without replacement: rounded, and one at least."""
     share = probability(share, "a fraction of the clients")
 
-    def sample(eligible: Tensor, seed: int, round: int) -> Tensor:
-        size = max(1, math.floor(share * int(eligible.sum()) + 0.5))
-        return distinct(eligible, seed, round, size)
+    def size_of(count: int) -> int:
+        return max(1, math.floor(share * count + 0.5))
 
-    return sample
+    return lawful(
+        lambda eligible, seed, round: distinct(eligible, seed, round, size_of(int(eligible.sum()))),
+        lambda population: Sampling("fixed", size=size_of(population)),
+    )
 
 
 def uniform_between(low: int, high: int) -> Sampler:
@@ -64,23 +85,25 @@ def uniform_between(low: int, high: int) -> Sampler:
 def poisson(rate: float, capacity: int | None = None) -> Sampler:
     """Each client with probability `rate`, independently: the sampling of DP accountants.
 
-    The sampling only: the mean still divides by the weights of those who came, not by a fixed
-    denominator. Their number varies and may be 0. Where more than `capacity` are drawn, a uniformly
+    The mean divides by the weights of those who came, under `vecfl.private` by a fixed denominator.
+    Their number varies and may be 0. Where more than `capacity` are drawn, a uniformly
     random subset of that size takes part (as in Chua et al., "Scalable DP-SGD: shuffling vs.
     Poisson subsampling", NeurIPS 2024, whose delta such a cut changes). The rate is rounded down to
     a multiple of 2^-32, so that no client takes part more often than accounted for.
     """
     rate = probability(rate, "a sampling rate")
     most = None if capacity is None else at_least(1, capacity, "a cohort at capacity")
+    below = math.floor(rate * 2**32)
+    law = Sampling("poisson" if most is None else "truncated", below / 2**32, most or 0)
 
     def sample(eligible: Tensor, seed: int, round: int) -> Tensor:
         word = client_words(eligible, seed, round)
-        drawn = (eligible & (word < math.floor(rate * 2**32))).nonzero().flatten()
+        drawn = (eligible & (word < below)).nonzero().flatten()
         if most is None or len(drawn) <= most:
             return drawn
         return drawn[word[drawn].argsort(stable=True)[:most].sort().values]
 
-    return sample
+    return lawful(sample, lambda population: law)
 
 
 def with_replacement(size: int, weights: Tensor | None = None) -> Sampler:

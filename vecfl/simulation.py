@@ -23,10 +23,11 @@ from vecfl.job import Job
 from vecfl.losses import Batch
 from vecfl.mesh import join
 from vecfl.participation import Trace
+from vecfl.privacy.releases import releases
 from vecfl.probe import Probe
 from vecfl.random import check_seed
 from vecfl.sampling import Sampler
-from vecfl.state import State, facts, open_table, pack, require_observed, sent, settle_, unpack
+from vecfl.state import State, facts, open_table, pack, sent, settle_, sums_of, unpack
 from vecfl.table import Tables
 from vecfl.tally import compare, tally, warn
 from vecfl.task import Task
@@ -106,6 +107,7 @@ class Simulation:
         arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
         self.trainer = Trainer(self.task, self.data, algorithm, arrangement, self.seed)
         self.trainer.tell()
+        self.releases = releases(algorithm, sampler, self.task, self.data, client_dropout)
         self.feed, kept = make_feed(self.source), algorithm.table(self.task.layout)
         self.tables = Tables(kept, self.data.num_clients, dtype, table, self.mesh.rank)
         self.geometry = Geometry(self.mesh, statistics, self.seed, self.task.layout.size)
@@ -141,7 +143,7 @@ class Simulation:
     def _round(self, state: State) -> tuple[State, Metrics]:
         began, layout = time.perf_counter(), self.task.layout
         at = Round(state.round, self.seed, layout, self.data.num_clients)
-        require_observed(state, self.algorithm)
+        state.require_observed(self.algorithm)
         if state.table is not None:
             self.mesh.sum(torch.zeros(1))  # nobody still reads the rows of the round before
         with self.feed(self.cohorts.ask, state.round) as examples:
@@ -166,8 +168,8 @@ class Simulation:
         traffic, told = sent(state, found.bytes, down)
         told = {"round": state.round + 1, **found.metrics(cohort, began, waited), **told}
         told |= {**metrics, **updates} | {f"system/{name}": value for name, value in how.items()}
-        seen = self.algorithm.observe is None
-        return State(at.number + 1, server, state.table, seen, traffic), told
+        seen, ledger = self.algorithm.observe is None, self.releases.after(state.ledger)
+        return State(at.number + 1, server, state.table, seen, traffic, ledger), told
 
     def observe(self, state: State, metrics: Metrics) -> State:
         """Let the algorithm see the metrics of the round that led to `state`, evaluations included.
@@ -221,7 +223,7 @@ class Simulation:
 
         Raises OSError on all ranks where one cannot bring its clients' rows to the disk.
         """
-        require_observed(state, self.algorithm)
+        state.require_observed(self.algorithm)
         model = self.task.layout.trained(self.task.module, self.algorithm.model(state.server))
         return pack(self.mesh, state, model, self._facts())
 
@@ -232,8 +234,7 @@ class Simulation:
         """
         server = self.check(content, changed=changed)
         table = open_table(self.tables, self.mesh, content["round"], content.get("table"))
-        up, down = content.get("traffic", (0, 0))  # older checkpoints have none
-        return State(content["round"], server, table, traffic=(up, down))
+        return State(content["round"], server, table, **sums_of(content))
 
     def check(self, content: Mapping[str, Any], *, changed: bool = False) -> dict[str, Tensor]:
         """The server's tensors in `content`, or the InputError of `load`; nothing is changed."""

@@ -14,6 +14,7 @@ from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
 from vecfl.layout import Layout
 from vecfl.mesh import Mesh
+from vecfl.privacy.events import Ledger, from_plain, to_plain
 from vecfl.table import Table, Tables
 from vecfl.work import said
 
@@ -28,6 +29,7 @@ class State:
     table     what clients keep, changed in place by the next round: an older state cannot go on
     observed  whether the algorithm has seen the metrics of the last round, if it wants to
     traffic   bytes that clients have sent and received since the start; see `sent`
+    ledger    what rounds have released under differential privacy
     """
 
     round: int
@@ -35,6 +37,15 @@ class State:
     table: Table | None = None
     observed: bool = True
     traffic: tuple[int, int] = (0, 0)
+    ledger: Ledger = ()
+
+    def require_observed(self, algorithm: Algorithm) -> None:
+        """InputError where the algorithm has yet to see the metrics of the round before."""
+        if not self.observed:
+            raise InputError(
+                f"{algorithm.name} adapts to the metrics of a round: after each round and its "
+                "evaluation call state = sim.observe(state, metrics)"
+            )
 
 
 def sent(state: State, up: int, down: int) -> tuple[tuple[int, int], dict[str, Any]]:
@@ -43,15 +54,6 @@ def sent(state: State, up: int, down: int) -> tuple[tuple[int, int], dict[str, A
     told = {"up_bytes": up, "down_bytes": down, "total_up_bytes": total[0]}
     told |= {"total_down_bytes": total[1]}
     return total, {f"comm/{name}": value for name, value in told.items()}
-
-
-def require_observed(state: State, algorithm: Algorithm) -> None:
-    """InputError where the algorithm has yet to see the metrics of the round before."""
-    if not state.observed:
-        raise InputError(
-            f"{algorithm.name} adapts to the metrics of a round: after each round and its "
-            "evaluation call state = sim.observe(state, metrics)"
-        )
 
 
 def settle_(w: Tensor, algorithm: Algorithm, round: Round) -> None:
@@ -136,7 +138,7 @@ def pack(mesh: Mesh, state: State, model: Server, facts: Facts) -> dict[str, Any
     """What `unpack` needs, and the model by the names of its parts, for whoever reads the file."""
     server, model = ({k: t.cpu() for k, t in part.items()} for part in (state.server, model))
     content = {"round": state.round, "server": server, "model": model, "facts": dict(facts)}
-    content["traffic"] = list(state.traffic)
+    content["traffic"], content["ledger"] = list(state.traffic), to_plain(state.ledger)
     if (table := state.table) is not None:
         content["table"] = together(mesh, lambda: table.content(state.round))
     return content
@@ -170,6 +172,12 @@ def unpack(content: Mapping[str, Any], fresh: Server, facts: Facts, changed: boo
     if different and not changed:
         raise InputError(f"the checkpoint is of another run: {'; '.join(different)}")
     return {name: value.to(fresh[name].device) for name, value in server.items()}
+
+
+def sums_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a state has added up since the start; older checkpoints have less of it."""
+    up, down = content.get("traffic", (0, 0))
+    return {"traffic": (up, down), "ledger": from_plain(content.get("ledger", ()))}
 
 
 def _kind(tensor: Tensor | None) -> str:

@@ -85,6 +85,11 @@ def check(algorithm: Algorithm, delay: object, buffer: int, discount: object) ->
             f"{algorithm.name}: no discount: what its clients keep would no longer add up to what "
             "the server keeps; delays and a buffer are fine"
         )
+    if algorithm.privacy is not None:
+        raise InputError(
+            f"{algorithm.name}: a message that arrives late is released in another round than the "
+            "accounting has it; nothing is delayed under privacy"
+        )
     if algorithm.aggregator is not None or algorithm.delay is not None:
         why = "needs all messages at once" if algorithm.aggregator is not None else "is delayed"
         raise InputError(f"{algorithm.name}: {why}; delayed cannot stand around it")

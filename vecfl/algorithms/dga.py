@@ -14,7 +14,7 @@ from torch import Tensor
 from vecfl.algorithms.base import Algorithm, Finished, Server, Upload
 from vecfl.algorithms.fedavg import broadcast, server_init, server_metrics, server_step
 from vecfl.engine.rule import LocalRule
-from vecfl.errors import InputError
+from vecfl.errors import InputError, positive
 from vecfl.optim import ClientOptimizer, sgd
 from vecfl.rows import moments
 from vecfl.schedule import Batches
@@ -32,7 +32,6 @@ Weighting = Literal[
     "uniform",
 ]
 Measure = Callable[[Finished, Tensor], Tensor]  # (rows, their updates [K, trainable]) -> [K]
-CAP = math.log(100)  # of the logits, as FLUTE has it
 
 
 def dga(
@@ -40,12 +39,13 @@ def dga(
     lr: float | Callable[[int], float],
     batches: Batches,
     softmax_beta: float = 1.0,
+    max_weight: float = 100.0,
     weighting: Weighting = "loss",
     optimizer: ClientOptimizer | None = None,
     clip: float | None = None,
     server: ServerOptimizer | None = None,
 ) -> Algorithm:
-    """FedAvg's clients with weights exp(min(-softmax_beta x_k, ln 100)); x_k by `weighting`:
+    """FedAvg's clients with weights min(exp(-softmax_beta x_k), max_weight); x_k by `weighting`:
 
     loss         (sum of losses) / (sum of loss weights) over the examples of all local steps
     flute_loss   (sum over batches of their mean losses) / (sum of loss weights), as in FLUTE: about
@@ -57,7 +57,8 @@ def dga(
 
     Clients without a step, or without loss weight, count for nothing. Weights are added up as
     logs, so no `softmax_beta` is too large; under `exact_sums` as they are, where those below 1e-6
-    of the number of examples are refused: give a smaller `softmax_beta` there. Other arguments as
+    of the number of examples are refused: give a smaller `softmax_beta` there. `max_weight` is 100
+    in FLUTE; under `vecfl.private`, where x_k is never negative, 1 is right. Other arguments as
     in `fedavg`. Raises InputError for a `weighting` that is not known and a `softmax_beta` that is
     not at least 0.
     """
@@ -65,6 +66,7 @@ def dga(
         raise InputError(f"dga(weighting={weighting!r}): choose from {', '.join(MEASURES)}")
     if not 0 <= softmax_beta < math.inf:
         raise InputError(f"dga(softmax_beta={softmax_beta}): must be at least 0 and finite")
+    positive("dga(max_weight)", max_weight)
     measure, server = MEASURES[weighting], server or server_sgd()
     rule = LocalRule(optimizer or sgd(), batches, lr, clip, statistics=weighting in COLLECTED)
 
@@ -72,11 +74,24 @@ def dga(
         update = state["w"] - done.model
         x = measure(done, update[:, : done.round.layout.trainable])
         usable = (done.weight > 0).double()
-        return Upload(update, usable, log_weight=(-softmax_beta * x).clamp(max=CAP))
+        return Upload(
+            update, usable, log_weight=(-softmax_beta * x).clamp(max=math.log(max_weight))
+        )
 
     init, step, metrics = server_init(server), server_step(server), server_metrics(server)
     facts = {"server": server.name, "weighting": weighting, "softmax_beta": float(softmax_beta)}
-    return Algorithm("dga", rule, init, broadcast, upload, step, metrics=metrics, facts=facts)
+    facts |= {} if max_weight == 100 else {"max_weight": float(max_weight)}
+    return Algorithm(
+        "dga",
+        rule,
+        init,
+        broadcast,
+        upload,
+        step,
+        metrics=metrics,
+        facts=facts,
+        max_weight=max_weight,
+    )
 
 
 def loss(done: Finished, update: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from vecfl.algorithms.base import (
     Starting,
     Upload,
 )
-from vecfl.algorithms.weights import Weights, by_examples
+from vecfl.algorithms.weights import Weights, by_examples, most
 from vecfl.engine.rule import LocalRule
 from vecfl.layout import Layout
 from vecfl.optim import ClientOptimizer, sgd
@@ -56,7 +56,17 @@ def averaging(
 
     init, step, metrics = server_init(server), server_step(server), server_metrics(server)
     facts = known(server, weights)
-    made = Algorithm(name, rule, init, broadcast, upload, step, metrics=metrics, facts=facts)
+    made = Algorithm(
+        name,
+        rule,
+        init,
+        broadcast,
+        upload,
+        step,
+        metrics=metrics,
+        facts=facts,
+        max_weight=most(weights),
+    )
     return made.sends(Gradient(weights) if rule.one_gradient else None)
 
 

@@ -49,6 +49,7 @@ def feddyn(
         table=lambda layout: {"gradient": (layout.trainable,)},
         metrics=server_metrics(server_sgd()),
         keeps=partial(keeps, alpha),
+        max_weight=1.0,
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
 from vecfl.algorithms.fedavg import broadcast, known, server_init, server_metrics, server_step
-from vecfl.algorithms.weights import Weights, by_examples
+from vecfl.algorithms.weights import Weights, by_examples, most
 from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
 from vecfl.optim import ClientOptimizer, sgd
@@ -65,7 +65,17 @@ def fednova(
 
     rule, init = LocalRule(optimizer, batches, lr, clip, mu), server_init(server)
     facts = known(server, weights)
-    return Algorithm("fednova", rule, init, broadcast, upload, step, metrics=metrics, facts=facts)
+    return Algorithm(
+        "fednova",
+        rule,
+        init,
+        broadcast,
+        upload,
+        step,
+        metrics=metrics,
+        facts=facts,
+        max_weight=most(weights),
+    )
 
 
 def normalised(update: Tensor, done: Finished, size: Tensor, weight: Tensor) -> Upload:

@@ -2,7 +2,7 @@
 
 from vecfl.algorithms.base import Algorithm, Finished, Gradient, Server, Upload
 from vecfl.algorithms.fedavg import broadcast, known, server_init, server_metrics, server_step
-from vecfl.algorithms.weights import Weights, by_examples
+from vecfl.algorithms.weights import Weights, by_examples, most
 from vecfl.engine.rule import LocalRule
 from vecfl.errors import InputError
 from vecfl.optim import keep_gradient
@@ -40,5 +40,15 @@ def fedsgd(
 
     init, step, metrics = server_init(server), server_step(server), server_metrics(server)
     facts = known(server, weights)
-    made = Algorithm("fedsgd", rule, init, broadcast, upload, step, metrics=metrics, facts=facts)
+    made = Algorithm(
+        "fedsgd",
+        rule,
+        init,
+        broadcast,
+        upload,
+        step,
+        metrics=metrics,
+        facts=facts,
+        max_weight=most(weights),
+    )
     return made.sends(Gradient(weights, scale=1.0))

@@ -65,6 +65,7 @@ def scaffold(
         keeps=keeps,
         before=fedsgd(lr=1.0, size=batches.size) if option == 1 else None,
         facts={"server": server.name, "option": option},
+        max_weight=1.0,
     )
 
 

@@ -11,6 +11,11 @@ from vecfl.errors import InputError
 Weights = Callable[[Finished], Tensor]
 
 
+def most(weights: Weights) -> float | None:
+    """The largest that these weights can be, their attribute `most`; None: nobody has told it."""
+    return getattr(weights, "most", None)
+
+
 def by_examples(done: Finished) -> Tensor:
     """n_k, the examples that the client trains on (McMahan et al., AISTATS 2017)."""
     return done.examples.double()
@@ -19,6 +24,9 @@ def by_examples(done: Finished) -> Tensor:
 def uniform_weights(done: Finished) -> Tensor:
     """1 for every client, one without examples included: its zero update pulls the mean to zero."""
     return torch.ones_like(done.examples, dtype=torch.float64)
+
+
+uniform_weights.most = 1.0  # type: ignore[attr-defined]
 
 
 def capped(limit: int) -> Weights:
@@ -30,6 +38,7 @@ def capped(limit: int) -> Weights:
         return done.examples.double().clamp(max=limit)
 
     at_most.__qualname__ = f"capped({limit})"
+    at_most.most = float(limit)  # type: ignore[attr-defined]
     return at_most
 
 

@@ -8,12 +8,11 @@ GDP: they understate epsilon.
 import functools
 import math
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from vecfl.errors import InputError, positive
-from vecfl.privacy.events import Event, Ledger, Mechanism, Sampling
+from vecfl.privacy.events import Accountant, Event, Ledger, Mechanism, Sampling
 
-Accountant = Literal["pld", "rdp"]
 FINE, COARSE = 1e-4, 1e-3  # discretization of privacy losses: of the last figure, of live ones
 
 
@@ -122,9 +121,7 @@ def counted(event: Event) -> Any:
             return once
         return library.SampledWithoutReplacementDpEvent(event.population, law.size, once)
     if law.law == "truncated":
-        return library.TruncatedSubsampledGaussianDpEvent(
-            event.population, law.rate, law.size, z
-        )
+        return library.TruncatedSubsampledGaussianDpEvent(event.population, law.rate, law.size, z)
     release = library.LaplaceDpEvent if event.mechanism == "laplace" else library.GaussianDpEvent
     once = release(z)
     return once if law.rate == 1 else library.PoissonSampledDpEvent(law.rate, once)
@@ -140,6 +137,3 @@ def dp_accounting() -> ModuleType:
     except ImportError as error:
         raise InputError('accounting needs dp-accounting: pip install "vecfl[privacy]"') from error
     return dp_accounting
-
-
-__all__ = ["Accountant", "epsilon", "noise_multiplier"]

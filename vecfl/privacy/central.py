@@ -5,9 +5,7 @@ to the clipping norm, over a denominator that no client changes. The protected u
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,57 +13,12 @@ from torch import Tensor
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
 from vecfl.errors import InputError, positive
-from vecfl.privacy.accountant import Accountant
-from vecfl.privacy.events import Event, Mechanism, Sampling
-from vecfl.random import Kind, normal, stream
+from vecfl.privacy.events import Accountant, Mechanism, Population, Privacy
+from vecfl.random import Kind, normal, stream, uniform
 from vecfl.transforms.base import Limit, Transform, chain
 from vecfl_kernels import add_noise_
 
 COUNT = 1  # step of the stream of a count's noise; that of the sum is step 0
-
-
-@dataclass(frozen=True)
-class Population:
-    """Clients that a simulation stands for: N, of whom `cohort` take part in a round."""
-
-    clients: int
-    cohort: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.cohort <= self.clients:
-            raise InputError(f"{self}: expected a cohort of more than 0 and at most all clients")
-
-
-@dataclass(frozen=True)
-class Privacy:
-    """What a private algorithm promises.
-
-    multiplier  standard deviation of the noise on the sum, over the clipping norm
-    cohort      the denominator: clients of a round, in the mean
-    delta       at which epsilon is told
-    stands_for  the population whose noise and accounting this run has; None: its own
-    """
-
-    mechanism: Mechanism
-    multiplier: float
-    cohort: float
-    delta: float
-    accountant: Accountant | None = None
-    stands_for: Population | None = None
-
-    @property
-    def smaller(self) -> float:
-        """What the noise on a sum is multiplied by: on means it is that of the larger cohort."""
-        return self.cohort / self.stands_for.cohort if self.stands_for else 1.0
-
-    def event(self, sampling: Sampling, clients: int) -> Event:
-        """What one round of a population releases."""
-        if self.stands_for is None:
-            return Event(self.mechanism, self.multiplier, sampling, clients)
-        of = self.stands_for
-        drawn = replace(sampling, rate=of.cohort / of.clients) if sampling.rate < 1 else sampling
-        drawn = replace(drawn, size=round(of.cohort)) if sampling.law == "fixed" else drawn
-        return Event(self.mechanism, self.multiplier, drawn, of.clients)
 
 
 def private(
@@ -152,7 +105,7 @@ def noised(clip: Transform, limit: Limit, promise: Privacy, algorithm: Algorithm
         if limit.adapt is not None:
             where = stream(Kind.NOISE, round=round.number, step=COUNT)
             noise = float(normal(round.seed, where, 1)) * limit.count_noise * shares
-            share = (float(sums.extra["below"]) + noise) / promise.cohort + 0.5
+            share = (float(sums.extra.get("below", 0.0)) + noise) / promise.cohort + 0.5
             own = limit.adapt(own, share)
         return replace(sums, total=total, weight=weight), own
 
@@ -162,7 +115,9 @@ def noised(clip: Transform, limit: Limit, promise: Privacy, algorithm: Algorithm
         told = {
             "privacy/clipping_norm": limit.norm(own),
             "privacy/noise_std": std / promise.cohort,
-            "privacy/signal_to_noise": float(sums.total.norm()) / expected if expected else math.inf,
+            "privacy/signal_to_noise": float(sums.total.norm()) / expected
+            if expected
+            else math.inf,
         }
         return {**clip.metrics(own, sums, round), **told}
 
@@ -190,37 +145,29 @@ def add_(total: Tensor, scale: float, mechanism: Mechanism, round: Round) -> Non
     """total += noise, the same for any number of ranks."""
     at = stream(Kind.NOISE, round=round.number)
     if mechanism == "gaussian":
-        add_noise_(total, scale, round.seed, tuple(at.tolist()))
+        first, second, third = at.tolist()
+        add_noise_(total, scale, round.seed, (first, second, third))
     else:
         add_laplace_(total, scale, round.seed, at)
 
 
 def add_laplace_(total: Tensor, scale: float, seed: int, at: Tensor) -> None:
     """total += Laplace noise: -scale sign(u) log(1 - 2 |u|) of u uniform in (-1/2, 1/2)."""
-    from vecfl.random import uniform
-
     u = uniform(seed, at, len(total)).to(total.device) - 0.5
     total -= scale * u.sign() * torch.log1p(-2 * u.abs())
 
 
-class Public(dict):
-    """Sums that a private server may see."""
-
-    def __missing__(self, name: str) -> NoReturn:
-        raise InputError(
-            f"its server reads {name!r}, a sum over clients that no noise is added to; take an "
-            "algorithm whose server needs the messages alone"
-        )
-
-
 def counting_all(algorithm: Algorithm, cohort: float) -> Algorithm:
-    """`algorithm` whose server takes `cohort` for the number of clients, and no other sum."""
+    """`algorithm` whose server takes `cohort` for the number of clients, and sees no other sum."""
 
     def server(state: Server, sums: Aggregate, round: Round) -> Server:
-        extra: Mapping[str, Any] = Public(clients=torch.full_like(sums.weight, cohort))
+        public = {"clients": torch.full_like(sums.weight, cohort)}
         try:
-            return algorithm.server(state, replace(sums, extra=dict.copy(extra)), round)  # type: ignore
-        except InputError as error:
-            raise InputError(f"{algorithm.name}: {error}") from error
+            return algorithm.server(state, replace(sums, extra=public), round)
+        except KeyError as error:
+            raise InputError(
+                f"{algorithm.name}: its server reads {error}, a sum over clients that no noise is "
+                "added to; private are algorithms whose server needs the messages alone"
+            ) from error
 
     return replace(algorithm, server=server)

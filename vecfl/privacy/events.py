@@ -11,6 +11,7 @@ from vecfl.errors import InputError
 
 Law = Literal["poisson", "truncated", "fixed", "everyone"]
 Mechanism = Literal["gaussian", "laplace"]
+Accountant = Literal["pld", "rdp"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,50 @@ class Event:
     sampling: Sampling
     population: int
     times: int = 1
+
+
+@dataclass(frozen=True)
+class Population:
+    """Clients that a simulation stands for: N, of whom `cohort` take part in a round."""
+
+    clients: int
+    cohort: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cohort <= self.clients:
+            raise InputError(f"{self}: expected a cohort of more than 0 and at most all clients")
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What a private algorithm promises.
+
+    multiplier  standard deviation of the noise on the sum, over the clipping norm
+    cohort      the denominator: clients of a round, in the mean
+    delta       at which epsilon is told
+    stands_for  the population whose noise and accounting this run has; None: its own
+    """
+
+    mechanism: Mechanism
+    multiplier: float
+    cohort: float
+    delta: float
+    accountant: Accountant | None = None
+    stands_for: Population | None = None
+
+    @property
+    def smaller(self) -> float:
+        """What the noise on a sum is multiplied by: on means it is that of the larger cohort."""
+        return self.cohort / self.stands_for.cohort if self.stands_for else 1.0
+
+    def event(self, sampling: Sampling, clients: int) -> Event:
+        """What one round of a population releases."""
+        if self.stands_for is None:
+            return Event(self.mechanism, self.multiplier, sampling, clients)
+        of = self.stands_for
+        drawn = replace(sampling, rate=of.cohort / of.clients) if sampling.rate < 1 else sampling
+        drawn = replace(drawn, size=round(of.cohort)) if sampling.law == "fixed" else drawn
+        return Event(self.mechanism, self.multiplier, drawn, of.clients)
 
 
 Ledger = tuple[Event, ...]

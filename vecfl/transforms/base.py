@@ -40,6 +40,22 @@ def nothing_told(own: Server, sums: Aggregate, round: Round) -> Metrics:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """How a transform bounds what a client sends.
+
+    norm   own state -> the bound of the message's norm; order: of the norm, 2 or 1
+    count_noise  standard deviation of the noise on its sum "below": 1/2 of each client within the
+           bound, -1/2 of each other; 0 where it has no such sum
+    adapt  (own state, the share of clients within the bound, with noise) -> own state
+    """
+
+    norm: Callable[[Server], float]
+    order: int = 2
+    count_noise: float = 0.0
+    adapt: Callable[[Server, float], Server] | None = None
+
+
+@dataclass(frozen=True)
 class Transform:
     """A change of everything that clients send: all messages of a client are one row [K, M].
 
@@ -54,6 +70,7 @@ class Transform:
     codec   round -> Codec, where the client side encodes: what it gives cannot be changed any more
     unfit   why error feedback cannot stand around the codec; "" where it can
     bound   where all that it does is `clip_by_norm`: the norm
+    limit   where it bounds what clients send: how
     """
 
     name: str
@@ -67,6 +84,7 @@ class Transform:
     codec: Callable[[int], Codec] | None = field(default=None, repr=False)
     unfit: str = ""
     bound: float | None = None
+    limit: Limit | None = None
 
 
 def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
@@ -76,11 +94,16 @@ def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
     server sides act on the sums in reverse order, before the algorithm's own server. A chain may be
     chained further, but not one of delayed messages. A metric that is told already gets the place
     of the transform behind its name. Raises InputError for a client side behind a codec: bytes are
-    those of what was encoded.
+    those of what was encoded. So it is behind a private algorithm, whose clip is the last.
     """
     if transforms and algorithm.delay is not None:
         raise InputError(f"{algorithm.name}: chain first, and let delayed stand around all of it")
     for transform in transforms:
+        if algorithm.privacy is not None and transform.client is not sent_as_it_is:
+            raise InputError(
+                f"{transform.name} stands behind the clip of {algorithm.name}: what follows could "
+                "undo its bound; chain first, and make it private last"
+            )
         if algorithm.coded and transform.client is not sent_as_it_is:
             raise InputError(
                 f"{transform.name} stands behind a codec ({algorithm.name}): what is encoded "

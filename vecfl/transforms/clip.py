@@ -16,7 +16,7 @@ from vecfl.algorithms.base import Finished, Metrics, Round, Server, Upload
 from vecfl.errors import InputError, positive
 from vecfl.layout import Layout
 from vecfl.rows import lengths
-from vecfl.transforms.base import Transform
+from vecfl.transforms.base import Limit, Transform
 from vecfl_kernels import scaled_rows, unit
 
 # What is left of a bound when entries, scale and norm have been rounded, in any order of their sum.
@@ -37,7 +37,8 @@ def clip_by_norm(norm: float) -> Transform:
         update, length, over = clip_rows(upload.update, norm)
         return counted(upload, update, length, over)
 
-    return Transform(f"clip_by_norm {float(norm)}", client, metrics=told, bound=norm)
+    limit = Limit(lambda own: float(norm))
+    return Transform(f"clip_by_norm {float(norm)}", client, metrics=told, bound=norm, limit=limit)
 
 
 def clip_by_layer(norm: float | Mapping[str, float]) -> Transform:
@@ -76,7 +77,9 @@ def clip_by_layer(norm: float | Mapping[str, float]) -> Transform:
         return counted(upload, update, torch.stack(lengths).square().sum(0).sqrt(), over)
 
     said = bounds if isinstance(norm, Mapping) else float(norm)
-    return Transform(f"clip_by_layer {said}", client, init=init, metrics=told)
+    whole = math.sqrt(sum(bound**2 for bound in bounds.values()))
+    limit = Limit(lambda own: whole)
+    return Transform(f"clip_by_layer {said}", client, init=init, metrics=told, limit=limit)
 
 
 def clip_rows(rows: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
