@@ -1,5 +1,6 @@
 """vecfl: federated learning where clients are rows of one matrix and train at the same time."""
 
+from vecfl import privacy
 from vecfl.aggregator import aggregated_by
 from vecfl.algorithms import (
     Algorithm,
@@ -38,6 +39,7 @@ from vecfl.metrics import f1, precision, recall, top_k_accuracy
 from vecfl.modules import batchnorm_to_groupnorm
 from vecfl.optim import adagrad, adam, adamw, momentum, rmsprop, sgd
 from vecfl.participation import available, separated
+from vecfl.privacy.central import private
 from vecfl.replay import replay
 from vecfl.robust import coordinate_median, trimmed_mean
 from vecfl.rounds import run
@@ -79,7 +81,9 @@ from vecfl.state import State
 from vecfl.task import Task
 from vecfl.transforms import (
     Transform,
+    adaptive_clip,
     chain,
+    clip_by_l1,
     clip_by_layer,
     clip_by_norm,
     error_feedback,
@@ -115,6 +119,7 @@ __all__ = [
     "adagrad",
     "adam",
     "adamw",
+    "adaptive_clip",
     "aggregated_by",
     "available",
     "batchnorm_to_groupnorm",
@@ -123,6 +128,7 @@ __all__ = [
     "by_tokens",
     "capped",
     "chain",
+    "clip_by_l1",
     "clip_by_layer",
     "clip_by_norm",
     "count_tokens",
@@ -166,6 +172,8 @@ __all__ = [
     "normalise",
     "poisson",
     "polynomial",
+    "privacy",
+    "private",
     "ramp_hold_decay",
     "replay",
     "precision",

@@ -155,7 +155,7 @@ class Simulation:
             fold = self.trainer.train_or_halve(job)
         found = tally(self.mesh, fold, cohort, job, self.signal(), self.algorithm)
         self.stopped = found.signal
-        warn(self.mesh, state.round, cohort, found, self.data.client_ids)
+        warn(self.mesh, state.round, cohort, found, self.data.client_ids, self.algorithm)
         metrics = self.algorithm.metrics(state.server, found.aggregate, at)
         sums = found.norm, found.aggregate, cohort.plan, some, state.round
         updates = self.geometry.metrics(fold.updates, *sums)

@@ -169,7 +169,12 @@ def seconds(fold: Fold, trained: float) -> tuple[float, float, float]:
 
 
 def warn(
-    mesh: Mesh, round: int, cohort: Cohort, found: Tally, client_ids: Sequence[Hashable]
+    mesh: Mesh,
+    round: int,
+    cohort: Cohort,
+    found: Tally,
+    client_ids: Sequence[Hashable],
+    algorithm: Algorithm,
 ) -> None:
     """Say what is unusual about a round, on rank 0."""
     if mesh.rank:
@@ -182,7 +187,10 @@ def warn(
         level, who = logging.WARNING, "usable client"
         if not clients:  # legal, as Poisson sampling has it
             level, who = logging.INFO, "client takes part"
-        log.log(level, "round %d: no %s; the model stays as it is", round + 1, who)
+        then = "the model stays as it is"
+        if algorithm.privacy is not None:
+            then = "the model moves by noise alone"
+        log.log(level, "round %d: no %s; %s", round + 1, who, then)
     if found.left:
         what = "updates or losses are too large for exact sums: last bits may depend on the order"
         log.warning("round %d: %s", round + 1, what)

@@ -119,6 +119,8 @@ def noised(clip: Transform, limit: Limit, promise: Privacy, algorithm: Algorithm
             if expected
             else math.inf,
         }
+        if promise.stands_for is not None:
+            told["privacy/stands_for_clients"] = promise.stands_for.clients
         return {**clip.metrics(own, sums, round), **told}
 
     name = f"private {clip.name}, {promise}"

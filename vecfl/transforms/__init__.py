@@ -1,7 +1,9 @@
 """Transforms of what clients send: one idea, one file, each a builder of a `Transform` value."""
 
+from vecfl.transforms.adaptive_clip import adaptive_clip
 from vecfl.transforms.base import Transform, chain
 from vecfl.transforms.clip import clip_by_layer, clip_by_norm
+from vecfl.transforms.clip_l1 import clip_by_l1
 from vecfl.transforms.compress import error_feedback
 from vecfl.transforms.flute import flute_quantizer
 from vecfl.transforms.qsgd import qsgd
@@ -12,7 +14,9 @@ from vecfl.transforms.top_k import top_k
 
 __all__ = [
     "Transform",
+    "adaptive_clip",
     "chain",
+    "clip_by_l1",
     "clip_by_layer",
     "clip_by_norm",
     "error_feedback",

@@ -37,7 +37,7 @@ def clip_by_norm(norm: float) -> Transform:
         update, length, over = clip_rows(upload.update, norm)
         return counted(upload, update, length, over)
 
-    limit = Limit(lambda own: float(norm))
+    limit = Limit(lambda own: float(norm)) if math.isfinite(norm) else None
     return Transform(f"clip_by_norm {float(norm)}", client, metrics=told, bound=norm, limit=limit)
 
 
@@ -78,7 +78,7 @@ def clip_by_layer(norm: float | Mapping[str, float]) -> Transform:
 
     said = bounds if isinstance(norm, Mapping) else float(norm)
     whole = math.sqrt(sum(bound**2 for bound in bounds.values()))
-    limit = Limit(lambda own: whole)
+    limit = Limit(lambda own: whole) if math.isfinite(whole) else None
     return Transform(f"clip_by_layer {said}", client, init=init, metrics=told, limit=limit)
 
 

@@ -1,0 +1,137 @@
+"""Accountants against reference values, closed forms and each other."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from scipy.stats import norm
+
+from vecfl.errors import InputError
+from vecfl.privacy import Event, Sampling, epsilon, noise_multiplier
+from vecfl.privacy.accountant import COARSE
+from vecfl.privacy.events import Ledger, from_plain, spend, to_plain
+
+HUNDREDTH = Sampling("poisson", 0.01)
+MANY = Event("gaussian", 1.0, HUNDREDTH, 10_000, 1000)
+RARE = Event("gaussian", 0.5, Sampling("poisson", 0.001), 10_000, 5000)
+ALL = Event("gaussian", 2.0, Sampling("everyone"), 100, 1)
+FIXED = Event("gaussian", 1.0, Sampling("fixed", size=100), 10_000, 1000)
+CAPPED = Event("gaussian", 1.0, Sampling("truncated", 0.01, 140), 10_000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("event", "delta", "accountant", "right"),
+    [
+        # PLD to its discretization, as Opacus' and Microsoft's PRV accountants have it, too.
+        (MANY, 1e-5, None, 1.8282),
+        (RARE, 1e-6, None, 5.4353),
+        (ALL, 1e-5, None, 1.99309),
+        (CAPPED, 1e-5, None, 1.972),
+        # Renyi DP, as Opacus has it.
+        (MANY, 1e-5, "rdp", 2.1014),
+        (RARE, 1e-6, "rdp", 6.6105),
+        (ALL, 1e-5, "rdp", 2.1657),
+        (FIXED, 1e-5, None, 20.99),
+    ],
+)
+def test_reference_values(event: Event, delta: float, accountant: Any, right: float) -> None:
+    assert epsilon((event,), delta, accountant=accountant) == pytest.approx(right, rel=5e-4)
+
+
+@pytest.mark.parametrize("z", [0.5, 1.0, 3.0])
+def test_one_gaussian_release_by_its_formula(z: float) -> None:
+    """Balle and Wang, ICML 2018, theorem 8: delta at epsilon of sensitivity 1 and deviation z."""
+    found = epsilon((Event("gaussian", z, Sampling("everyone"), 5),), 1e-4)
+    delta = norm.cdf(1 / (2 * z) - found * z)
+    delta -= math.exp(found) * norm.cdf(-1 / (2 * z) - found * z)
+    assert delta == pytest.approx(1e-4, rel=1e-3) and delta <= 1e-4 * (1 + 1e-9)
+
+
+def test_one_laplace_release_by_its_formula() -> None:
+    """Scale b: delta = 1 - exp((epsilon - 1/b) / 2) (Balle et al., NeurIPS 2018)."""
+    found = epsilon((Event("laplace", 0.5, Sampling("everyone"), 5),), 0.1)
+    assert 1 - math.exp((found - 2) / 2) == pytest.approx(0.1, abs=1e-4)
+
+
+def test_conventions_of_another_client_in_the_place_of_one() -> None:
+    """The sum moves by up to 2 C. The Renyi accountant takes a multiplier as it is, so that of the
+    library's figure for multiplier 1 is 3.576, which is no bound here; that of s / (2 C) is.
+    """
+    import dp_accounting as library
+
+    def renyi(z: float) -> float:
+        made = library.rdp.RdpAccountant(
+            neighboring_relation=library.NeighboringRelation.REPLACE_ONE
+        )
+        once = library.SampledWithoutReplacementDpEvent(10_000, 100, library.GaussianDpEvent(z))
+        return float(made.compose(once, 1000).get_epsilon(1e-5))
+
+    assert renyi(1.0) == pytest.approx(3.576, abs=1e-3)
+    assert epsilon((FIXED,), 1e-5) == pytest.approx(renyi(0.5)) == pytest.approx(20.99, abs=5e-3)
+    # Everybody, fixed: a Gaussian of multiplier z / 2; that of privacy losses doubles for itself.
+    whole = Event("gaussian", 2.0, Sampling("fixed", size=50), 50)
+    relation = library.NeighboringRelation.REPLACE_ONE
+    losses = library.pld.PLDAccountant(relation).compose(library.GaussianDpEvent(2.0))
+    assert losses.get_epsilon(1e-5) == pytest.approx(4.377, abs=1e-3)
+    assert losses.get_epsilon(1e-5) < epsilon((whole,), 1e-5) < 1.1 * losses.get_epsilon(1e-5)
+
+
+def test_a_coarser_step_never_says_less() -> None:
+    fine, coarse = epsilon((MANY,), 1e-5), epsilon((MANY,), 1e-5, step=COARSE)
+    assert fine < coarse < fine * 1.001
+
+
+def test_no_release_no_noise_and_what_is_added_up() -> None:
+    assert epsilon((), 1e-5) == 0
+    assert epsilon((MANY, replace(MANY, multiplier=0.0)), 1e-5) == math.inf
+    parts = (replace(MANY, times=400), replace(MANY, times=600))
+    assert epsilon(parts, 1e-5) == pytest.approx(epsilon((MANY,), 1e-5), rel=1e-6)
+
+
+def test_a_ledger_counts_equal_neighbours_together() -> None:
+    ledger: Ledger = ()
+    for event in (ALL, ALL, MANY, ALL):
+        ledger = spend(ledger, event)
+    assert ledger == (replace(ALL, times=2), MANY, ALL)
+    assert from_plain(to_plain(ledger)) == ledger
+
+
+@pytest.mark.parametrize(
+    ("target", "accountant", "right"), [(2.0, None, 1.0292), (2.0, "rdp", 1.0939)]
+)
+def test_calibration(target: float, accountant: Any, right: float) -> None:
+    """1,000 rounds at 1 %, delta 1e-6; to a ten-thousandth, and never above the target."""
+    z = noise_multiplier(target, 1e-6, 1000, HUNDREDTH, 10_000, accountant=accountant)
+    assert z == pytest.approx(right, abs=2e-4)
+    spent = epsilon((replace(MANY, multiplier=z),), 1e-6, accountant=accountant)
+    assert 0.999 * target < spent <= target
+
+
+def test_calibration_of_cohorts_of_a_fixed_size() -> None:
+    law = Sampling("fixed", size=100)
+    z = noise_multiplier(3.0, 1e-5, 100, law, 10_000)
+    event = Event("gaussian", z, law, 10_000, 100)
+    assert 2.99 < epsilon((event,), 1e-5) <= 3.0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: epsilon((MANY,), 0.0), "delta=0.0: must be between 0 and 1"),
+        (lambda: epsilon((MANY,), 1e-5, accountant="gdp"), "accountant='gdp': choose pld or rdp"),
+        (lambda: epsilon((FIXED,), 1e-5, accountant="pld"), "pld has no law of cohorts of a fixed"),
+        (lambda: epsilon((CAPPED,), 1e-5, accountant="rdp"), "rdp has no law of cohorts with a ca"),
+        (lambda: epsilon((FIXED, MANY), 1e-5), "one ledger has cohorts of a fixed size and of an"),
+        (
+            lambda: epsilon((replace(FIXED, mechanism="laplace"),), 1e-5),
+            "cohorts of a fixed size have no accountant with Laplace noise",
+        ),
+        (lambda: noise_multiplier(0.0, 1e-5, 10, HUNDREDTH, 100), "epsilon"),
+        (lambda: from_plain([{"mechanism": "gaussian"}]), "the ledger of what was released is dam"),
+    ],
+)
+def test_bad_input(call: Any, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        call()
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
