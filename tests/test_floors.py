@@ -33,6 +33,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "vecfl.data",
         }
         | {"vecfl.server_optim", "vecfl.track", "vecfl.model_file", "vecfl.table", "vecfl.distinct"}
+        | {"vecfl.privacy"}
     ),
     frozenset({"vecfl.engine"}),
     frozenset(
@@ -54,7 +55,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "vecfl.arrange",
             "vecfl.precision",
         }
-        | {"vecfl.replay"}
+        | {"vecfl.replay", "vecfl.releases"}
         | {"vecfl.feed", "vecfl.cohorts", "vecfl.tally", "vecfl.simulation"}
     ),
     frozenset(
@@ -128,6 +129,7 @@ SAME_FLOOR = {
     ("vecfl.simulation", "vecfl.feed"),
     ("vecfl.simulation", "vecfl.probe"),
     ("vecfl.simulation", "vecfl.cohorts"),
+    ("vecfl.simulation", "vecfl.releases"),
     ("vecfl.simulation", "vecfl.tally"),
     ("vecfl.tally", "vecfl.cohorts"),
     ("vecfl.tally", "vecfl.job"),

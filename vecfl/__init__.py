@@ -39,7 +39,6 @@ from vecfl.metrics import f1, precision, recall, top_k_accuracy
 from vecfl.modules import batchnorm_to_groupnorm
 from vecfl.optim import adagrad, adam, adamw, momentum, rmsprop, sgd
 from vecfl.participation import available, separated
-from vecfl.privacy.central import private
 from vecfl.replay import replay
 from vecfl.robust import coordinate_median, trimmed_mean
 from vecfl.rounds import run
@@ -87,7 +86,12 @@ from vecfl.transforms import (
     clip_by_layer,
     clip_by_norm,
     error_feedback,
+    flute_local_dp,
     flute_quantizer,
+    local_gaussian,
+    local_laplace,
+    private,
+    privunit2,
     qsgd,
     random_k,
     scaled_sign,
@@ -109,6 +113,7 @@ __all__ = [
     "Task",
     "Transform",
     "error_feedback",
+    "flute_local_dp",
     "flute_quantizer",
     "qsgd",
     "random_k",
@@ -167,6 +172,8 @@ __all__ = [
     "freeze",
     "linear_warmup",
     "load_run",
+    "local_gaussian",
+    "local_laplace",
     "momentum",
     "multi_step",
     "normalise",
@@ -174,6 +181,7 @@ __all__ = [
     "polynomial",
     "privacy",
     "private",
+    "privunit2",
     "ramp_hold_decay",
     "replay",
     "precision",

@@ -23,9 +23,9 @@ from vecfl.job import Job
 from vecfl.losses import Batch
 from vecfl.mesh import join
 from vecfl.participation import Trace
-from vecfl.privacy.releases import releases
 from vecfl.probe import Probe
 from vecfl.random import check_seed
+from vecfl.releases import releases
 from vecfl.sampling import Sampler
 from vecfl.state import State, facts, open_table, pack, sent, settle_, sums_of, unpack
 from vecfl.table import Tables

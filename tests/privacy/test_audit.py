@@ -17,7 +17,7 @@ from scipy import optimize, stats
 
 import vecfl
 from vecfl.privacy import epsilon
-from vecfl.privacy.central import private
+from vecfl.transforms.private import private
 
 from .worlds import UNIFORM, WORK, population, simulation
 

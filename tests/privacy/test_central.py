@@ -15,9 +15,9 @@ import vecfl
 from vecfl import InputError
 from vecfl.aggregate import Aggregate
 from vecfl.privacy import Event, Population, Sampling
-from vecfl.privacy.central import private
 from vecfl.privacy.events import spend
 from vecfl.sampling import law_of
+from vecfl.transforms.private import private
 
 from .worlds import ALGORITHMS, CLIPS, UNIFORM, WORK, population, simulation, watched
 

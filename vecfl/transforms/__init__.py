@@ -6,6 +6,9 @@ from vecfl.transforms.clip import clip_by_layer, clip_by_norm
 from vecfl.transforms.clip_l1 import clip_by_l1
 from vecfl.transforms.compress import error_feedback
 from vecfl.transforms.flute import flute_quantizer
+from vecfl.transforms.local_privacy import flute_local_dp, local_gaussian, local_laplace
+from vecfl.transforms.private import private
+from vecfl.transforms.privunit import privunit2
 from vecfl.transforms.qsgd import qsgd
 from vecfl.transforms.random_k import random_k
 from vecfl.transforms.sign import scaled_sign
@@ -20,7 +23,12 @@ __all__ = [
     "clip_by_layer",
     "clip_by_norm",
     "error_feedback",
+    "flute_local_dp",
     "flute_quantizer",
+    "local_gaussian",
+    "local_laplace",
+    "private",
+    "privunit2",
     "qsgd",
     "random_k",
     "scaled_sign",

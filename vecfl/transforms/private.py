@@ -62,8 +62,10 @@ def private(
     refuse(algorithm)
     mechanism: Mechanism = "gaussian" if limit.order == 2 else "laplace"
     promise = Privacy(mechanism, noise_multiplier, cohort, delta, accountant, stands_for)
-    made = chain(counting_all(algorithm, cohort), noised(clip, limit, promise, algorithm))
-    return replace(made, privacy=promise, max_weight=None)
+    # Behind a codec a clip is a factor that travels with the code.
+    inner = replace(counting_all(algorithm, cohort), coded=False)
+    made = chain(inner, noised(clip, limit, promise, algorithm))
+    return replace(made, privacy=promise, max_weight=None, coded=algorithm.coded)
 
 
 def refuse(algorithm: Algorithm) -> None:
