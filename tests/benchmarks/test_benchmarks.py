@@ -379,8 +379,9 @@ def test_precision(tmp_path: Path) -> None:
 
 
 def test_limits(tmp_path: Path) -> None:
-    small = ("--workloads", "logistic", "--clients", "20", "--rounds", "2")
-    (row,) = rows_of("limits", tmp_path / "rows.jsonl", *small)
+    small = ("--workloads", "logistic", "cnn", "--clients", "2", "--rounds", "2")
+    row, cnn = rows_of("limits", tmp_path / "rows.jsonl", *small)
+    assert 0.2 < cnn["share"] < 1 and cnn["at_most"] == pytest.approx(1 / cnn["share"], abs=0.01)
     step = {name: times["p50_us"] for name, times in row["client_step"].items()}
     assert list(step) == ["plain loop", "vecfl", "products", "once a client"]
     assert min(step.values()) > 0
