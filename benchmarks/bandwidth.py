@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import vecfl
-from benchmarks.common.command import Parser, command, device_here, positive
+from benchmarks.common.command import Parser, command, positive
 from benchmarks.common.rows import Row, gpu_provenance, quantiles_ms, write
 from vecfl.layout import Entry, Layout
 from vecfl.optim import Rows
@@ -136,7 +136,7 @@ def wait(device: torch.device) -> None:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--device", type=device_here, default="cpu", help="where the rows lie")
+    parser.add_device("where the rows lie")
     parser.add_argument(
         "--numbers", type=positive, nargs="+", default=[7_850, 1_206_590], help="numbers in a row"
     )

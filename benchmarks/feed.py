@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import vecfl
-from benchmarks.common.command import Parser, command, device_here, positive
+from benchmarks.common.command import Parser, command, positive
 from benchmarks.common.rows import Row, gpu_provenance, quantiles_ms, write
 from benchmarks.common.workloads import mlp
 from vecfl.data import FederatedDataset, open_dataset, save
@@ -81,13 +81,7 @@ def measure(sims: list[vecfl.Simulation], rounds: int) -> list[dict[str, dict[st
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--device",
-        type=device_here,
-        choices=["cuda", "cpu"],
-        default="cpu",
-        help="where clients train",
-    )
+    parser.add_device("where clients train")
     parser.add_some("--models", MODELS, "that are trained")
     parser.add_argument("--clients", type=positive, default=10_000, help="in the population")
     parser.add_argument(

@@ -7,8 +7,10 @@ worker, slots by measurement), and of that round two parts that no arrangement o
 without: the matrix products of its steps alone, and what happens once a client, that the model is
 written into a row and that w - row is added to the sum in float64. A row holds, for each, the time
 of a client step with its percentiles, the ratio that was reached and the one that would be if there
-were nothing but products. Only for models of linear layers. Rows are added to
-benchmarks/results/limits.jsonl, or to --out.
+were nothing but products. That is for models of linear layers. Of all others a row holds which
+share of the loop's time its products and convolutions are, by the profiler: torch's own kernels,
+which vecfl calls as well, so that on this core it can be 1 / share times faster at most. Rows are
+added to benchmarks/results/limits.jsonl, or to --out.
 
 Takes a minute or two on two cores.
 """
@@ -19,6 +21,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common.command import Parser, command, positive
 from benchmarks.common.rows import Row, provenance, quantiles_ms, write
@@ -26,6 +29,10 @@ from benchmarks.common.workloads import MODELS, Workload, plain_round, simulatio
 from vecfl_kernels import weighted_sum_
 
 LINEAR, WARM, LOOP = ["logistic", "mlp"], 2, "plain loop"
+OTHERS = ["cnn", "cifar_cnn", "pfl_cnn", "lstm", "resnet"]
+KERNELS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "convolution_backward")}
+KERNELS |= {"aten::mkldnn_convolution", "aten::_slow_conv2d_forward", "aten::thnn_conv2d"}
+KERNELS |= {"aten::mkldnn_rnn_layer", "aten::mkldnn_rnn_layer_backward"}
 
 
 def products(work: Workload, slots: int) -> Callable[[], object]:
@@ -88,9 +95,23 @@ def measure(work: Workload, rounds: int) -> Row:
     }
 
 
+def in_kernels(work: Workload) -> Row:
+    """The share of a round of the plain loop that its products and convolutions take."""
+    play = plain_round(work, tuned=True)
+    play()
+    began = time.perf_counter()
+    play()
+    whole = time.perf_counter() - began
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        play()
+    times = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    share = sum(us for name, us in times.items() if name in KERNELS) / 1e6 / whole
+    return {"share": round(share, 3), "at_most": round(1 / share, 2)}
+
+
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_some("--workloads", LINEAR, "models that are trained")
+    parser.add_some("--workloads", [*LINEAR, *OTHERS], "models that are trained")
     parser.add_argument(
         "--clients", type=positive, help="of a round; the workload's own if not given"
     )
@@ -99,10 +120,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     for name in args.workloads:
-        work = MODELS[name]
-        row = measure(replace(work, clients=args.clients or work.clients), args.rounds)
+        work = replace(MODELS[name], clients=args.clients or MODELS[name].clients)
+        row = measure(work, args.rounds) if name in LINEAR else in_kernels(work)
         write(args.out, {"workload": name} | row | provenance())
-        print(f"{name}: x{row['speedup']}, by products alone x{row['by_products_alone']}")
+        if name in LINEAR:
+            print(f"{name}: x{row['speedup']}, by products alone x{row['by_products_alone']}")
+        else:
+            print(f"{name}: {row['share']} in torch's kernels, so x{row['at_most']} at most")
 
 
 if __name__ == "__main__":

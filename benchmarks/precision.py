@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import vecfl
-from benchmarks.common.command import Parser, command, device_here, positive
+from benchmarks.common.command import Parser, command, positive
 from benchmarks.common.rows import gpu_provenance, quantiles_ms, write
 from benchmarks.common.workloads import MODELS, Workload, simulation
 
@@ -61,13 +61,7 @@ def compare(work: Workload, backend: str, device: str, passes: int) -> dict[str,
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--device",
-        type=device_here,
-        choices=["cuda", "cpu"],
-        default="cpu",
-        help="where clients train",
-    )
+    parser.add_device("where clients train")
     parser.add_argument(
         "--models", nargs="+", choices=MODELS, default=["mlp", "cnn"], help="that are trained"
     )

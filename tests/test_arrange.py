@@ -403,11 +403,11 @@ def test_a_backend_that_disagrees_is_out(
         arrange(Wanted("vmap", 1, 1, "auto"), probe(algorithm=algorithm))
 
 
-@pytest.mark.parametrize("backend", ["loop", "vmap"])
-@pytest.mark.parametrize("workers", [1, 3])
-def test_slot_steps_are_those_that_a_round_executes(backend: str, workers: int) -> None:
+@pytest.mark.parametrize("backend", ["loop", "vmap", "stacked"])
+@pytest.mark.parametrize(("workers", "slots"), [(1, 1), (1, 2), (3, 2), (1, 5), (2, 3)])
+def test_slot_steps_are_those_that_a_round_executes(backend: str, workers: int, slots: int) -> None:
     p = probe()
-    trainer = Trainer(p.task, p.data, p.algorithm, Arrangement(backend, workers, 1, 2), 3)
+    trainer = Trainer(p.task, p.data, p.algorithm, Arrangement(backend, workers, 1, slots), 3)
     plan = trainer.plan(p.cohort)
     server = p.algorithm.init(p.task.layout.flatten(p.task.module), p.task.layout)
     fold = trainer.train(Job(server, 0, plan, p.data.columns))
@@ -437,6 +437,13 @@ def test_idle_slots_count_where_they_compute(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Probe, "_clock", lambda self, trainer, plan: slot_steps(trainer, plan))
     p.time(a := Arrangement("vmap", 1, 1, 2))
     assert p.seconds[a] == 50.0
+    # On four slots 28 of clients, and 25 - 2 of the slot that stays beside the last client; where
+    # the step is captured, 25 of each slot.
+    p.time(a := Arrangement("vmap", 1, 1, 4))
+    assert p.seconds[a] == 51.0
+    trainer = p.trainer(a)
+    trainer.arrangement = replace(a, graphs=True)
+    assert slot_steps(trainer, p.plan(trainer)) == 100
 
 
 def test_the_whole_cohort_is_timed_where_it_is_short() -> None:

@@ -1,6 +1,8 @@
 """Lower precision of products: its error, what it leaves alone, and what is refused."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,9 +134,18 @@ def test_going_on_names_the_precision() -> None:
     assert changes({"lr": 0.1}, there) == ["precision float32 there, bf16 here"]
 
 
-def test_tf32_holds_while_clients_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    monkeypatch.setattr(switches[1], "fp32_precision", "ieee")  # it is tf32 from the start
+@pytest.fixture
+def switches() -> Iterator[tuple[Any, Any]]:
+    """Of products and of convolutions, which are in tf32 from the start."""
+    both = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    was, both[1].fp32_precision = both[1].fp32_precision, "ieee"
+    yield both
+    both[1].fp32_precision = was
+
+
+def test_tf32_holds_while_clients_train(
+    monkeypatch: pytest.MonkeyPatch, switches: tuple[Any, Any]
+) -> None:
     before = [s.fp32_precision for s in switches]
     with pytest.raises(KeyError), products("tf32"):
         assert [s.fp32_precision for s in switches] == ["tf32", "tf32"]

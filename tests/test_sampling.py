@@ -117,14 +117,19 @@ def test_every_client_and_every_pair_is_drawn_equally_often() -> None:
     # 5 of 12 clients in 4,000 rounds: a client takes part with p = 5/12, two of them with
     # p = 5/12 * 4/11, and the first of the cohort is a given client with p = 1/12. 12 + 66 + 12
     # counts raise a false alarm with p = 90 * 2e-9 = 1.8e-7.
-    rounds, sample = 4000, uniform(5)
-    drawn = torch.stack([sample(all_of(12), SEED, t) for t in range(rounds)])
-    part = torch.zeros(rounds, 12, dtype=torch.int64).scatter_(1, drawn, 1)
-    for i in range(12):
-        assert fits(part[:, i].sum(), rounds, 5 / 12), i
-        assert fits((drawn[:, 0] == i).sum(), rounds, 1 / 12), i
-    for i, j in combinations(range(12), 2):
-        assert fits((part[:, i] * part[:, j]).sum(), rounds, 5 / 12 * 4 / 11), (i, j)
+    check_equally_often(uniform(5), 12, one=5 / 12, two=5 / 12 * 4 / 11)
+
+
+def check_equally_often(sample: Sampler, population: int, one: float, two: float) -> None:
+    """In 4,000 rounds: each client, each two of them, and each as the first of the cohort."""
+    rounds = 4000
+    drawn = torch.stack([sample(all_of(population), SEED, t) for t in range(rounds)])
+    part = torch.zeros(rounds, population, dtype=torch.int64).scatter_(1, drawn, 1)
+    for i in range(population):
+        assert fits(part[:, i].sum(), rounds, one), i
+        assert fits((drawn[:, 0] == i).sum(), rounds, 1 / population), i
+    for i, j in combinations(range(population), 2):
+        assert fits((part[:, i] * part[:, j]).sum(), rounds, two), (i, j)
 
 
 # Of 12 clients: how likely is one in a cohort, and how likely are two of them together?
@@ -434,14 +439,7 @@ def test_points_draw_every_client_and_every_pair_equally_often(
     # 16 + 120 + 16 counts raise a false alarm with p = 152 * 2e-9 = 3.1e-7; a pair comes 33 times.
     monkeypatch.setattr(distinct, "LARGE", 15)
     monkeypatch.setattr(distinct, "client_words", lambda *_: pytest.fail("words of all"))
-    rounds, sample = 4000, uniform(2)
-    drawn = torch.stack([sample(all_of(16), SEED, t) for t in range(rounds)])
-    part = torch.zeros(rounds, 16, dtype=torch.int64).scatter_(1, drawn, 1)
-    for i in range(16):
-        assert fits(part[:, i].sum(), rounds, 1 / 8), i
-        assert fits((drawn[:, 0] == i).sum(), rounds, 1 / 16), i
-    for i, j in combinations(range(16), 2):
-        assert fits((part[:, i] * part[:, j]).sum(), rounds, 1 / 120), (i, j)
+    check_equally_often(uniform(2), 16, one=1 / 8, two=1 / 120)
 
 
 @pytest.mark.parametrize(("size", "among"), [(3, 16), (2, 4)])

@@ -193,11 +193,18 @@ class Probe:
 
 
 def slot_steps(trainer: Trainer, plan: Plan) -> int:
-    """Steps that the slots execute: vmap's idle slots compute too, the loop skips them."""
-    if trainer.arrangement.backend == "loop":
+    """Steps that the slots execute.
+
+    Those of clients; where slots step together, of a second one beside the last client, and under
+    graphs of all slots, until the last client ends.
+    """
+    how, idle = trainer.arrangement, 0
+    if how.backend == "loop":
         return int(plan.steps.sum())
-    slots, ends = trainer.arrangement.slots, []
     for members in trainer.share(plan):
-        _, begin = assign(plan.steps[members], slots)
-        ends.append(int((begin + plan.steps[members]).max(initial=0)))
-    return slots * sum(ends)
+        steps, ends = plan.steps[members], np.zeros(how.slots, np.int64)
+        slot, begin = assign(steps, how.slots)
+        np.maximum.at(ends, slot[slot >= 0], (begin + steps)[slot >= 0])
+        ends.sort()
+        idle += int(ends[-1] * how.slots - ends.sum() if how.graphs else ends[-1] - ends[-2:][0])
+    return int(plan.steps.sum()) + idle

@@ -156,7 +156,7 @@ class Profile:
         busy, workers = max(parts["step"] + parts["gather"], 1e-9), sim.arrangement.workers
         lines += [
             f"{'slot-steps':18}{slot_steps:10.0f}, clients take {steps / slot_steps:.1%} of them",
-            f"{'':18}a slot is a place where a client trains; idle ones count, too",
+            f"{'':18}a slot is a place where a client trains; idle ones that step count, too",
             f"{'host':18}{busy * workers / slot_steps * 1e6:10.2f} us a slot-step",
         ]
         if sim.device.type == "cuda":

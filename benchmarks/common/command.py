@@ -68,6 +68,12 @@ class Parser(argparse.ArgumentParser):
         every = list(choices)
         self.add_argument(flag, nargs="+", choices=every, default=every, help=words)
 
+    def add_device(self, words: str) -> None:
+        """--device: cpu, or cuda where there is one."""
+        self.add_argument(
+            "--device", type=device_here, choices=["cuda", "cpu"], default="cpu", help=words
+        )
+
     def add_out(self, name: str) -> None:
         """--out: the file that rows are added to."""
         path = RESULTS / f"{name}.jsonl"

@@ -164,15 +164,22 @@ def limits(page: Page) -> None:
     """What a round on one core is made of."""
     by = newest(read(page.results, "limits"), "workload")
     parts = ("plain loop", "vecfl", "products", "once a client")
+    linear = {work: row for (work,), row in by.items() if "client_step" in row}
     lines = [
         [work, row["slots"], *(number(row["client_step"][part]["p50_us"]) for part in parts)]
         + [f"x{row['speedup']}", f"x{row['by_products_alone']}"]
-        for (work,), row in by.items()
+        for work, row in linear.items()
     ]
     page.add("## What limits one core\n\n`python benchmarks/limits.py`: one thread, one worker\n")
     head = ["workload", "slots", "plain loop, us a client step", "vecfl", "its matrix products"]
     head += ["seating and summing of rows", "reached", "by the products alone"]
-    page.add(table(head, lines, by.values()))
+    page.add(table(head, lines, linear.values()))
+    others = {work: row for (work,), row in by.items() if "share" in row}
+    if others:
+        page.add("Of other models, how much of the plain loop's time is in torch's own kernels:\n")
+        lines = [[work, row["share"], f"x{row['at_most']}"] for work, row in others.items()]
+        head = ["workload", "share of products and convolutions", "without all else"]
+        page.add(table(head, lines, others.values()))
 
 
 def gpu(page: Page) -> None:

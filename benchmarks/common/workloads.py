@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -40,19 +40,19 @@ class Workload:
     text: bool = False
     spread: float = 0.0
 
-    @property
+    @cached_property
     def sizes(self) -> Tensor:
         """Examples of each client, int64 [clients]: 1 to ten times the mean."""
         normal = torch.randn(self.clients, generator=torch.Generator().manual_seed(2))
         sizes = self.examples * (self.spread * normal - self.spread**2 / 2).exp()
         return sizes.round().long().clamp(1, 10 * self.examples)
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """Examples of a round."""
         return int(self.sizes.sum())
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Client steps of a round."""
         return int((-(-self.sizes // self.batch)).sum())

@@ -151,6 +151,7 @@ def test_memory(tmp_path: Path) -> None:
     assert all(50 < row["peak_mib"] < 4000 and row["growth_mib"] >= 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_parts(tmp_path: Path) -> None:
     small = ("--clients", "2", "--width", "3", "--rounds", "2")
     rows = rows_of("parts", tmp_path / "rows.jsonl", *small)
@@ -159,6 +160,7 @@ def test_parts(tmp_path: Path) -> None:
     assert all(row["p50_ms"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_codecs(tmp_path: Path) -> None:
     rows = rows_of("codecs", tmp_path / "rows.jsonl", "--numbers", "500", "--passes", "2")
     assert [row["codec"] for row in rows[:2]] == ["fold", "flute"] and len(rows) == 8
@@ -284,6 +286,7 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_feed(tmp_path: Path) -> None:
     flags = ("--models", "logistic", "--clients", "5", "--cohorts", "3", "--rounds", "2")
     rows = rows_of("feed", tmp_path / "rows.jsonl", *flags)
@@ -302,6 +305,7 @@ def test_ranks(tmp_path: Path) -> None:
     assert one["exact_round"]["p50_ms"] > 0 and "sum" not in one
 
 
+@pytest.mark.slow
 def test_checkpoint(tmp_path: Path) -> None:
     flags = ("--sizes", "8000", "--repeats", "2", "--folder", str(tmp_path))
     plain, adam = rows_of("checkpoint", tmp_path / "rows.jsonl", *flags)
@@ -311,6 +315,7 @@ def test_checkpoint(tmp_path: Path) -> None:
         assert all(row[name]["p50_ms"] > 0 for name in ("take", "save", "bare", "load"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc/self/io")
 def test_data_store(tmp_path: Path) -> None:
     flags = ("--clients", "3", "--folder", str(tmp_path))
@@ -322,6 +327,7 @@ def test_data_store(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+@pytest.mark.slow
 def test_table(tmp_path: Path) -> None:
     flags = ("--cohort", "3", "--clients", "5", "--rounds", "4", "--every", "2")
     rows = rows_of("table", tmp_path / "rows.jsonl", *flags, "--folder", str(tmp_path))
@@ -332,6 +338,7 @@ def test_table(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "rows.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc/self/status")
 def test_table_size(tmp_path: Path) -> None:
     flags = ("--clients", "50", "--width", "64", "--cohort", "3", "--rounds", "2", "--option", "1")
@@ -359,6 +366,7 @@ def test_a_table_of_44_gib_takes_no_memory(tmp_path: Path, option: str) -> None:
         assert row["on_disk_mib"] < 100 * row["round"]
 
 
+@pytest.mark.slow
 def test_precision(tmp_path: Path) -> None:
     small = ("--models", "mlp", "--backends", "loop", "--clients", "1", "--passes", "1")
     rows = rows_of("precision", tmp_path / "rows.jsonl", *small)
@@ -371,8 +379,9 @@ def test_precision(tmp_path: Path) -> None:
 
 
 def test_limits(tmp_path: Path) -> None:
-    small = ("--workloads", "logistic", "--clients", "20", "--rounds", "2")
-    (row,) = rows_of("limits", tmp_path / "rows.jsonl", *small)
+    small = ("--workloads", "logistic", "cnn", "--clients", "2", "--rounds", "2")
+    row, cnn = rows_of("limits", tmp_path / "rows.jsonl", *small)
+    assert 0.2 < cnn["share"] < 1 and cnn["at_most"] == pytest.approx(1 / cnn["share"], abs=0.01)
     step = {name: times["p50_us"] for name, times in row["client_step"].items()}
     assert list(step) == ["plain loop", "vecfl", "products", "once a client"]
     assert min(step.values()) > 0

@@ -224,6 +224,7 @@ def test_sections_of_vecfl_alone(tmp_path: Path) -> None:
     limits = [{**RUN, "date": "2031-01-01", "workload": "mlp", "slots": 6, "speedup": 2.95}]
     limits[0] |= {"client_step": {name: {"p50_us": t} for name, t in us.items()}}
     limits[0] |= {"by_products_alone": 12.86}
+    limits += [{**RUN, "date": "2031-01-01", "workload": "lstm", "share": 0.8, "at_most": 1.25}]
     gpu = [row(4, measure="round", workload="cnn", cohort=10, arrangement="vmap", speedup=11.5)]
     found = {"scaling": scaling, "scale": scale, "bandwidth": band, "memory": memory}
     text = page(tmp_path, **found, ranks=ranks, gpu=gpu, limits=limits)
@@ -234,6 +235,7 @@ def test_sections_of_vecfl_alone(tmp_path: Path) -> None:
     assert line(text, "cpu | reference | 1,000 | noise")[-2:] == ["1.5", "0.25"]
     assert line(text, "logistic | 3")[2:] == ["default", "4", "300.5", "1.5"]
     assert line(text, "wide | 7 | 4 | 2")[-1] == "50.0 (45.0 to 55.0)"
+    assert line(text, "lstm | 0.8")[2:] == ["x1.25"]
     assert line(text, "mlp | 6")[2:] == ["90.0", "30.5", "7.00", "3.00", "x2.95", "x12.86"]
     assert line(text, "cnn | round | 10 | - | vmap")[-1] == "11.5"
     plots = {path.stem for path in (tmp_path / "page" / "all").iterdir()}
