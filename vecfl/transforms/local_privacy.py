@@ -63,8 +63,8 @@ def draws(done: Finished, numbers: int, law: str) -> Tensor:
 
 def streams(done: Finished, step: int = LOCAL) -> Tensor:
     """Counter words [K, 3] of the clients' noise."""
-    at = {"client": done.client, "occurrence": done.occurrence, "round": done.round.number}
-    return stream(Kind.NOISE, step=step, **at)
+    number, who = done.round.number, done.client
+    return stream(Kind.NOISE, round=number, client=who, occurrence=done.occurrence, step=step)
 
 
 def analytic_gaussian(sensitivity: float, epsilon: float, delta: float) -> float:
