@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from scipy import optimize
 from scipy.stats import norm
 
 from vecfl.errors import InputError
@@ -77,16 +78,33 @@ def test_conventions_of_another_client_in_the_place_of_one() -> None:
     assert losses.get_epsilon(1e-5) < epsilon((whole,), 1e-5) < 1.1 * losses.get_epsilon(1e-5)
 
 
-def test_a_coarser_step_never_says_less() -> None:
+def test_a_coarser_step_says_little_more() -> None:
     fine, coarse = epsilon((MANY,), 1e-5), epsilon((MANY,), 1e-5, step=COARSE)
     assert fine < coarse < fine * 1.001
 
 
 def test_no_release_no_noise_and_what_is_added_up() -> None:
     assert epsilon((), 1e-5) == 0
-    assert epsilon((MANY, replace(MANY, multiplier=0.0)), 1e-5) == math.inf
+    for least in (0.0, 9e-4):
+        assert epsilon((MANY, replace(MANY, multiplier=least)), 1e-5) == math.inf
     parts = (replace(MANY, times=400), replace(MANY, times=600))
-    assert epsilon(parts, 1e-5) == pytest.approx(epsilon((MANY,), 1e-5), rel=1e-6)
+    whole = epsilon((MANY,), 1e-5, step=COARSE)
+    assert epsilon(parts, 1e-5, step=COARSE) == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize(("z", "times"), [(0.3, 1), (0.05, 1), (0.001, 1), (0.5, 300)])
+def test_little_noise_is_accounted_as_well(z: float, times: int) -> None:
+    """T releases of multiplier z are one of z / sqrt(T): Balle and Wang's formula, at 1e-5."""
+    found = epsilon((Event("gaussian", z, Sampling("everyone"), 5, times),), 1e-5, step=COARSE)
+    z /= math.sqrt(times)
+
+    def excess(e: float) -> float:
+        first = norm.logcdf(1 / (2 * z) - e * z)
+        ratio = math.exp(e + norm.logcdf(-1 / (2 * z) - e * z) - first)
+        return float(first + math.log1p(-ratio) - math.log(1e-5))
+
+    right = optimize.brentq(excess, 0.5 / z**2, 10 / z**2)
+    assert right * (1 - 1e-4) <= found <= right * 1.002
 
 
 def test_a_ledger_counts_equal_neighbours_together() -> None:

@@ -11,10 +11,12 @@ import vecfl
 from vecfl import Batches, FederatedDataset, Simulation, Task
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms import Algorithm
-from vecfl.sampling import Sampler
+from vecfl.privacy import Sampling
+from vecfl.sampling import Sampler, lawful
 from vecfl.transforms import Transform
 
 WORK: dict[str, Any] = {"lr": 0.5, "batches": Batches(4)}
+EVERYONE = Sampling("everyone")
 UNIFORM = vecfl.uniform_weights
 ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "fedavg": lambda: vecfl.fedavg(weights=UNIFORM, **WORK),
@@ -43,7 +45,7 @@ CLIPS: dict[str, Callable[[], Transform]] = {
 
 
 def module() -> nn.Module:
-    made = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    made = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     with torch.no_grad():
         for p, value in zip(made.parameters(), (0.3, 0.1, -0.2, 0.0), strict=True):
             p.copy_(torch.linspace(-1, 1, p.numel()).view(p.shape) * value + value)
@@ -56,7 +58,7 @@ def population(*sizes: int, spoilt: int | None = None, huge: int | None = None) 
     x = torch.randn(sum(sizes), 3, generator=g, dtype=torch.float64)
     y = torch.randint(2, (sum(sizes),), generator=g)
     offsets = torch.tensor([0, *sizes]).cumsum(0)
-    for k, value in ((spoilt, torch.nan), (huge, 1e4)):
+    for k, value in ((spoilt, torch.nan), (huge, 50.0)):
         if k is not None:
             x[offsets[k] : offsets[k + 1]] *= value
     return FederatedDataset({"x": x, "y": y}, offsets)
@@ -70,11 +72,18 @@ def simulation(
     return Simulation(task, data, algorithm, sampler, **how)
 
 
-def watched(algorithm: Algorithm, sums: list[Aggregate]) -> Algorithm:
-    """`algorithm`, whose sums before any noise are written down."""
+def sums_of_rounds(made: Algorithm, data: FederatedDataset, *cohorts: list[int]) -> list[Aggregate]:
+    """What rounds with these cohorts add up, before any noise."""
+    sums = list[Aggregate]()
 
     def server(state: dict[str, Tensor], found: Aggregate, round: Any) -> dict[str, Tensor]:
         sums.append(replace(found, total=found.total.clone()))
-        return algorithm.server(state, found, round)
+        return made.server(state, found, round)
 
-    return replace(algorithm, server=server)
+    sampler = lawful(lambda e, s, round: torch.tensor(cohorts[round]), lambda n: EVERYONE)
+    sim = simulation(replace(made, server=server), data, sampler)
+    sums.clear()  # of the step by zeros at the start
+    state = sim.start()
+    for _ in cohorts:
+        state, _ = sim.round(state)
+    return sums

@@ -13,16 +13,19 @@ from typing import Any
 from vecfl.errors import InputError, positive
 from vecfl.privacy.events import Accountant, Event, Ledger, Mechanism, Sampling
 
-FINE, COARSE = 1e-4, 1e-3  # discretization of privacy losses: of the last figure, of live ones
+# Discretizations of privacy losses: of the last figure, of live ones, of a first look.
+FINE, COARSE, ROUGH = 1e-4, 1e-3, 0.1
+LEAST = 1e-3  # below this multiplier a release costs more than half a million
 
 
 def epsilon(
     ledger: Ledger, delta: float, *, accountant: Accountant | None = None, step: float = FINE
 ) -> float:
-    """Epsilon at `delta` of everything in a ledger; inf where there is no bound.
+    """Epsilon at `delta` of everything in a ledger; inf for noise multipliers below a thousandth.
 
     accountant  None: "pld", or "rdp" where a cohort has a fixed size
-    step        discretization of "pld": a coarser one is faster, and never says less
+    step        discretization of "pld": a coarser one is faster. Each gives an upper bound; that of
+                epsilons above 20 has a coarser one
 
     Neighbours are populations with one client more or less, with cohorts of a fixed size those with
     another client in the place of one. Raises InputError for a delta out of (0, 1), an accountant
@@ -32,12 +35,27 @@ def epsilon(
         raise InputError(f"delta={delta}: must be between 0 and 1")
     if not ledger:
         return 0.0
-    made = fresh(chosen(ledger, accountant), relation_of(ledger), step)
-    for event in ledger:
-        if event.multiplier == 0:
-            return math.inf
-        made.compose(counted(event), event.times)
-    return float(made.get_epsilon(delta))
+    return spent(ledger, delta, chosen(ledger, accountant), step)
+
+
+@functools.lru_cache(maxsize=256)
+def spent(ledger: Ledger, delta: float, accountant: Accountant, step: float) -> float:
+    """`epsilon` of a ledger that is not empty."""
+    least = min(event.multiplier for event in ledger)
+    if least < LEAST:
+        return math.inf
+
+    def found(step: float) -> float:
+        made = fresh(accountant, relation_of(ledger), step)
+        for event in ledger:
+            made.compose(counted(event), event.times)
+        return float(made.get_epsilon(delta))
+
+    if accountant == "rdp":
+        return found(step)
+    # The work grows with epsilon over the step: a large one is told to as many digits, not more.
+    rough = found(min(500.0, ROUGH * max(1.0, 0.1 / least**2)))
+    return found(step * max(1.0, rough / 20))
 
 
 def noise_multiplier(
