@@ -163,6 +163,19 @@ def aggregated(algorithm: Algorithm, s: Setting) -> Algorithm:
     return vecfl.aggregated_by(algorithm, found[s.aggregator])
 
 
+def private(algorithm: Algorithm, s: Setting) -> Algorithm:
+    """The algorithm under the promise of the setting."""
+    if (p := s.private) is None:
+        return algorithm
+    clip = vecfl.clip_by_layer(p.norm) if p.per == "layer" else vecfl.clip_by_norm(p.norm)
+    if p.adaptive is not None:
+        quantile, lr, count_noise = p.adaptive
+        clip = vecfl.adaptive_clip(p.norm, quantile=quantile, lr=lr, count_noise=count_noise)
+    return vecfl.private(
+        algorithm, clip, noise_multiplier=p.multiplier, cohort=p.cohort, delta=1e-3
+    )
+
+
 def codec(s: Setting) -> list[vecfl.Transform]:
     """What vecfl calls the oracle's codec."""
     if not s.codec:
@@ -202,7 +215,11 @@ def sampler(s: Setting) -> vecfl.sampling.Sampler:
     if isinstance(s.cohort, int):
         return vecfl.uniform(s.cohort)
     cohorts = [torch.tensor(cohort, dtype=torch.int64) for cohort in s.cohort]
-    return lambda eligible, seed, round: cohorts[round]
+    drawn = lambda eligible, seed, round: cohorts[round]  # noqa: E731
+    if s.private is None:
+        return drawn
+    mean = s.private.cohort  # as if a known law had drawn them
+    return vecfl.sampling.lawful(drawn, lambda n: vecfl.privacy.Sampling("poisson", mean / n))
 
 
 def run_vecfl(
@@ -228,7 +245,10 @@ def run_vecfl(
         data,
         aggregated(
             recorded(
-                vecfl.chain(around(algorithm(s, data.columns), s, task), *clips(s), *codec(s)),
+                private(
+                    vecfl.chain(around(algorithm(s, data.columns), s, task), *clips(s), *codec(s)),
+                    s,
+                ),
                 result.updates,
             ),
             s,

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from . import codecs, philox
 from .augment import Transforms, augment
 from .dropout import Place, replace_dropout
 from .memory import Memory, coefficients, new_variate
+from .private import Mechanism, Private
 from .server import Plateau, Server, ServerSetting
 
 MEMORY = ("scaffold", "feddyn")
@@ -79,6 +81,7 @@ class Setting:
     client_plateau: tuple[float, int] | None = None
     option: int = 2  # of SCAFFOLD
     dyn: float = 0.1  # alpha of FedDyn; its clients' mu is that
+    private: Private | None = None
 
 
 @dataclass
@@ -101,6 +104,7 @@ class Result:
     server: list[Tensor] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)  # that clients sent
     residuals: list[list[Tensor]] = field(default_factory=list)  # of error feedback, by client
+    clipping_norms: list[float] = field(default_factory=list)  # under privacy
 
 
 @dataclass
@@ -173,6 +177,7 @@ def federated_loop(
     shapes = parts * sizes_of(model, buffers)
     flight, waiting, version = list[Message](), list[Message](), 0
     residuals = [torch.zeros(parts * size).double() for _ in clients]
+    mechanism = Mechanism(given.private, given.seed) if given.private else None
     for t in range(given.rounds):
         shares = [p.share if p else 1.0 for p in plateaus]
         setting = replace(scaled(given, shares[1]), mu=mu.value)
@@ -209,11 +214,15 @@ def federated_loop(
                 moves[k].append(-update[:size])
                 remembered[k] = new
                 for clip in setting.clips:
-                    update = clip_message(update, shapes, *clip)
+                    update = clip_message(update, *clip, shapes)
                 wanted = update + residuals[k] if setting.feedback else update
                 update, count = coded(setting, wanted, shapes, place)
                 if weight > 0:
                     residuals[k] = wanted - update
+                if mechanism:
+                    clipped = partial(clip_message, sizes=shapes)
+                    update = mechanism.message(update, weight, clipped)
+                    weight = float(weight > 0)
                 if setting.algorithm == "scaffold":
                     remembered[k] = memory.own[k] + update[size : size + n]
                 if setting.algorithm == "feddyn":
@@ -241,11 +250,18 @@ def federated_loop(
             for _, update, _ in moved:
                 update[:n] *= sum(m.length for m in came) / sum(m.weight for m in came)
         mean_of = AGGREGATORS[setting.aggregator]
+        sent, taken = [m.update for m in came if m.finite], float(sum(m.finite for m in came))
+        if mechanism:
+            # Without a message, noise is released just so.
+            mean_of, taken = mechanism.mean(t), mechanism.promise.cohort
+            sent.append(torch.zeros(parts * size).double())
+            moved.append((-1, sent[-1][:size], 1.0))
+            result.clipping_norms.append(mechanism.norm)
+            mechanism.end_round(t)
         moving = server_step(model, moved, server, t, shares[0], buffers, mean_of)
-        sent = [m.update for m in came if m.finite]
         if setting.algorithm in MEMORY and sent:
             share, change = (
-                len(sent) / len(clients),
+                taken / len(clients),
                 mean_of(torch.stack(sent), torch.ones(len(sent), dtype=torch.float64)),
             )
             if setting.algorithm == "scaffold":
@@ -360,7 +376,7 @@ def sizes_of(model: nn.Module, buffers: list[str]) -> list[int]:
     return [t.numel() for t in [*trainable(model), *(named[name] for name in buffers)]]
 
 
-def clip_message(update: Tensor, sizes: list[int], per: str, limit: float) -> Tensor:
+def clip_message(update: Tensor, per: str, limit: float, sizes: list[int]) -> Tensor:
     """The update [P] scaled to a norm of at most `limit`; by layer, each of its m tensors to
     limit / sqrt(m). 2^-36 of it is left free for rounding."""
     assert per in ("norm", "layer")

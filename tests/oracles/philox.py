@@ -7,7 +7,7 @@ Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
 COHORT, SUBSET, SHUFFLE, DROPOUT, AUGMENT = range(5)
-CODEC = 6
+CODEC, NOISE = 6, 7
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
