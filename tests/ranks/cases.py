@@ -52,6 +52,12 @@ def drawn(*cohorts: list[int]) -> Sampler:
     return lambda eligible, seed, round: torch.tensor(cohorts[round], dtype=torch.int64)
 
 
+def accounted(mean: float, *cohorts: list[int]) -> Sampler:
+    """As `drawn`, under the law of Poisson cohorts of this mean."""
+    law = vecfl.privacy.Sampling
+    return vecfl.sampling.lawful(drawn(*cohorts), lambda n: law("poisson", mean / n))
+
+
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedavg": lambda **kw: vecfl.fedavg(lr=0.1, batches=B, **kw),
     "fedsgd": lambda **kw: vecfl.fedsgd(lr=0.3, size=4, **kw),
@@ -67,6 +73,7 @@ REPLAY: dict[str, Any] = {"lr": 0.05, "batches": B, "optimizer": vecfl.adam()}
 X = [n % 4 for n in range(sum(SIZES))]  # a number for each example
 OWN_WORK = vecfl.Batches(4, epochs=vecfl.random_epochs(0, 3, 0.8), max_tokens=9, tokens=X)
 OWN_EPOCHS = vecfl.Batches(4, epochs=vecfl.random_epochs(0, 3))
+PROMISE: dict[str, Any] = {"noise_multiplier": 1.0, "cohort": 2.0, "delta": 1e-3}
 STEPS = vecfl.within_round(vecfl.rmsprop(weight_decay=0.1), lambda step: 1 / (1 + step))
 CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
     "cohort of 2": Case(FEDAVG(), sampler=vecfl.uniform(2)),
@@ -199,6 +206,30 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
         keeps=True,
     ),
     "fednova": Case(vecfl.fednova(lr=0.1, batches=OWN_EPOCHS), bad=(3,)),
+    "private": Case(
+        vecfl.private(
+            FEDAVG(weights=vecfl.uniform_weights),
+            vecfl.adaptive_clip(0.1, count_noise=2.0),
+            **PROMISE,
+        ),
+        sampler=accounted(2.0, [3, 0], [], [4], [6, 5, 2]),
+        rounds=4,
+        bad=(6,),
+    ),
+    "private scaffold": Case(
+        vecfl.private(vecfl.scaffold(lr=0.1, batches=B), vecfl.clip_by_norm(0.3), **PROMISE),
+        sampler=accounted(2.0, [3, 0], [], [4], [6, 5, 2]),
+        rounds=4,
+        bad=(3,),
+        keeps=True,
+        how={"backend": "loop", "workers": 2, "threads": 1},
+    ),
+    "private, Laplace": Case(
+        vecfl.private(
+            vecfl.dga(lr=0.1, batches=B, max_weight=1.0), vecfl.clip_by_l1(0.3), **PROMISE
+        ),
+        sampler=accounted(2.0, [3, 0, 5], []),
+    ),
     "many": Case(FEDAVG(), "linear", sampler=vecfl.uniform(30), sizes=MANY),
 }
 
@@ -232,6 +263,7 @@ def run(case: Case, exact: bool, folder: Path) -> dict[str, Any]:
     state, models, metrics = sim.start(), list[Tensor](), list[dict[str, Any]]()
     for _ in range(case.rounds):
         state, found = sim.round(state)
+        found |= sim.releases.told(state)
         if algorithm.observe is not None:
             found |= sim.evaluate(state, data.columns)
             state = sim.observe(state, found)
