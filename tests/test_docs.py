@@ -95,15 +95,22 @@ def test_what_a_client_optimizer_keeps(name: str) -> None:
 
 
 NEEDED: dict[str, tuple[Any, ...]] = {"error_feedback": (vecfl.top_k(1.0),)}
-NEEDED |= {name: (1.0,) for name in ("clip_by_norm", "clip_by_layer", "top_k", "random_k")}
+NEEDED |= {"local_gaussian": (1.0, 1.0, 1e-3), "adaptive_clip": (1.0,)}
+NEEDED |= {name: (1.0, 1.0) for name in ("local_laplace", "flute_local_dp", "privunit2")}
+NEEDED |= {
+    name: (1.0,) for name in ("clip_by_l1", "clip_by_norm", "clip_by_layer", "top_k", "random_k")
+}
 
 
 @pytest.mark.parametrize("name", made_by(Transform))
 def test_what_transforms_keep(name: str) -> None:
-    made, cells = BUILDERS[name](*NEEDED.get(name, ())), ROWS[name][2]
+    named = {"count_noise": 1.0} if name == "adaptive_clip" else {}
+    made, cells = BUILDERS[name](*NEEDED.get(name, ()), **named), ROWS[name][2]
     layout = Layout((Entry("a", (2,), 0, torch.float64),))
-    kept = {"residual": (2,)} if cells[3] == "`residual` [M]" else {}
-    assert (made.init(layout), made.table(2)) == ({}, kept)
+    assert (", ".join(made.init(layout)) or "nothing") == cells[2].strip("`").replace(
+        "as its codec", "nothing"
+    )
+    assert made.table(2) == ({"residual": (2,)} if cells[3] == "`residual` [M]" else {})
     assert cells[3] == ("`residual` [M]" if name == "error_feedback" else "nothing")
 
 

@@ -79,6 +79,12 @@ def releases(
     event = promise.event(law.thinned(float(dropout)), clients)
     epsilon((event,), promise.delta, accountant=promise.accountant, step=COARSE)
     say_price(promise, event)
+    if algorithm.observe is not None:
+        log.warning(
+            "%s: it follows metrics; where they come from clients they have no noise, and epsilon "
+            "does not count them",
+            name,
+        )
     return Releases(promise, event)
 
 

@@ -64,6 +64,8 @@ class Simulation:
     Raises InputError if the parts do not fit one another, the backend or those of other ranks.
     """
 
+    stopped = 0  # what signal came to any rank, by the end of the last round
+
     def __init__(
         self,
         task: Task,
@@ -102,18 +104,17 @@ class Simulation:
         self.cohorts = Cohorts(sampler, self.data, algorithm.rule.batches, seeds, *lost, self.mesh)
         wanted = Wanted(backend, workers, threads, slots, processes, precision, graphs)
         wanted.check(self.cohorts.most())
-        large, fetch = self.cohorts.large(), self.source.fetch
-        probe = Probe(self.task, self.data, algorithm, large, self.seed, fetch)
+        self.releases = releases(algorithm, sampler, self.task, self.data, client_dropout)
+        fed = self.cohorts.large(), self.seed, self.source.fetch
+        probe = Probe(self.task, self.data, algorithm, *fed)
         arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
         self.trainer = Trainer(self.task, self.data, algorithm, arrangement, self.seed)
         self.trainer.tell()
-        self.releases = releases(algorithm, sampler, self.task, self.data, client_dropout)
         self.feed, kept = make_feed(self.source), algorithm.table(self.task.layout)
         self.tables = Tables(kept, self.data.num_clients, dtype, table, self.mesh.rank)
         self.geometry = Geometry(self.mesh, statistics, self.seed, self.task.layout.size)
         self.tell: Callable[[str, State, Columns], None] = lambda *_: None  # what clients came to
         self.signal: Callable[[], int] = lambda: 0  # that came to this rank; asked in each round
-        self.stopped = 0  # what came to any rank, by the end of the last round
         compare(self.mesh, self.task, self.data, self._facts())
 
     def start(self) -> State:

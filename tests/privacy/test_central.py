@@ -284,6 +284,17 @@ def test_a_capacity_has_a_price_that_is_told(caplog: pytest.LogCaptureFixture) -
     assert "from 12 on it costs next to nothing" in caplog.text
 
 
+def test_who_follows_metrics_is_told_that_epsilon_does_not_count_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    adaptive = vecfl.fedprox_adaptive(start=0.1, patience=2, weights=UNIFORM, **WORK)
+    made = private(adaptive, vecfl.clip_by_norm(0.5), **PROMISE)
+    sim = simulation(made, population(*SIZES), vecfl.poisson(0.5))
+    assert "it follows metrics; where they come from clients they have no noise" in caplog.text
+    state, metrics = sim.round(sim.start())
+    assert len(sim.observe(state, metrics).ledger) == 1
+
+
 def samplers() -> dict[str, Any]:
     n = torch.ones(8)
     return {

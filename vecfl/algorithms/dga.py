@@ -69,15 +69,6 @@ def dga(
     positive("dga(max_weight)", max_weight)
     measure, server = MEASURES[weighting], server or server_sgd()
     rule = LocalRule(optimizer or sgd(), batches, lr, clip, statistics=weighting in COLLECTED)
-
-    def upload(state: Server, done: Finished) -> Upload:
-        update = state["w"] - done.model
-        x = measure(done, update[:, : done.round.layout.trainable])
-        usable = (done.weight > 0).double()
-        return Upload(
-            update, usable, log_weight=(-softmax_beta * x).clamp(max=math.log(max_weight))
-        )
-
     init, step, metrics = server_init(server), server_step(server), server_metrics(server)
     facts = {"server": server.name, "weighting": weighting, "softmax_beta": float(softmax_beta)}
     facts |= {} if max_weight == 100 else {"max_weight": float(max_weight)}
@@ -86,12 +77,27 @@ def dga(
         rule,
         init,
         broadcast,
-        upload,
+        weighing(measure, softmax_beta, max_weight),
         step,
         metrics=metrics,
         facts=facts,
         max_weight=max_weight,
     )
+
+
+def weighing(
+    measure: Measure, softmax_beta: float, max_weight: float
+) -> Callable[[Server, Finished], Upload]:
+    """`Algorithm.upload` of clients that count for min(exp(-softmax_beta x_k), max_weight)."""
+    most = math.log(max_weight)
+
+    def upload(state: Server, done: Finished) -> Upload:
+        update = state["w"] - done.model
+        x = measure(done, update[:, : done.round.layout.trainable])
+        usable = (done.weight > 0).double()
+        return Upload(update, usable, log_weight=(-softmax_beta * x).clamp(max=most))
+
+    return upload
 
 
 def loss(done: Finished, update: Tensor) -> Tensor:

@@ -65,17 +65,8 @@ def fednova(
 
     rule, init = LocalRule(optimizer, batches, lr, clip, mu), server_init(server)
     facts = known(server, weights)
-    return Algorithm(
-        "fednova",
-        rule,
-        init,
-        broadcast,
-        upload,
-        step,
-        metrics=metrics,
-        facts=facts,
-        max_weight=most(weights),
-    )
+    made = Algorithm("fednova", rule, init, broadcast, upload, step, metrics=metrics, facts=facts)
+    return replace(made, max_weight=most(weights))
 
 
 def normalised(update: Tensor, done: Finished, size: Tensor, weight: Tensor) -> Upload:
