@@ -64,8 +64,6 @@ class Simulation:
     Raises InputError if the parts do not fit one another, the backend or those of other ranks.
     """
 
-    stopped = 0  # what signal came to any rank, by the end of the last round
-
     def __init__(
         self,
         task: Task,
@@ -114,7 +112,7 @@ class Simulation:
         self.tables = Tables(kept, self.data.num_clients, dtype, table, self.mesh.rank)
         self.geometry = Geometry(self.mesh, statistics, self.seed, self.task.layout.size)
         self.tell: Callable[[str, State, Columns], None] = lambda *_: None  # what clients came to
-        self.signal: Callable[[], int] = lambda: 0  # that came to this rank; asked in each round
+        self.signal, self.stopped = (lambda: 0), 0  # that came to this rank; to any, last round
         compare(self.mesh, self.task, self.data, self._facts())
 
     def start(self) -> State:
