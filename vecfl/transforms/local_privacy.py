@@ -127,7 +127,11 @@ def flute_local_dp(
     check_delta("flute_local_dp", delta)
     if epsilon < 0:
         return replace(clip_by_norm(norm), name=f"flute_local_dp clip {float(norm)}")
-    finite("flute_local_dp", epsilon=epsilon)
+    if not 0 < epsilon < math.inf:
+        raise InputError(
+            "flute_local_dp(epsilon) must be positive and finite, or below 0 to clip alone, not "
+            f"{epsilon}"
+        )
     if epsilon > 1:
         warn_above_one("flute_local_dp", epsilon)
     least, most = weights_between or (0.0, 0.0)
