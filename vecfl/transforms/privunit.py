@@ -56,7 +56,7 @@ def privunit2(epsilon: float, longest: float, *, norm_share: float = 0.1) -> Tra
         rows, coins = upload.update.double(), fair(done, 5)
         largest = row_largest(rows)[:, None]
         scaled = (rows / largest).where(largest != 0, 1)  # zeros have any direction
-        u, norm = scaled / lengths(scaled)[:, None], lengths(rows).clamp(max=longest)
+        u, norm = scaled / lengths(scaled)[:, None], lengths(rows)
         across = gaussian(done, rows.shape[1])
         sent = directions(u, cap_of(rows.shape[1], of_direction), coins[:, :2], across)
         length = scalars(norm / longest, of_norm, coins[:, 2:]) * longest
@@ -128,7 +128,7 @@ def directions(u: Tensor, cap: Cap, coins: Tensor, normals: Tensor) -> Tensor:
 
 
 def scalars(x: Tensor, epsilon: float, coins: Tensor) -> Tensor:
-    """Unbiased private numbers of x [K] in [0, 1]: one of k + 1 levels, then perhaps another.
+    """Unbiased private numbers of x [K] from 0, clipped to 1: one of k + 1 levels, or another.
 
     coins [K, 3] are uniform: for the level next to x, for telling another, and for which.
     """
