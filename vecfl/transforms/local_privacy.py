@@ -127,18 +127,8 @@ def flute_local_dp(
     check_delta("flute_local_dp", delta)
     if epsilon < 0:
         return replace(clip_by_norm(norm), name=f"flute_local_dp clip {float(norm)}")
-    if not 0 < epsilon < math.inf:
-        raise InputError(
-            "flute_local_dp(epsilon) must be positive and finite, or below 0 to clip alone, not "
-            f"{epsilon}"
-        )
-    if epsilon > 1:
-        warn_above_one("flute_local_dp", epsilon)
     least, most = weights_between or (0.0, 0.0)
-    if not 0 <= least <= most < math.inf:
-        raise InputError(
-            f"flute_local_dp(weights_between={weights_between}): expected 0 <= least <= most"
-        )
+    check_flute(epsilon, least, most)
     std = math.sqrt(2 * math.log(1.25 / delta)) * math.hypot(norm, most) / epsilon
 
     def client(own: Server, done: Finished, upload: Upload) -> Upload:
@@ -165,13 +155,23 @@ def weight_of(upload: Upload) -> Tensor:
     return upload.weight * logs.exp().where(logs.isfinite(), torch.nan)
 
 
-def warn_above_one(name: str, epsilon: float) -> None:
-    """Say that a formula is used outside of what is proven."""
-    logging.getLogger("vecfl").warning(
-        "%s(epsilon=%g): its formula is proven up to epsilon 1 alone; that of local_gaussian holds "
-        "for any",
-        *(name, epsilon),
-    )
+def check_flute(epsilon: float, least: float, most: float) -> None:
+    """InputError for numbers out of range; a warning where the formula is not proven."""
+    if not 0 < epsilon < math.inf:
+        raise InputError(
+            "flute_local_dp(epsilon) must be positive and finite, or below 0 to clip alone, not "
+            f"{epsilon}"
+        )
+    if not 0 <= least <= most < math.inf:
+        raise InputError(
+            f"flute_local_dp(weights_between={(least, most)}): expected 0 <= least <= most"
+        )
+    if epsilon > 1:
+        logging.getLogger("vecfl").warning(
+            "flute_local_dp(epsilon=%g): its formula is proven up to epsilon 1 alone; that of "
+            "local_gaussian holds for any",
+            epsilon,
+        )
 
 
 def finite(name: str, **numbers: float) -> None:
