@@ -103,7 +103,7 @@ def bounds(dtype: torch.dtype) -> st.SearchStrategy[float]:
 def test_no_message_is_longer_than_the_bound(dtype: torch.dtype, clip: str) -> None:
     biggest, tiny = torch.finfo(dtype).max, 2.0 ** max(NUMBERS[dtype][0] + 1, -1074)
 
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(rows(dtype), bounds(dtype))
     @example([biggest] * SIZE, 1.0)
     @example([biggest] * SIZE, 2.0**100)
@@ -144,7 +144,7 @@ def test_no_weight_makes_a_message_longer(name: str, clip: str) -> None:
     """The weight is in the row before it is clipped; a share of 0.4 of (3, 4, 0, ...) is 2 long."""
     dtype = torch.float32 if name == "capped" else torch.float64
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(rows(dtype), bounds(dtype), st.sampled_from([1.0, 0.4, 1e-30, 0.0]))
     @example([3.0, 4.0, 0.0, 0.0, 0.0, 0.0], 2.5, 0.4)
     @example([torch.finfo(dtype).max] * SIZE, 1.0, 1e-30)
