@@ -93,9 +93,9 @@ def cap_of(size: int, epsilon: float) -> Cap:
 
     Densities in the cap and elsewhere are (1 - far) / share and far / (1 - share). With far =
     1 / (1 + e^c), share = 1 / (1 + e^(epsilon - c)) their ratio is e^epsilon, whatever c goes into
-    the choice of the side: gamma is a quantile of the uniform law, where the paper's two bounds of
-    it keep below (Theorem 4; Asi et al., ICML 2022, arXiv:2205.02466, on c). Raises InputError for
-    a size below 2.
+    the choice of the side: gamma is a quantile of the uniform law, which the paper's conditions on
+    it bound from below (on c: Asi et al., ICML 2022, arXiv:2205.02466). Raises InputError for a
+    size below 2.
     """
     if size < 2:
         raise InputError(f"privunit2: a message of {size} numbers has no direction; take 2 or more")
