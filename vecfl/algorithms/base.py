@@ -73,6 +73,7 @@ class Finished:
     table     {column: [K, ...]}, the clients' rows as they were when they started
     steps     [K] int64 optimizer steps, each with learning rate `lr`
     before    [K, P] what they sent in the pass before (`Algorithm.before`), or None
+    place     to a transform: how many there are before it in the chain
     """
 
     round: Round
@@ -90,6 +91,7 @@ class Finished:
     steps: Tensor = field(default_factory=lambda: torch.empty(0))
     lr: float = 0.0
     before: Tensor | None = None
+    place: int = 0
 
 
 @dataclass(frozen=True)

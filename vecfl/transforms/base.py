@@ -122,7 +122,8 @@ def around(inner: Algorithm, transform: Transform) -> Algorithm:
 
     def upload(server: Server, done: Finished) -> Upload:
         sent = inner.upload(others(prefix, server), replace(done, table=others(prefix, done.table)))
-        own, mine = part(prefix, server), replace(done, table=part(prefix, done.table))
+        own = part(prefix, server)
+        mine = replace(done, table=part(prefix, done.table), place=place)
         changed = transform.client(own, mine, replace(sent, table={}, extra={}))
         check_upload(transform.name, changed, sent)
         kept = sent.table | kept_of(inner, transform, done, changed.update)

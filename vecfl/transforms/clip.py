@@ -67,17 +67,17 @@ def clip_by_layer(norm: float | Mapping[str, float]) -> Transform:
         entries = [e for e in done.round.layout.params + done.round.layout.buffers if e.size]
         share = 1 / math.sqrt(len(entries))
         update = upload.update.clone()
-        lengths, over = [], torch.zeros_like(upload.weight, dtype=torch.bool)
+        norms, over = [], torch.zeros_like(upload.weight, dtype=torch.bool)
         for e in entries:
             part = slice(e.offset, e.offset + e.size)
             bound = bounds[e.name] if isinstance(norm, Mapping) else norm * share
             update[:, part], length, scaled = clip_rows(update[:, part], bound)
-            lengths.append(length)
+            norms.append(length)
             over |= scaled
-        return counted(upload, update, torch.stack(lengths).square().sum(0).sqrt(), over)
+        return counted(upload, update, lengths(torch.stack(norms, 1)), over)
 
     said = bounds if isinstance(norm, Mapping) else float(norm)
-    whole = math.sqrt(sum(bound**2 for bound in bounds.values()))
+    whole = math.hypot(*bounds.values())
     limit = Limit(lambda own: whole) if math.isfinite(whole) else None
     return Transform(f"clip_by_layer {said}", client, init=init, metrics=told, limit=limit)
 
