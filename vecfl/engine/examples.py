@@ -11,6 +11,7 @@ from torch import Tensor
 from vecfl.engine.rule import ExampleNoise
 from vecfl.layout import Layout
 from vecfl.random import Kind, normal, with_kind, with_layer
+from vecfl_kernels import row_squares
 
 LAYER = 1  # of noise streams: that of sums and of messages is 0
 LARGEST = 1e30  # of a loss, as it is told
@@ -24,8 +25,8 @@ def clipped_sum(grads: list[Tensor], counts: Tensor | None, clip: float) -> list
     norm adds zero.
     """
     flat = [g.reshape(*g.shape[:2], -1) for g in grads]
-    norms = [torch.linalg.vector_norm(g, dim=2, dtype=torch.float64) for g in flat]
-    norm = torch.stack(norms).square_().sum(0).sqrt_()
+    squares = [row_squares(g.flatten(0, 1)) for g in flat]
+    norm = torch.stack(squares).sum(0).sqrt_().view(flat[0].shape[:2])
     finite = norm.isfinite()
     factor = (clip / norm).clamp(max=1).where(finite, 0)
     if counts is not None:
