@@ -46,15 +46,16 @@ class Releases:
         exact  the last figure; else a little above it, in a tenth of a second. Epsilon is inf where
                the ledger has not all rounds: some were played without the promise
         """
-        step, promise, told = FINE if exact else COARSE, self.promise, dict[str, float]()
+        promise, told = self.promise, dict[str, float]()
         if self.examples is not None:
             most = int(passes(state).max())
-            told["privacy/example_epsilon"] = example_cost(self.examples, most, step)
+            told["privacy/example_epsilon"] = example_cost(self.examples, most)
             told["privacy/example_delta"] = self.examples.delta
         if promise is None:
             return told
         found = float("inf")
         if sum(event.times for event in state.ledger) >= state.round:
+            step = FINE if exact else COARSE
             found = epsilon(state.ledger, promise.delta, accountant=promise.accountant, step=step)
         return told | {"privacy/epsilon": found, "privacy/delta": promise.delta}
 
@@ -66,10 +67,10 @@ def passes(state: State) -> Tensor:
 
 
 @cache
-def example_cost(examples: ExamplePrivacy, passes: int, step: float) -> float:
-    """Epsilon of so many passes."""
+def example_cost(examples: ExamplePrivacy, passes: int) -> float:
+    """Epsilon of so many passes; of Gaussian noise alone a coarse step is as good as a fine one."""
     ledger = examples.after(passes)
-    return epsilon(ledger, examples.delta, accountant=examples.accountant, step=step)
+    return epsilon(ledger, examples.delta, accountant=examples.accountant, step=COARSE)
 
 
 def example_epsilon(algorithm: Algorithm, state: State) -> Tensor:
@@ -81,7 +82,7 @@ def example_epsilon(algorithm: Algorithm, state: State) -> Tensor:
     if (examples := algorithm.examples) is None:
         raise InputError(f"{algorithm.name}: promises nothing about examples; use dp_sgd")
     counts, where = passes(state).unique(return_inverse=True)
-    found = [example_cost(examples, n, FINE) for n in counts.tolist()]
+    found = [example_cost(examples, n) for n in counts.tolist()]
     return torch.tensor(found, dtype=torch.float64)[where]
 
 
@@ -98,7 +99,7 @@ def releases(
     name, clients = algorithm.name, data.num_clients
     if examples is not None:
         require_unseen(algorithm, task.layout.flatten(task.module), task.layout, clients)
-        example_cost(examples, 1, COARSE)
+        example_cost(examples, 1)
     if promise is None:
         return Releases(examples=examples)
     law = law_of(sampler, clients)

@@ -7,7 +7,7 @@ Ints = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
 COHORT, SUBSET, SHUFFLE, DROPOUT, AUGMENT = range(5)
-CODEC = 6
+CODEC, NOISE = 6, 7
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
@@ -104,6 +104,16 @@ def shuffle(seed: int, t: int, client: int, epoch: int, n: int, occurrence: int 
     """The order [n] in which an epoch visits the kept examples."""
     key = words(seed, SHUFFLE, n, client=client, occurrence=occurrence, t=t, step=epoch)
     return np.argsort(key, kind="stable")
+
+
+def normals(
+    seed: int, t: int, client: int, step: int, count: int, occurrence: int = 0
+) -> NDArray[np.float64]:
+    """The noise [count] of a client's own step: Box-Muller, on pairs of words of layer 1."""
+    at = {"client": client, "occurrence": occurrence, "t": t, "step": step, "layer": 1}
+    u, v = ((words(seed, NOISE, count + count % 2, **at) + 0.5) / 2.0**32).reshape(-1, 2).T
+    length, angle = np.sqrt(-2 * np.log(u)), 2 * np.pi * v
+    return np.stack([length * np.cos(angle), length * np.sin(angle)], 1).reshape(-1)[:count]
 
 
 def draw_bits(p: float) -> int:

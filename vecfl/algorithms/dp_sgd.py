@@ -63,7 +63,7 @@ def dp_sgd(
         passes = done.table[PASSES]
         return replace(sent, table=sent.table | {PASSES: passes + begun(done, size).to(passes)})
 
-    said = f"dp_sgd(clip {float(clip)}, noise multiplier {float(noise_multiplier)})"
+    said = f"clip {float(clip)}, noise multiplier {float(noise_multiplier)}"
     return replace(
         algorithm,
         name=f"{algorithm.name}, dp_sgd",
@@ -71,7 +71,7 @@ def dp_sgd(
         upload=upload,
         table=lambda layout: algorithm.table(layout) | {PASSES: ()},
         examples=ExamplePrivacy(noise_multiplier, delta, accountant),
-        facts={**algorithm.facts, "examples": said},
+        facts={**algorithm.facts, "dp_sgd": said},
     )
 
 

@@ -70,7 +70,7 @@ class LocalRule:
     mu: float = 0.0
     bias: bool = False
     statistics: bool = False
-    examples: ExampleNoise | None = field(default=None, repr=False)  # `Algorithm.facts` has it
+    examples: ExampleNoise | None = field(default=None, repr=False)  # facts have it
 
     def __post_init__(self) -> None:
         for name, kind, right in (
