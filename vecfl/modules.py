@@ -29,7 +29,7 @@ class Draws:
         self.examples: int | None = None  # of all clients, in a pass that is over several
         self.streams: Tensor | None = None
         self.step: int | None = None
-        self.alone: tuple[int | Tensor, int] | None = None
+        self.alone: tuple[Tensor, int] | None = None
         self.ahead: dict[tuple[int, float, torch.dtype], tuple[int, tuple[Tensor, ...]]] = {}
 
     def begin(self, streams: Tensor) -> None:
@@ -38,17 +38,16 @@ class Draws:
         self.streams, self.step, self.calls = streams, None, 0
 
     def begin_all(self, streams: Tensor) -> None:
-        """Take on L passes, `streams` [L, 3], that `next_step` starts; masks are drawn ahead."""
+        """Take on L passes, `streams` [L, 3]; `next_step` starts each. Masks are drawn ahead."""
         self.streams, self.step = streams, -1
         self.ahead.clear()
 
     def next_step(self) -> None:
-        """Start the next of the passes."""
         assert self.step is not None
         self.step, self.calls = self.step + 1, 0
 
-    def only(self, place: int | Tensor, batch: int) -> None:
-        """Start a pass over one example, which has the masks of its place in the batch."""
+    def only(self, place: Tensor, batch: int) -> None:
+        """Start a pass over one example, which has the masks of its `place` [1] in the batch."""
         self.alone, self.calls = (place, batch), 0
 
     def next_layer(self) -> int:
@@ -64,7 +63,7 @@ class Draws:
             return self._masks(n, p, dtype)
         place, batch = self.alone
         masks = self._masks(batch * n, p, dtype).view(batch, n)
-        return masks[place] if isinstance(place, int) else masks.index_select(0, place)[0]
+        return masks.index_select(0, place)[0]
 
     def _masks(self, n: int, p: float, dtype: torch.dtype) -> Tensor:
         layer = self.next_layer()

@@ -33,8 +33,7 @@ def dp_sgd(
 
     with g_i the gradient of an example's loss sum over its loss weight (of text the mean over its
     tokens) and B the size of `Batches`, also for a short batch. What follows in the rule, its own
-    clip, the pull, corrections and the optimizer, act on that. A gradient without a finite norm is
-    zero.
+    clip, the pull, corrections and the optimizer, act on that. A g_i that is not finite is zero.
 
     clip              C, the largest norm of g_i over all trainable parameters
     noise_multiplier  z; 0: clipping alone, and epsilon is inf
@@ -50,29 +49,33 @@ def dp_sgd(
     algorithms whose clients make another pass or use statistics of their steps; when a run begins
     for buffers that training changes and for messages that depend on losses.
     """
-    if not 0 < clip < math.inf:
-        raise InputError(f"dp_sgd(clip={clip}): must be positive and finite")
-    at_least_zero("dp_sgd(noise_multiplier)", noise_multiplier)
-    if not 0 < delta < 1:
-        raise InputError(f"dp_sgd(delta={delta}): must be between 0 and 1")
+    check(clip, noise_multiplier, delta)
     refuse(algorithm)
-    noise, size = ExampleNoise(clip, noise_multiplier), algorithm.rule.batches.size
+    size = algorithm.rule.batches.size
 
     def upload(state: Server, done: Finished) -> Upload:
         sent = algorithm.upload(state, done)
-        passes = done.table[PASSES]
-        return replace(sent, table=sent.table | {PASSES: passes + begun(done, size).to(passes)})
+        return replace(sent, table=sent.table | {PASSES: done.table[PASSES] + begun(done, size)})
 
     said = f"clip {float(clip)}, noise multiplier {float(noise_multiplier)}"
     return replace(
         algorithm,
         name=f"{algorithm.name}, dp_sgd",
-        rule=replace(algorithm.rule, examples=noise),
+        rule=replace(algorithm.rule, examples=ExampleNoise(clip, noise_multiplier)),
         upload=upload,
         table=lambda layout: algorithm.table(layout) | {PASSES: ()},
         examples=ExamplePrivacy(noise_multiplier, delta, accountant),
         facts={**algorithm.facts, "dp_sgd": said},
     )
+
+
+def check(clip: float, noise_multiplier: float, delta: float) -> None:
+    """InputError for numbers out of range."""
+    if not 0 < clip < math.inf:
+        raise InputError(f"dp_sgd(clip={clip}): must be positive and finite")
+    at_least_zero("dp_sgd(noise_multiplier)", noise_multiplier)
+    if not 0 < delta < 1:
+        raise InputError(f"dp_sgd(delta={delta}): must be between 0 and 1")
 
 
 def refuse(algorithm: Algorithm) -> None:

@@ -128,12 +128,13 @@ class LoopBackend:
         """As `_train`, example by example: their gradients are clipped, added up and noised."""
         assert self.examples is not None
         size = next(iter(batches.values())).shape[1]
+        places = torch.arange(size, device=slots.flat.device).split(1)
         for step, (n, drawn) in enumerate(zip(valid, noise, strict=True)):
             if self.keyed:
                 self.task.draws.next_step()
             found = []
             for place in range(n):
-                self.task.draws.only(place, n)
+                self.task.draws.only(places[place], n)
                 batch = {name: c[step, place : place + 1] for name, c in batches.items()}
                 value, weight = self.task.loss(self.task.output(batch), batch)
                 weight = None if weight is None else weight.detach()

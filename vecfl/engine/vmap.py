@@ -4,7 +4,8 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -59,6 +60,8 @@ class VmapBackend:
 
         def step_(batch: Batch, mask: Tensor | None, streams: Tensor | None, mean: bool) -> Step:
             batch = self.task.prepare(batch, streams)
+            if self.examples is not None and streams is not None:
+                return self.noised(self.examples, slots.all.w, batch, mask, streams)
             grads, total, weight, buffers = self.gradients(
                 slots.all.w, slots.buffers, batch, mask, streams, mean
             )
@@ -79,8 +82,7 @@ class VmapBackend:
     ) -> tuple[list[Tensor], Tensor, Tensor | None, list[Tensor]]:
         """Gradients [S, *shape] of each client's batch, loss sums and weights [S], and buffers.
 
-        Where examples are noised: what their steps take for gradients. mask [S, B] is 1 where an
-        example counts (None: all do); streams [S, 3] feeds keyed
+        mask [S, B] is 1 where an example counts (None: all do); streams [S, 3] feeds keyed
         modules; `mean` differentiates the mean of the batch, else its sum. The weights are None
         where the loss gives none: every example that counts has weight 1.
         """
@@ -110,28 +112,21 @@ class VmapBackend:
                 changed,
             )
 
-        try:
-            if self.examples is not None:
-                return *self._of_examples(self.examples, w, batch, mask, streams), []
-            dims = (0, 0, 0, None if mask is None else 0, None if streams is None else 0)
-            vectorised = vmap(grad(loss, has_aux=True), in_dims=dims, randomness="error")
+        dims = (0, 0, 0, None if mask is None else 0, None if streams is None else 0)
+        vectorised = vmap(grad(loss, has_aux=True), in_dims=dims, randomness="error")
+        with interruptible():
             grads, (total, weight, changed) = vectorised(w, buffers, batch, mask, streams)
-        except RuntimeError as error:
-            if interrupted(error):
-                raise KeyboardInterrupt from None
-            raise
         return grads, total, weight[0] if weight else None, changed
 
-    def _of_examples(
+    def noised(
         self,
         noise: ExampleNoise,
         w: list[Tensor],
         batch: Batch,
         mask: Tensor | None,
-        streams: Tensor | None,
+        streams: Tensor,
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """What steps take for gradients, loss sums and weights: by clients, and by examples."""
-        assert streams is not None
+        """What steps take for gradients under DP-SGD, loss sums and weights; as `gradients`."""
         size = next(iter(batch.values())).shape[1]
 
         def loss(
@@ -148,7 +143,8 @@ class VmapBackend:
         by_example = vmap(grad(loss, has_aux=True), in_dims=(None, 0, None, 0), randomness="error")
         by_client = vmap(by_example, in_dims=(0, 0, 0, None), randomness="error")
         places = torch.arange(size, device=streams.device)
-        grads, (value, weight) = by_client(w, batch, streams, places)
+        with interruptible():
+            grads, (value, weight) = by_client(w, batch, streams, places)
         layout = self.task.layout
         drawn = noise_of(noise, self.task.draws.seed, streams, layout.trainable)
         sums = clipped_sum(grads, mask, noise.clip)
@@ -178,14 +174,11 @@ class VmapBackend:
         with blame(module) as found, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                self.gradients(
-                    layout.param_views(flat),
-                    layout.buffer_views(flat),
-                    self.task.prepare(batch, streams),
-                    mask,
-                    streams,
-                    mean=True,
-                )
+                w, ready = layout.param_views(flat), self.task.prepare(batch, streams)
+                if self.examples is not None:
+                    self.noised(self.examples, w, ready, mask, streams)
+                else:
+                    self.gradients(w, layout.buffer_views(flat), ready, mask, streams, mean=True)
             except Exception as error:
                 where = found[0] or "the backward pass of the module"
                 raise InputError(
@@ -197,6 +190,17 @@ class VmapBackend:
         if slow:
             warn_of_fallbacks(False)  # once is enough
         return slow
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C be one, whatever torch makes of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if interrupted(error):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def interrupted(error: BaseException | None) -> bool:
