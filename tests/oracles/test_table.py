@@ -169,13 +169,13 @@ SEQUENCES = {
     "batches": {name: BATCHES[name] for name in ("drop", "full", "token cap")},
     "cohort": COHORTS,
 }
-EXAMPLES = {  # clip and noise of the gradients of single examples; many of them are clipped
+EXAMPLES = {  # clip and noise of the gradients of single examples: all, or some, are clipped
     "none": {},
-    "clipped": {"examples": (0.3, 0.0)},
-    "noised": {"examples": (0.5, 0.8)},
+    "all clipped": {"examples": (0.3, 0.8)},
+    "some clipped": {"examples": (1.6, 0.4)},
 }
 NOISED = {
-    "examples": {name: EXAMPLES[name] for name in ("clipped", "noised")},
+    "examples": {name: EXAMPLES[name] for name in ("all clipped", "some clipped")},
     "algorithm": {n: (ALGORITHMS | DGA)[n] for n in ("fedavg", "fedprox", "dga update_rms")},
     "backend": {name: BACKENDS[name] for name in ("loop S=3", "vmap S=3", "vmap S=C", "vmap W=2")},
     "optimizer": {name: OPTIMIZERS[name] for name in ("clipped", "momentum", "adam")},
