@@ -10,6 +10,7 @@ from vecfl.algorithms import (
     clients_on_plateau,
     delayed,
     dga,
+    dp_sgd,
     ema,
     fedadagrad,
     fedadam,
@@ -39,6 +40,7 @@ from vecfl.metrics import f1, precision, recall, top_k_accuracy
 from vecfl.modules import batchnorm_to_groupnorm
 from vecfl.optim import adagrad, adam, adamw, momentum, rmsprop, sgd
 from vecfl.participation import available, separated
+from vecfl.releases import example_epsilon
 from vecfl.replay import replay
 from vecfl.robust import coordinate_median, trimmed_mean
 from vecfl.rounds import run
@@ -143,6 +145,7 @@ __all__ = [
     "delay_trace",
     "delayed",
     "dga",
+    "dp_sgd",
     "drawn_delay",
     "clients_on_plateau",
     "clipped",
@@ -152,6 +155,7 @@ __all__ = [
     "evaluate",
     "evaluate_clients",
     "everyone",
+    "example_epsilon",
     "f1",
     "fedadagrad",
     "fedadam",

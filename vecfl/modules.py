@@ -29,27 +29,26 @@ class Draws:
         self.examples: int | None = None  # of all clients, in a pass that is over several
         self.streams: Tensor | None = None
         self.step: int | None = None
+        self.alone: tuple[Tensor, int] | None = None
         self.ahead: dict[tuple[int, float, torch.dtype], tuple[int, tuple[Tensor, ...]]] = {}
 
     def begin(self, streams: Tensor) -> None:
         """Start a forward pass with counter words `streams` [3]; under vmap they may be batched.
-
-        With streams [S, 3] the pass is over the examples of S clients, one client after the other.
-        """
+        With streams [S, 3] the pass is over the examples of S clients, one after the other."""
         self.streams, self.step, self.calls = streams, None, 0
 
     def begin_all(self, streams: Tensor) -> None:
-        """Take on L forward passes, `streams` [L, 3]; `next_step` starts each of them in turn.
-
-        Their masks are drawn some steps ahead, because a draw costs more than its elements.
-        """
+        """Take on L passes, `streams` [L, 3]; `next_step` starts each. Masks are drawn ahead."""
         self.streams, self.step = streams, -1
         self.ahead.clear()
 
     def next_step(self) -> None:
-        """Start the next of the passes."""
         assert self.step is not None
         self.step, self.calls = self.step + 1, 0
+
+    def only(self, place: Tensor, batch: int) -> None:
+        """Start a pass over one example, which has the masks of its `place` [1] in the batch."""
+        self.alone, self.calls = (place, batch), 0
 
     def next_layer(self) -> int:
         """The ordinal of this call in the forward pass, from 0."""
@@ -60,6 +59,13 @@ class Draws:
 
     def mask(self, n: int, p: float, dtype: torch.dtype) -> Tensor:
         """What the next dropout call multiplies its n elements by, [n]."""
+        if self.alone is None:
+            return self._masks(n, p, dtype)
+        place, batch = self.alone
+        masks = self._masks(batch * n, p, dtype).view(batch, n)
+        return masks.index_select(0, place)[0]
+
+    def _masks(self, n: int, p: float, dtype: torch.dtype) -> Tensor:
         layer = self.next_layer()
         if self.step is None:
             assert self.streams is not None

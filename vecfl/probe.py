@@ -83,20 +83,24 @@ class Probe:
     def facts(self) -> dict[str, object]:
         """What the fastest arrangement may depend on; no seed and no learning rate is among it."""
         columns = {name: (c.dtype, c.shape[1:]) for name, c in self.data.columns.items()}
-        return machine(self.device) | {
-            "model": repr(self.task.module),
-            "row": self.task.layout,
-            "loss": getattr(self.task.loss, "__qualname__", ""),
-            "dtype": self.dtype,
-            "augment": [
-                getattr(t, "__qualname__", type(t).__qualname__) for t in self.task.augment
-            ],
-            "columns": columns,
-            "population": (self.data.num_clients, int(self.data.offsets[-1])),
-            "cohort": 1 << (len(self.cohort) - 1).bit_length(),  # sizes vary, by the seed too
-            "rule": replace(self.algorithm.rule, lr=0.0),
-            "before": self.before,
-        }
+        return (
+            machine(self.device)
+            | {
+                "model": repr(self.task.module),
+                "row": self.task.layout,
+                "loss": getattr(self.task.loss, "__qualname__", ""),
+                "dtype": self.dtype,
+                "augment": [
+                    getattr(t, "__qualname__", type(t).__qualname__) for t in self.task.augment
+                ],
+                "columns": columns,
+                "population": (self.data.num_clients, int(self.data.offsets[-1])),
+                "cohort": 1 << (len(self.cohort) - 1).bit_length(),  # sizes vary, by the seed too
+                "rule": replace(self.algorithm.rule, lr=0.0),
+                "before": self.before,
+            }
+            | ({} if (noise := self.algorithm.rule.examples) is None else {"examples": noise})
+        )
 
     def fastest(self) -> Arrangement:
         """The best of those tried."""
@@ -121,7 +125,8 @@ class Probe:
     def require_rules(self, backend: str) -> None:
         """InputError, in torch's words, where vmap would take an operator client by client."""
         if backend == "vmap":
-            slow = VmapBackend(self.task, self.data.examples(3)).slow
+            rule = self.algorithm.rule
+            slow = VmapBackend(self.task, self.data.examples(3), rule.examples).slow
             if slow:
                 raise InputError(slow[0])
 

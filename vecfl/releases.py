@@ -2,17 +2,19 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from vecfl.aggregate import empty
 from vecfl.algorithms.base import Algorithm, Round
+from vecfl.algorithms.dp_sgd import require_unseen
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.layout import Layout
 from vecfl.privacy.accountant import COARSE, FINE, epsilon
-from vecfl.privacy.events import Event, Ledger, Privacy, Sampling, spend
+from vecfl.privacy.events import PASSES, Event, ExamplePrivacy, Ledger, Privacy, Sampling, spend
 from vecfl.sampling import Sampler, law_of
 from vecfl.state import State
 from vecfl.task import Task
@@ -23,10 +25,14 @@ NEAR = 1e-6  # relative, of a cohort to what its sampler draws in the mean
 
 @dataclass(frozen=True)
 class Releases:
-    """What each round of a run releases under its algorithm's promise; None where it has none."""
+    """What each round of a run releases under its algorithm's promise; None where it has none.
+
+    examples  what clients promise about single examples
+    """
 
     promise: Privacy | None = None
     event: Event | None = None
+    examples: ExamplePrivacy | None = None
 
     def after(self, ledger: Ledger) -> Ledger:
         """The ledger after one more round."""
@@ -35,17 +41,49 @@ class Releases:
     def told(self, state: State, *, exact: bool = False) -> dict[str, float]:
         """`privacy/epsilon` and `privacy/delta` of a state's rounds; nothing without a promise.
 
+        Of examples `privacy/example_epsilon`, the largest of any client, and `.../example_delta`.
+
         exact  the last figure; else a little above it, in a tenth of a second. Epsilon is inf where
                the ledger has not all rounds: some were played without the promise
         """
-        promise = self.promise
+        promise, told = self.promise, dict[str, float]()
+        if self.examples is not None:
+            most = int(passes(state).max())
+            told["privacy/example_epsilon"] = example_cost(self.examples, most)
+            told["privacy/example_delta"] = self.examples.delta
         if promise is None:
-            return {}
+            return told
         found = float("inf")
         if sum(event.times for event in state.ledger) >= state.round:
             step = FINE if exact else COARSE
             found = epsilon(state.ledger, promise.delta, accountant=promise.accountant, step=step)
-        return {"privacy/epsilon": found, "privacy/delta": promise.delta}
+        return told | {"privacy/epsilon": found, "privacy/delta": promise.delta}
+
+
+def passes(state: State) -> Tensor:
+    """The passes over its examples that each client has begun, int64 [N]."""
+    assert state.table is not None
+    return state.table.column(PASSES).long()
+
+
+@cache
+def example_cost(examples: ExamplePrivacy, passes: int) -> float:
+    """Epsilon of so many passes; of Gaussian noise alone a coarse step is as good as a fine one."""
+    ledger = examples.after(passes)
+    return epsilon(ledger, examples.delta, accountant=examples.accountant, step=COARSE)
+
+
+def example_epsilon(algorithm: Algorithm, state: State) -> Tensor:
+    """Epsilon of every client's examples after the rounds of a state, float64 [N].
+
+    It is at the delta of `vecfl.dp_sgd`, and 0 for a client that has not trained. InputError for
+    an algorithm without `dp_sgd`.
+    """
+    if (examples := algorithm.examples) is None:
+        raise InputError(f"{algorithm.name}: promises nothing about examples; use dp_sgd")
+    counts, where = passes(state).unique(return_inverse=True)
+    found = [example_cost(examples, n) for n in counts.tolist()]
+    return torch.tensor(found, dtype=torch.float64)[where]
 
 
 def releases(
@@ -57,10 +95,13 @@ def releases(
     sampler is not known, draws others than the algorithm expects or has no accountant, clients are
     lost by a trace, or the server reads a sum that has no noise.
     """
-    promise = algorithm.privacy
-    if promise is None:
-        return Releases()
+    promise, examples = algorithm.privacy, algorithm.examples
     name, clients = algorithm.name, data.num_clients
+    if examples is not None:
+        require_unseen(algorithm, task.layout.flatten(task.module), task.layout, clients)
+        example_cost(examples, 1)
+    if promise is None:
+        return Releases(examples=examples)
     law = law_of(sampler, clients)
     if law is None:
         raise InputError(
@@ -85,7 +126,7 @@ def releases(
             "does not count them",
             name,
         )
-    return Releases(promise, event)
+    return Releases(promise, event, examples)
 
 
 def require_public(algorithm: Algorithm, w: Tensor, layout: Layout, clients: int) -> None:

@@ -11,11 +11,14 @@ from torch import Tensor
 from vecfl.aggregate import Aggregate, add_, add_extra_, empty, late_
 from vecfl.aggregator import keep
 from vecfl.algorithms import Algorithm, Finished, Round, Starting, Upload
+from vecfl.algorithms.base import Server
+from vecfl.algorithms.dp_sgd import unseen
 from vecfl.engine import Slots, make_backend, make_graphs, make_update
 from vecfl.geometry import measure
 from vecfl.job import Ended, Fold, Job
 from vecfl.losses import Batch
 from vecfl.one_batch import one_batch
+from vecfl.privacy.events import PASSES
 from vecfl.processes import Stop
 from vecfl.schedule import Plan
 from vecfl.table import Table
@@ -47,12 +50,13 @@ class Worker:
         graphs: bool = False,
     ) -> None:
         self.algorithm, self.seed, self.clients, self.lr = algorithm, seed, clients, 0.0
-        self.layout, self.draws, self.batches = task.layout, task.keyed, algorithm.rule.batches
+        rule, self.layout, self.batches = algorithm.rule, task.layout, algorithm.rule.batches
+        self.draws = task.keyed or rule.examples is not None
         weight = next(task.module.parameters())
         self.device = weight.device
-        self.slots = Slots(task.layout, algorithm.rule, slots, self.device, weight.dtype)
-        self.backend = make_backend(backend, task, example)
-        self.graphs = make_graphs(self.slots, algorithm.rule, backend) if graphs else None
+        self.slots = Slots(task.layout, rule, slots, self.device, weight.dtype)
+        self.backend = make_backend(backend, task, example, rule.examples)
+        self.graphs = make_graphs(self.slots, rule, backend) if graphs else None
         row = self.layout.size * weight.element_size()
         self.rows = max(1, COMMIT.get(self.device.type, 1 << 28) // row)
         one = task, example, algorithm, slots, seed, clients
@@ -106,14 +110,15 @@ class Worker:
         parts = (seats.split(self.rows), members[order].split(self.rows))
         for some, who in zip(*parts, strict=True):
             done, clients = self._finished(job, some, who), job.clients[who]
-            upload = self.algorithm.upload(job.server, done)
+            seen = done if self.algorithm.examples is None else unseen(done)
+            upload = self.algorithm.upload(job.server, seen)
             place = job.plan.place[who.numpy()]
             if job.keep is not None:
                 job.keep.update(zip(place.tolist(), upload.update.cpu(), strict=True))
                 continue
             ok, upload = finite(done, upload)
             if job.table is not None:
-                self._scatter(job.table, clients, upload.table, ok.cpu())
+                self._scatter(job.table, clients, done.table, upload.table, ok)
             fold_(fold.aggregate, upload, job.plan.delay[who.numpy()])
             sums = torch.stack((done.loss, done.weight), 1)
             fold.tell(Ended(clients, ok, sums, upload.weight, sizes(upload)))
@@ -130,12 +135,11 @@ class Worker:
         zero = self.slots.flat.new_zeros
         return {name: zero(len(clients), *shape) for name, shape in self.kept.items()}
 
-    def _scatter(self, table: Table, clients: Tensor, rows: dict[str, Tensor], ok: Tensor) -> None:
-        """Write the rows of those clients [K] that are `ok` [K], on the CPU."""
-        rows = {name: values.cpu() for name, values in rows.items()}
+    def _scatter(self, table: Table, clients: Tensor, old: Server, new: Server, ok: Tensor) -> None:
+        """Write the rows of clients [K]: old ones, but for PASSES, of those not `ok` [K]."""
         if not ok.all():
-            clients, rows = clients[ok], {name: values[ok] for name, values in rows.items()}
-        table.scatter(clients, rows)
+            new = {n: t if n == PASSES else t.where(like(ok, t), old[n]) for n, t in new.items()}
+        table.scatter(clients, {name: rows.cpu() for name, rows in new.items()})
 
     def _finished(self, job: Job, seats: Tensor, members: Tensor) -> Finished:
         """The rows of `seats` [K]: views of slots that are neighbours, else copies."""
@@ -175,6 +179,11 @@ class Worker:
     def _send(self, column: Tensor) -> Tensor:
         """A column on the device, without waiting for the steps that are queued there."""
         return column.to(self.device, non_blocking=True)
+
+
+def like(ok: Tensor, rows: Tensor) -> Tensor:
+    """ok [K] in as many dimensions as rows [K, ...]."""
+    return ok.view(-1, *(1,) * (rows.dim() - 1))
 
 
 def fold_(sums: Aggregate, upload: Upload, delay: np.ndarray) -> None:

@@ -1,6 +1,6 @@
 """Runs an oracle `Setting` on vecfl, so that both can be compared."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -116,6 +116,10 @@ def algorithm(s: Setting, columns: Columns | None = None) -> Algorithm:
         "capped": vecfl.capped(s.weight_cap or 1),
         "tokens": vecfl.by_tokens,
     }[s.weight]
+    if s.examples is not None:
+        clip, z = s.examples
+        inner = algorithm(replace(s, examples=None), columns)
+        return vecfl.dp_sgd(inner, clip=clip, noise_multiplier=z, delta=1e-5)
     if s.algorithm == "fedsgd":
         kind = {"size": s.batch, "max_examples": s.cap, "weights": weights}
         return vecfl.fedsgd(server=server(s), **kind)
@@ -196,13 +200,12 @@ def recorded(algorithm: Algorithm, updates: list[dict]) -> Algorithm:
 
     A client sends as often as it stands in the cohort.
     """
-    from dataclasses import replace
 
     def upload(state: dict, done: Finished) -> Upload:
         sent = algorithm.upload(state, done)
         weight = sent.weight if sent.log_weight is None else sent.weight * sent.log_weight.exp()
         rows = zip(done.client.tolist(), sent.update.clone(), weight.tolist(), strict=True)
-        for k, row, weight in rows:
+        for k, row, weight in rows if updates else ():
             updates[-1].setdefault(k, []).append((row, weight))
         return sent
 

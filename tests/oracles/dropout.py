@@ -20,9 +20,13 @@ class Place:
     occurrence: int = 0
     step: int = -1
     layer: int = 0
+    example: int | None = None  # the only one of its batch that the model sees
 
     def next_batch(self) -> None:
         self.step, self.layer = self.step + 1, 0
+
+    def only(self, example: int) -> None:
+        self.example, self.layer = example, 0
 
 
 class Dropout(nn.Module):
@@ -40,9 +44,13 @@ class Dropout(nn.Module):
             return x
         at = self.place
         shape = tuple(x.shape[:2] if self.channels else x.shape)
+        if at.example is not None:
+            shape = (at.example + 1, *shape[1:])
         key = (at.seed, at.t, at.client, at.step, at.layer)
         mask = philox.dropout_mask(*key, self.p, shape, at.occurrence)
         at.layer += 1
+        if at.example is not None:
+            mask, shape = mask[at.example :], (1, *shape[1:])
         return x * torch.from_numpy(mask).to(x).reshape(shape + (1,) * (x.dim() - len(shape)))
 
 

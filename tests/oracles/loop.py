@@ -79,6 +79,7 @@ class Setting:
     # (factor, patience): the rate falls where the training loss of rounds gets no better
     server_plateau: tuple[float, int] | None = None
     client_plateau: tuple[float, int] | None = None
+    examples: tuple[float, float] | None = None  # DP-SGD: clip C and noise multiplier z
     option: int = 2  # of SCAFFOLD
     dyn: float = 0.1  # alpha of FedDyn; its clients' mu is that
     private: Private | None = None
@@ -432,7 +433,10 @@ def client_update(
     steps = steps_of(kept, s, place)
     for step in steps:
         batches = [take(local, data, index) for index in step]
-        grads = mean_gradient(local, loss, batches, place, seen, s.augment)
+        if s.examples is not None:
+            grads = noised_gradient(local, loss, batches[0], place, seen, s)
+        else:
+            grads = mean_gradient(local, loss, batches, place, seen, s.augment)
         if s.algorithm == "fedsgd":
             sent = grads
             continue
@@ -601,6 +605,42 @@ def mean_gradient(
         seen.weight += weight
         seen.means += float(sums.detach().double().sum()) / weight if weight else 0.0
     return [g / total if total else torch.zeros_like(g) for g in grads]
+
+
+def noised_gradient(
+    local: nn.Module, loss: Loss, batch: Columns, place: Place, seen: Tally, s: Setting
+) -> list[Tensor]:
+    """What Algorithm 1 of Abadi et al. (CCS 2016, arXiv:1607.00133) makes of a batch.
+
+    The batch is cut into micro-batches of one example. The gradient of each, of its loss sum over
+    its weight, is clipped to C; their sum, with noise of standard deviation z C, is divided by the
+    batch size of the setting. What is not finite is left out.
+    """
+    assert s.examples is not None
+    (clip, z), params = s.examples, trainable(local)
+    place.next_batch()
+    if s.augment:
+        x = torch.from_numpy(augment(batch["x"].double().numpy(), s.augment, place))
+        batch = batch | {"x": x.to(batch["x"].dtype)}
+    total = torch.zeros(sum(p.numel() for p in params)).double()
+    for i in range(len(batch["x"])):
+        place.only(i)
+        one = {name: column[i : i + 1] for name, column in batch.items()}
+        value, weight = loss(local(one["x"]), one)
+        parts = torch.autograd.grad(value.sum(), params, allow_unused=True, materialize_grads=True)
+        count = float(weights) if (weights := weight.double().sum()) > 0 else math.inf
+        g = flat(list(parts)) / count
+        if g.isfinite().all():
+            total += g / max(1.0, float(g.norm()) / clip)
+        seen.examples += 1
+        if value.isfinite().all():
+            seen.loss += float(value.detach().double().sum())
+            seen.weight += float(weights)
+    at = {"t": place.t, "client": place.client, "occurrence": place.occurrence}
+    noise = philox.normals(s.seed, len(total), **at, layer=255, step=place.step)
+    total = (total + z * clip * torch.from_numpy(noise)) / s.batch
+    pieces = total.split([p.numel() for p in params])
+    return [piece.view_as(p).to(p.dtype) for piece, p in zip(pieces, params, strict=True)]
 
 
 def take(model: nn.Module, data: Columns, index: philox.Ints) -> Columns:

@@ -106,6 +106,13 @@ def shuffle(seed: int, t: int, client: int, epoch: int, n: int, occurrence: int 
     return np.argsort(key, kind="stable")
 
 
+def normals(seed: int, count: int, **at: int) -> NDArray[np.float64]:
+    """Noise [count] of a stream: Box-Muller, on pairs of words."""
+    u, v = ((words(seed, NOISE, count + count % 2, **at) + 0.5) / 2.0**32).reshape(-1, 2).T
+    length, angle = np.sqrt(-2 * np.log(u)), 2 * np.pi * v
+    return np.stack([length * np.cos(angle), length * np.sin(angle)], 1).reshape(-1)[:count]
+
+
 def draw_bits(p: float) -> int:
     """How many bits of a word the draw of one element takes."""
     for bits in (1, 2, 4, 8):

@@ -1,13 +1,12 @@
 """Central privacy of the plain loop: McMahan et al. (ICLR 2018), Andrew et al. (NeurIPS 2021).
 
-Written from docs/privacy.md and docs/design.md alone, in numpy and plain tensors.
+Written from docs/privacy.md and docs/design.md alone, in plain tensors.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +47,7 @@ class Mechanism:
         std, cohort = self.std, self.promise.cohort
 
         def released(messages: Tensor, weights: Tensor) -> Tensor:
-            noise = torch.from_numpy(normals(self.seed, t, messages.shape[1], step=0))
+            noise = torch.from_numpy(philox.normals(self.seed, messages.shape[1], t=t))
             return (messages.sum(0) + std * noise) / cohort
 
         return released
@@ -63,16 +62,7 @@ class Mechanism:
     def end_round(self, t: int) -> None:
         if self.promise.adaptive is not None:
             quantile, lr, std = self.promise.adaptive
-            noisy = self.below + std * float(normals(self.seed, t, 1, step=1)[0])
+            noisy = self.below + std * float(philox.normals(self.seed, 1, t=t, step=1)[0])
             share = noisy / self.promise.cohort + 0.5
             self.norm *= math.exp(-lr * (share - quantile))
         self.below = 0.0
-
-
-def normals(seed: int, t: int, count: int, step: int) -> np.ndarray:
-    """Element e: sqrt(-2 log u) times cos(2 pi v) where e is even, sin where odd."""
-    words = philox.words(seed, philox.NOISE, count + count % 2, t=t, step=step)
-    u, v = ((words.reshape(-1, 2) + 0.5) / 2**32).T
-    length = np.sqrt(-2 * np.log(u))
-    pairs = length * np.cos(2 * np.pi * v), length * np.sin(2 * np.pi * v)
-    return np.stack(pairs, 1).reshape(-1)[:count]

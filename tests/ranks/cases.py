@@ -198,6 +198,16 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
         keeps=True,
         how={"backend": "loop", "workers": 2, "threads": 1},
     ),
+    "dp_sgd": Case(
+        vecfl.dp_sgd(
+            vecfl.fedprox(lr=0.1, mu=0.1, batches=OWN_EPOCHS, optimizer=vecfl.momentum()),
+            **{"clip": 0.5, "noise_multiplier": 0.7, "delta": 1e-5},
+        ),
+        sampler=vecfl.uniform(4),
+        rounds=4,
+        bad=(3,),
+        keeps=True,
+    ),
     "feddyn": Case(
         vecfl.feddyn(lr=0.1, alpha=0.2, batches=B),
         sampler=vecfl.uniform(4),

@@ -4,6 +4,7 @@ from vecfl.algorithms.base import Algorithm, Begin, Finished, Gradient, Round, S
 from vecfl.algorithms.carrying import carrying
 from vecfl.algorithms.delayed import delayed, polynomial
 from vecfl.algorithms.dga import dga
+from vecfl.algorithms.dp_sgd import dp_sgd
 from vecfl.algorithms.ema import ema
 from vecfl.algorithms.fedavg import fedavg
 from vecfl.algorithms.feddyn import feddyn
@@ -28,6 +29,7 @@ __all__ = [
     "capped",
     "delayed",
     "dga",
+    "dp_sgd",
     "carrying",
     "clients_on_plateau",
     "ema",

@@ -14,7 +14,7 @@ from vecfl.aggregate import Aggregate
 from vecfl.delays import Delay
 from vecfl.engine.rule import LocalRule, Statistics
 from vecfl.layout import Layout
-from vecfl.privacy.events import Privacy
+from vecfl.privacy.events import ExamplePrivacy, Privacy
 
 Server = dict[str, Tensor]
 Metrics = Mapping[str, float | int | str]
@@ -179,6 +179,7 @@ class Algorithm:
     gradient  what a client that takes one plain step sends; None: something else
     max_weight  the most that a client may count; None: there is no bound, or nobody knows it
     privacy what it promises (`vecfl.private`); None: nothing
+    examples  what its clients promise about single examples (`vecfl.dp_sgd`); None: nothing
     coded   whether what clients send has been through a codec, behind which nothing may change it
     facts   plain values that results depend on, besides name and rule: they tell runs apart
     places  how many transforms are chained around it: names of each begin with its place
@@ -204,6 +205,7 @@ class Algorithm:
     gradient: Gradient | None = field(default=None, repr=False)
     max_weight: float | None = None
     privacy: Privacy | None = None
+    examples: ExamplePrivacy | None = None
     coded: bool = False
     facts: Mapping[str, object] = field(default_factory=dict, repr=False)
     places: int = 0

@@ -80,8 +80,10 @@ def recorder(device: torch.device) -> Recorder:
 def make_graphs(slots: Slots, rule: LocalRule, backend: str) -> "Graphs | None":
     """Captured steps for these slots; None, and a warning, where gradients accumulate.
 
-    InputError for the loop, whose clients take steps of their own.
+    InputError for the loop, whose clients take steps of their own, and for noised examples.
     """
+    if rule.examples is not None:
+        raise InputError("graphs: steps of dp_sgd are not captured; leave out graphs")
     if backend == "loop":
         raise InputError("graphs: the loop backend has no step of all slots; use vmap or stacked")
     if rule.batches.full:

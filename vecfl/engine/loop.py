@@ -1,13 +1,14 @@
 """The loop backend: one client after the other, a plain module and autograd. The reference."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from vecfl.engine.backend import gather
-from vecfl.engine.rule import Update, accumulate_, apply_, mean_weight
+from vecfl.engine.examples import ahead, clipped_sum, noised, told
+from vecfl.engine.rule import ExampleNoise, Update, accumulate_, apply_, mean_weight
 from vecfl.engine.slots import Slots
 from vecfl.layout import restore
 from vecfl.losses import Batch
@@ -26,13 +27,16 @@ def cut(steps: int, numbers: int) -> list[slice]:
 
 
 class LoopBackend:
-    """Trains each slot by itself, on batches cut to their valid examples."""
+    """Trains each slot by itself, on batches cut to their valid examples.
+
+    examples  where steps take gradients of single examples: their clip and noise
+    """
 
     name = "loop"
     layers: Mapping[str, list[str]] = {}
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.keyed = copy.deepcopy(task), task.keyed
+    def __init__(self, task: Task, examples: ExampleNoise | None = None) -> None:
+        self.task, self.keyed, self.examples = copy.deepcopy(task), task.keyed, examples
         module = self.task.module.train()
         self.outer: dict[int, Tensor] = {}  # 1/n for each batch length n
         self.params = tuple(module.get_parameter(e.name) for e in task.layout.params)
@@ -40,7 +44,7 @@ class LoopBackend:
     def run_(
         self, slots: Slots, block: Block, columns: Mapping[str, Tensor], update: Update
     ) -> int:
-        index = block.index.to(slots.flat.device)
+        index, seed = block.index.to(slots.flat.device), self.task.draws.seed
         valid = block.valid.T.tolist()
         apply = [] if block.apply is None else block.apply.T.tolist()
         streams: Sequence[Tensor | None] = [None] * block.active
@@ -56,7 +60,11 @@ class LoopBackend:
                 batches = self.task.prepare(examples, None if drawn is None else drawn[part])
                 due = None if block.apply is None else apply[s][part]
                 with torch.enable_grad():
-                    self._train(slots, s, batches, valid[s][part], due, update)
+                    if self.examples is not None and drawn is not None:
+                        noise = ahead(self.examples, seed, drawn[part], slots.layout.trainable)
+                        self._train_noised(slots, s, batches, valid[s][part], noise, update)
+                    else:
+                        self._train(slots, s, batches, valid[s][part], due, update)
             for entry, view in zip(self.task.layout.buffers, slots.buffers, strict=True):
                 view[s] = self.task.module.get_buffer(entry.name)
         slots.seen += block.valid.sum(0).to(index.device)
@@ -107,6 +115,38 @@ class LoopBackend:
         total, count = slots.sums[s].unbind()
         total += torch.cat(sums).sum(dtype=torch.float64)
         count += torch.cat(weights).sum(dtype=torch.float64) if weights else sum(valid)
+
+    def _train_noised(
+        self,
+        slots: Slots,
+        s: int,
+        batches: Batch,
+        valid: list[int],
+        noise: Iterable[Tensor | None],
+        update: Update,
+    ) -> None:
+        """As `_train`, example by example: their gradients are clipped, added up and noised."""
+        assert self.examples is not None
+        size = next(iter(batches.values())).shape[1]
+        places = torch.arange(size, device=slots.flat.device).split(1)
+        for step, (n, drawn) in enumerate(zip(valid, noise, strict=True)):
+            if self.keyed:
+                self.task.draws.next_step()
+            found = []
+            for place in range(n):
+                self.task.draws.only(places[place], n)
+                batch = {name: c[step, place : place + 1] for name, c in batches.items()}
+                value, weight = self.task.loss(self.task.output(batch), batch)
+                weight = None if weight is None else weight.detach()
+                found.append((self._gradients(value, weight, 1, True), value.detach(), weight))
+            with torch.no_grad():
+                grads = [torch.stack(g, 1) for g in zip(*(g for g, _, _ in found), strict=True)]
+                sums = clipped_sum(grads, None, self.examples.clip)
+                update(slots.one[s], noised(sums, drawn, slots.layout, size))
+                value = torch.cat([v for _, v, _ in found])[None]
+                weights = [w for _, _, w in found if w is not None]
+                total, count = told(value, torch.cat(weights)[None] if weights else None, None)
+                slots.sums[s] += torch.cat((total, count))
 
     def _gradients(self, value: Tensor, weight: Tensor | None, n: int, mean: bool) -> list[Tensor]:
         """Gradients [1, *shape] of the sum of value [n], or of its weighted mean."""

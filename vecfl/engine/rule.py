@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,6 +37,20 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class ExampleNoise:
+    """A step's gradient is (sum over the batch of clip_C(g_i) + z C N(0, I)) / B.
+
+    clip        C, the largest norm of g_i: of one example's loss sum over its loss weight
+    multiplier  z
+
+    B is the size of `Batches`, of a short batch too.
+    """
+
+    clip: float
+    multiplier: float
+
+
+@dataclass(frozen=True)
 class LocalRule:
     """How a client trains. The correction is data: g <- clip(g) + mu (w_k - anchor) + bias.
 
@@ -46,6 +60,7 @@ class LocalRule:
     mu         pull towards the anchor, the model of the round
     bias       whether the algorithm gives each client a correction row
     statistics whether `Statistics` of the steps are collected
+    examples   how g is made of clipped gradients of single examples; None: it is the batch's own
     """
 
     optimizer: ClientOptimizer
@@ -55,6 +70,7 @@ class LocalRule:
     mu: float = 0.0
     bias: bool = False
     statistics: bool = False
+    examples: ExampleNoise | None = field(default=None, repr=False)  # facts have it
 
     def __post_init__(self) -> None:
         for name, kind, right in (
@@ -73,7 +89,8 @@ class LocalRule:
     @property
     def one_gradient(self) -> bool:
         """Whether a single step from the anchor moves a row by lr times its raw gradient."""
-        return self.optimizer.plain and not (self.clip is not None or self.bias or self.statistics)
+        corrected = self.clip is not None or self.bias or self.statistics
+        return self.optimizer.plain and not (corrected or self.examples)
 
     def lr_of(self, round: int) -> float:
         """The learning rate of a round; InputError if a schedule gives none."""
@@ -131,7 +148,7 @@ def update_of(rule: LocalRule, anchor: list[Tensor], lr: float | Tensor) -> Upda
             grads = list(torch._foreach_add(grads, rows.bias))
         step_(rows, grads, lr)
 
-    seen = clip is not None or mu or rule.bias or rule.statistics
+    seen = clip is not None or mu or rule.bias or rule.statistics or rule.examples
     return Update(act, lr if rule.optimizer.plain and not seen else None)
 
 

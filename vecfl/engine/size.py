@@ -22,8 +22,9 @@ SHARE = 0.6  # of the free GPU memory; the rest is for the data and for fragment
 
 
 def row_numbers(layout: Layout, rule: LocalRule) -> int:
-    """Numbers that a slot keeps between steps: row, optimizer state, bias, accumulated gradient."""
+    """Numbers of a slot: row, optimizer state, bias, accumulated gradient, those of examples."""
     kept = rule.optimizer.states + rule.bias + rule.batches.full
+    kept += 0 if rule.examples is None else rule.batches.size
     return layout.size + kept * layout.trainable
 
 

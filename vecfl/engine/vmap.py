@@ -4,14 +4,16 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from vecfl.engine.examples import clipped_sum, noise_of, noised, told
 from vecfl.engine.memory import Memory
-from vecfl.engine.rule import Update, mean_weight
+from vecfl.engine.rule import ExampleNoise, Update, mean_weight
 from vecfl.engine.slots import Slots
 from vecfl.engine.together import Step, busy, gathered, train_together_
 from vecfl.errors import InputError
@@ -31,14 +33,16 @@ warn_of_fallbacks = torch._C._functorch._set_vmap_fallback_warning_enabled  # ty
 class VmapBackend:
     """Trains all slots that have a client in one call.
 
+    examples  where steps take gradients of single examples: their clip and noise
+
     Raises InputError at construction, naming the submodule, if torch.func cannot vectorise it.
     """
 
     name = "vmap"
     layers: Mapping[str, list[str]] = {}
 
-    def __init__(self, task: Task, example: Batch) -> None:
-        self.task = copy.deepcopy(task)
+    def __init__(self, task: Task, example: Batch, examples: ExampleNoise | None = None) -> None:
+        self.task, self.examples = copy.deepcopy(task), examples
         self.task.module.train()
         self.names = [e.name for e in task.layout.params]
         self.batch = Memory()
@@ -56,6 +60,8 @@ class VmapBackend:
 
         def step_(batch: Batch, mask: Tensor | None, streams: Tensor | None, mean: bool) -> Step:
             batch = self.task.prepare(batch, streams)
+            if self.examples is not None and streams is not None:
+                return self.noised(self.examples, slots.all.w, batch, mask, streams)
             grads, total, weight, buffers = self.gradients(
                 slots.all.w, slots.buffers, batch, mask, streams, mean
             )
@@ -108,13 +114,41 @@ class VmapBackend:
 
         dims = (0, 0, 0, None if mask is None else 0, None if streams is None else 0)
         vectorised = vmap(grad(loss, has_aux=True), in_dims=dims, randomness="error")
-        try:
+        with interruptible():
             grads, (total, weight, changed) = vectorised(w, buffers, batch, mask, streams)
-        except RuntimeError as error:
-            if interrupted(error):
-                raise KeyboardInterrupt from None
-            raise
         return grads, total, weight[0] if weight else None, changed
+
+    def noised(
+        self,
+        noise: ExampleNoise,
+        w: list[Tensor],
+        batch: Batch,
+        mask: Tensor | None,
+        streams: Tensor,
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """What steps take for gradients under DP-SGD, loss sums and weights; as `gradients`."""
+        size = next(iter(batch.values())).shape[1]
+
+        def loss(
+            w: list[Tensor], example: Batch, streams: Tensor, place: Tensor
+        ) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
+            self.task.draws.begin(streams)
+            self.task.draws.only(place.unsqueeze(0), size)
+            alone = {name: column.unsqueeze(0) for name, column in example.items()}
+            value, weight, _ = self._forward(w, [], alone)
+            counted = [] if weight is None else [weight.detach().sum()]
+            total = value.sum()
+            return total * (mean_weight(counted[0]) if counted else 1), (total.detach(), counted)
+
+        by_example = vmap(grad(loss, has_aux=True), in_dims=(None, 0, None, 0), randomness="error")
+        by_client = vmap(by_example, in_dims=(0, 0, 0, None), randomness="error")
+        places = torch.arange(size, device=streams.device)
+        with interruptible():
+            grads, (value, weight) = by_client(w, batch, streams, places)
+        layout = self.task.layout
+        drawn = noise_of(noise, self.task.draws.seed, streams, layout.trainable)
+        sums = clipped_sum(grads, mask, noise.clip)
+        return noised(sums, drawn, layout, size), *told(value, weight[0] if weight else None, mask)
 
     def _forward(
         self, w: list[Tensor], buffers: list[Tensor], batch: Batch
@@ -128,28 +162,23 @@ class VmapBackend:
         return value, weight, [tensors[e.name].to(b) for e, b in zip(entries, buffers, strict=True)]
 
     def _try(self, example: Batch) -> list[str]:
-        """One step of two clients, so that what cannot be vectorised is named before round 1.
-
-        What torch says of operators that it takes one client at a time.
-        """
+        """One step of two clients with three examples each, so that what cannot be vectorised is
+        named before round 1. What torch says of operators that it takes one client at a time."""
         layout, module = self.task.layout, self.task.module
         flat = layout.flatten(module).expand(2, -1).contiguous()
         device = flat.device
-        batch = {k: c[:1].to(device).repeat(2, 2, *[1] * (c.dim() - 1)) for k, c in example.items()}
+        batch = {k: c[:1].to(device).repeat(2, 3, *[1] * (c.dim() - 1)) for k, c in example.items()}
         streams = stream(Kind.DROPOUT, client=torch.arange(2)).to(device)
-        mask = torch.tensor([[1, 1], [1, 0]], device=device, dtype=flat.dtype)
+        mask = torch.tensor([[1, 1, 1], [1, 1, 0]], device=device, dtype=flat.dtype)
         warn_of_fallbacks(True)
         with blame(module) as found, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                self.gradients(
-                    layout.param_views(flat),
-                    layout.buffer_views(flat),
-                    self.task.prepare(batch, streams),
-                    mask,
-                    streams,
-                    mean=True,
-                )
+                w, ready = layout.param_views(flat), self.task.prepare(batch, streams)
+                if self.examples is not None:
+                    self.noised(self.examples, w, ready, mask, streams)
+                else:
+                    self.gradients(w, layout.buffer_views(flat), ready, mask, streams, mean=True)
             except Exception as error:
                 where = found[0] or "the backward pass of the module"
                 raise InputError(
@@ -161,6 +190,17 @@ class VmapBackend:
         if slow:
             warn_of_fallbacks(False)  # once is enough
         return slow
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C be one, whatever torch makes of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if interrupted(error):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def interrupted(error: BaseException | None) -> bool:

@@ -1,6 +1,14 @@
 """Differential privacy: mechanisms, what they release, and what that costs."""
 
 from vecfl.privacy.accountant import epsilon, noise_multiplier
-from vecfl.privacy.events import Event, Population, Privacy, Sampling
+from vecfl.privacy.events import Event, ExamplePrivacy, Population, Privacy, Sampling
 
-__all__ = ["Event", "Population", "Privacy", "Sampling", "epsilon", "noise_multiplier"]
+__all__ = [
+    "Event",
+    "ExamplePrivacy",
+    "Population",
+    "Privacy",
+    "Sampling",
+    "epsilon",
+    "noise_multiplier",
+]

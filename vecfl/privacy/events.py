@@ -108,7 +108,26 @@ class Privacy:
         return Event(self.mechanism, self.multiplier, drawn, of.clients)
 
 
+@dataclass(frozen=True)
+class ExamplePrivacy:
+    """What clients promise about single examples (`vecfl.dp_sgd`): Gaussian noise in every pass.
+
+    multiplier  standard deviation of the noise on a batch's sum, over the clipping norm
+    delta       at which epsilon is told
+    """
+
+    multiplier: float
+    delta: float
+    accountant: Accountant | None = None
+
+    def after(self, passes: int) -> "Ledger":
+        """What a client has released in so many passes over its examples."""
+        event = Event("gaussian", self.multiplier, Sampling("everyone"), 1, passes)
+        return (event,) if passes else ()
+
+
 Ledger = tuple[Event, ...]
+PASSES = "passes"  # the column of a table that counts them
 
 
 def spend(ledger: Ledger, event: Event) -> Ledger:

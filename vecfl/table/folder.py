@@ -71,6 +71,9 @@ class Folder:
     def read(self, clients: Tensor) -> dict[str, Tensor]:
         return {name: c.rows.index_select(0, clients) for name, c in self.columns.items()}
 
+    def column(self, name: str) -> Tensor:
+        return self.columns[name].rows.clone()
+
     def write(self, clients: Tensor, rows: Mapping[str, Tensor]) -> None:
         for name, values in rows.items():
             self.columns[name].write(clients, values)

@@ -29,6 +29,9 @@ class Memory:
     def read(self, clients: Tensor) -> dict[str, Tensor]:
         return {name: column.index_select(0, clients) for name, column in self.columns.items()}
 
+    def column(self, name: str) -> Tensor:
+        return self.columns[name].clone()
+
     def write(self, clients: Tensor, rows: Mapping[str, Tensor]) -> None:
         for name, values in rows.items():
             self.columns[name].index_copy_(0, clients, values.to(self.dtype))

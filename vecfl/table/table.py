@@ -26,6 +26,8 @@ class Store(Protocol):
 
     def read(self, clients: Tensor) -> Rows: ...
 
+    def column(self, name: str) -> Tensor: ...
+
     def write(self, clients: Tensor, rows: Mapping[str, Tensor]) -> None: ...
 
     def keep(self, round: int, clients: Tensor) -> None:
@@ -58,6 +60,10 @@ class Table:
     def gather(self, clients: Tensor) -> Rows:
         """Copies of the rows of clients [K] (positions): {column: [K, ...]}, on the CPU."""
         return self.store.read(clients)
+
+    def column(self, name: str) -> Tensor:
+        """A copy of one column, [N, ...] on the CPU."""
+        return self.store.column(name)
 
     def scatter(self, clients: Tensor, rows: Mapping[str, Tensor]) -> None:
         """Write {column: [K, ...]} as the rows of clients [K], which are distinct.
