@@ -67,6 +67,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "vecfl.evaluations",
             "vecfl.algorithm_flags",
         }
+        | {"vecfl.privacy_flags", "vecfl.budget"}
         | {"vecfl.finish"}
         | {"vecfl.watch", "vecfl.changes", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
         | {"vecfl.stop", "vecfl.compare", "vecfl.profile", "vecfl.roof"}
@@ -144,6 +145,9 @@ SAME_FLOOR = {
     ("vecfl.algorithm_flags", "vecfl.plugins"),
     ("vecfl.algorithm_flags", "vecfl.flags"),
     ("vecfl.algorithm_flags", "vecfl.cli"),
+    *(("vecfl.privacy_flags", f"vecfl.{name}") for name in ("cli", "named")),
+    ("vecfl.flags", "vecfl.privacy_flags"),
+    ("vecfl.report", "vecfl.budget"),
     ("vecfl.flags", "vecfl.evaluations"),
     ("vecfl.record", "vecfl.evaluations"),
     ("vecfl.record", "vecfl.profile"),

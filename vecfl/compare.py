@@ -52,7 +52,12 @@ def check_compared(args: CompareArgs, flag: str, known: Collection[str]) -> None
         there = Path(args.out or ".").expanduser().glob("*-seed*/config.yaml")
         check(args, ("out",), lambda _: not any(there), right)
     check(args, ("sample_seed",), lambda _: False, "none: cohorts are drawn by the seed of a run")
-    check(args, ("stop_at", "patience"), lambda _: False, "none: all runs have the same rounds")
+    check(
+        args,
+        ("stop_at", "stop_at_epsilon", "patience"),
+        lambda _: False,
+        "none: all runs have the same rounds",
+    )
     if args.table is not None:
         raise InputError("leave --table away: many rows lie in the directory of their run")
     check_run(args)

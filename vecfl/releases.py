@@ -1,7 +1,8 @@
 """What the rounds of a run release, and that they are what its algorithm promises."""
 
 import logging
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +34,9 @@ class Releases:
         return ledger if self.event is None else spend(ledger, self.event)
 
     def told(self, state: State, *, exact: bool = False) -> dict[str, float]:
-        """`privacy/epsilon` and `privacy/delta` of a state's rounds; nothing without a promise.
+        """`privacy/epsilon`, `privacy/delta` and `privacy/noise_multiplier` of a state's rounds.
+
+        Nothing without a promise.
 
         exact  the last figure; else a little above it, in a tenth of a second. Epsilon is inf where
                the ledger has not all rounds: some were played without the promise
@@ -41,11 +44,57 @@ class Releases:
         promise = self.promise
         if promise is None:
             return {}
-        found = float("inf")
-        if sum(event.times for event in state.ledger) >= state.round:
-            step = FINE if exact else COARSE
-            found = epsilon(state.ledger, promise.delta, accountant=promise.accountant, step=step)
-        return {"privacy/epsilon": found, "privacy/delta": promise.delta}
+        found = self._spent(state, 0, FINE if exact else COARSE)
+        z = promise.multiplier
+        return {
+            "privacy/epsilon": found,
+            "privacy/delta": promise.delta,
+            "privacy/noise_multiplier": z,
+        }
+
+    def affordable(self, state: State, limit: float, most: int) -> int:
+        """How many of the next rounds, at most `most`, spend no more than epsilon `limit` in all.
+
+        By halves with the coarse epsilon, which never says less; from there on with the exact one.
+        """
+        low, high = -1, most + 1  # -1 and `most` + 1: not tried
+        if self._spent(state, most, COARSE) <= limit:
+            return most
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._spent(state, middle, COARSE) <= limit:
+                low = middle
+            else:
+                high = middle
+        low = max(low, 0)
+        while low < most and self._spent(state, low + 1, FINE) <= limit:
+            low += 1
+        return low
+
+    def _spent(self, state: State, more: int, step: float) -> float:
+        """Epsilon of a state's rounds and of `more` of them."""
+        promise, event, ledger = self.promise, self.event, state.ledger
+        if promise is None or event is None:
+            return 0.0
+        if sum(event.times for event in ledger) < state.round:
+            return math.inf
+        if more:
+            ledger = spend(ledger, replace(event, times=more))
+        return epsilon(ledger, promise.delta, accountant=promise.accountant, step=step)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What a dashboard shows of the promise beside the settings of a run."""
+        promise = self.promise
+        if promise is None:
+            return {}
+        return {"noise_multiplier": promise.multiplier, "delta": promise.delta}
+
+    @property
+    def label(self) -> str:
+        """What the name of a run has behind it where its noise is that of another population."""
+        of = None if self.promise is None else self.promise.stands_for
+        return "" if of is None else f"-as-of-{of.clients}"
 
 
 def releases(
