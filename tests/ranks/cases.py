@@ -199,6 +199,18 @@ CASES = {name: Case(make()) for name, make in ALGORITHMS.items()} | {
         keeps=True,
     ),
     "fednova": Case(vecfl.fednova(lr=0.1, batches=OWN_EPOCHS), bad=(3,)),
+    "private": Case(
+        vecfl.private(
+            FEDAVG(weights=vecfl.uniform_weights),
+            vecfl.adaptive_clip(0.1, count_noise=1.0),
+            noise_multiplier=1.0,
+            cohort=3.5,
+            delta=1e-3,
+        ),
+        sampler=vecfl.poisson(0.5),
+        rounds=3,
+        bad=(3,),
+    ),
     "many": Case(FEDAVG(), "linear", sampler=vecfl.uniform(30), sizes=MANY),
 }
 
@@ -235,6 +247,7 @@ def run(case: Case, exact: bool, folder: Path) -> dict[str, Any]:
         if algorithm.observe is not None:
             found |= sim.evaluate(state, data.columns)
             state = sim.observe(state, found)
+        found |= sim.releases.told(state)
         models.append(algorithm.model(state.server))
         metrics.append({k: v for k, v in found.items() if not k.startswith("system/")})
     logging.getLogger("vecfl").removeHandler(heard)
