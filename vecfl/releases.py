@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from vecfl.state import State
 from vecfl.task import Task
 
 log = logging.getLogger("vecfl")
+cost = lru_cache(maxsize=256)(epsilon)  # of equal ledgers: the last round is told more than once
 NEAR = 1e-6  # relative, of a cohort to what its sampler draws in the mean
 
 
@@ -80,7 +82,7 @@ class Releases:
             return math.inf
         if more:
             ledger = spend(ledger, replace(event, times=more))
-        return epsilon(ledger, promise.delta, accountant=promise.accountant, step=step)
+        return cost(ledger, promise.delta, accountant=promise.accountant, step=step)
 
     @property
     def settings(self) -> dict[str, object]:
