@@ -70,7 +70,7 @@ def run(args: Args) -> None:
 
     run_all(args, [NONE, *noise], out, one)
     if join().rank == 0:
-        print(report(args, out, list(noise)))
+        print(report(args, out, list(noise), train.num_clients))
 
 
 def check_args(args: Args) -> None:
@@ -118,7 +118,7 @@ def run_one(args: Args, name: str, data: FederatedDataset, test: FederatedDatase
     )
 
 
-def report(args: Args, out: Path, names: Sequence[str]) -> Path:
+def report(args: Args, out: Path, names: Sequence[str], writers: int) -> Path:
     """Print what each amount of noise came to, and draw it."""
     (without,) = series(out, NONE, args, "eval/accuracy")
     print(f"{'without privacy':<34}{spread(without[:, -1])}")
@@ -128,13 +128,13 @@ def report(args: Args, out: Path, names: Sequence[str]) -> Path:
         spent, deltas, accuracy = series(out, name, args, *metrics)
         final, delta = spent[0, -1], deltas[0, -1]
         print(f"{name:<8}epsilon {final:<18.3g}{spread(accuracy[:, -1])}")
-        curves[f"{name}, epsilon {final:.2g}"] = spent[0], accuracy
-    title = f"Private FedAvg on MNIST's writers, {args.rounds} rounds: {seeds_of(args)}"
+        curves[f"noise multiplier {name[2:]}, epsilon {final:.2g}"] = spent[0], accuracy
+    title = f"Private FedAvg on {writers} MNIST writers, {args.rounds} rounds: {seeds_of(args)}"
     if args.stands_for is not None:
         clients, cohort = args.stands_for
         title += f"\nSIMULATION: noise and epsilon of {cohort:,} clients a round out of {clients:,}"
     x = f"epsilon that a writer has spent so far (delta {delta:.2g})"
-    level = "no clip, no noise", without[:, -1]
+    level = "without privacy", without[:, -1]
     return draw(out / "dp_mnist_writers.png", curves, title, x, scale="log", level=level)
 
 
