@@ -21,6 +21,7 @@ from vecfl.task import Task
 
 log = logging.getLogger("vecfl")
 cost = lru_cache(maxsize=256)(epsilon)  # of equal ledgers: the last round is told more than once
+SMALL = 0.1  # an epsilon below which the coarse one is too far above it
 NEAR = 1e-6  # relative, of a cohort to what its sampler draws in the mean
 
 
@@ -47,6 +48,8 @@ class Releases:
         if promise is None:
             return {}
         found = self._spent(state, 0, FINE if exact else COARSE)
+        if not exact and 0 < found < SMALL:
+            found = self._spent(state, 0, FINE)
         z = promise.multiplier
         return {
             "privacy/epsilon": found,

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import vecfl
 import vecfl.finish
 import vecfl.record
+import vecfl.report
 from tests.persist.tiny import TinyArgs, arguments, run
 from tests.privacy.worlds import ALGORITHMS, population, simulation
 from tests.times import without_times
@@ -26,6 +28,7 @@ from vecfl.flags import check_run
 from vecfl.named import named_transform
 from vecfl.privacy import Event, Sampling, epsilon
 from vecfl.privacy.accountant import COARSE
+from vecfl.report import draw_curves
 from vecfl.signals import Stopped
 from vecfl.simulation import Simulation
 from vecfl.track import Wandb
@@ -177,13 +180,34 @@ def test_a_simulation_of_a_larger_population_says_so(
     (config,) = configs
     told = [config[name] for name in ("stands_for", "noise_multiplier", "delta")]
     assert told == [(10_000, 100), Z, delta]
-    axes = Figure().subplots()
-    draw_epsilon(axes, rows(run_dir))
+    axes = panel(run_dir, monkeypatch)
     assert axes.get_ylabel() == "epsilon spent so far, as of 10,000 clients (simulated)"
     title = f"Privacy (epsilon {last['privacy/epsilon']:.3g} at delta {delta:.2g})"
     assert axes.get_title() == title
     (line,) = axes.lines
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([8], [last["privacy/epsilon"]])
+
+
+def panel(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Axes:
+    """The one of `curves.png` that epsilon is drawn in, beside accuracy and loss."""
+    panels = list[Axes]()
+
+    def draw(axes: Axes, rows: Rows) -> None:
+        panels.append(axes)
+        draw_epsilon(axes, rows)
+
+    monkeypatch.setattr(vecfl.report, "draw_epsilon", draw)
+    assert draw_curves(run_dir).read_bytes().startswith(b"\x89PNG")
+    (axes,) = panels
+    assert axes.figure is not None and axes.figure.axes[2:] == [axes]
+    return axes
+
+
+def test_a_small_epsilon_is_told_exactly(tiny: Tiny) -> None:
+    found = rows(tiny(rounds=3, eval_every=2, **PRIVATE | {"noise_multiplier": 30.0}))
+    told = [row["privacy/epsilon"] for row in found if "privacy/epsilon" in row]
+    assert told == [spent(2, 30.0), spent(3, 30.0)] and 0 < told[0] < 0.1
+    assert spent(2, 30.0) < spent(2, 30.0, step=COARSE)
 
 
 def test_the_law_is_that_of_the_sampler(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
