@@ -4,9 +4,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import vecfl.compare
 from vecfl.privacy import Event, Sampling, epsilon
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,12 +44,30 @@ def test_noise_against_none(compare: Command) -> None:
         assert len({run[number]["train/cohort"] for run in of_all}) == 1
 
 
-def test_it_stands_for_others_and_takes_more_noise_later(compare: Command) -> None:
+def test_it_stands_for_others_and_takes_more_noise_later(
+    compare: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+
+    def draw(path: Path, curves: Any, title: str, x: str, **how: Any) -> Path:
+        drawn.append((list(curves), title, x, how["level"][0]))
+        return path
+
+    monkeypatch.setattr(vecfl.compare, "draw", draw)
     flags = (*SHORT, "--out=a", "--resume=auto", "--stands-for", "1000", "100")
     first = compare(*flags, "--noise-multipliers", "1")
     again = compare(*flags, "--noise-multipliers", "1", "2")
     assert again.splitlines()[-4:-2] == first.splitlines()[-3:-1]
-    assert rows("a/z=2-seed0")[-1]["privacy/stands_for_clients"] == 1000
+    last = rows("a/z=2-seed0")[-1]
+    assert last["privacy/stands_for_clients"] == 1000
+    names, title, x, level = drawn[1]
+    assert names[1] == f"noise multiplier 2, epsilon {last['privacy/epsilon']:.2g}"
+    assert title.splitlines() == [
+        "Private FedAvg on 4 MNIST writers, 2 rounds: 1 seed",
+        "SIMULATION: noise and epsilon of 100 clients a round out of 1,000",
+    ]
+    assert x == f"epsilon that a writer has spent so far (delta {1000**-1.1:.2g})"
+    assert level == "without privacy"
 
 
 @pytest.mark.parametrize(
