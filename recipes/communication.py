@@ -27,6 +27,7 @@ from vecfl.data.mnist_writers import default_folder
 from vecfl.evaluations import held_out, validated
 from vecfl.flags import simulation
 from vecfl.mesh import join
+from vecfl.privacy_flags import fair_weights
 from vecfl.record import record_run
 from vecfl.resume import resume
 
@@ -80,7 +81,8 @@ def run_one(args: Args, name: str, data: FederatedDataset, test: FederatedDatase
     task = vecfl.Task(
         module, vecfl.cross_entropy, {"accuracy": vecfl.accuracy}, example=data.examples(2)
     )
-    fedavg = vecfl.fedavg(lr=args.lr, batches=Batches(args.batch, epochs=args.epochs))
+    batches, weights = Batches(args.batch, epochs=args.epochs), fair_weights(args)
+    fedavg = vecfl.fedavg(lr=args.lr, batches=batches, weights=weights)
     sim = simulation(args, task, data, vecfl.chain(fedavg, *CODECS[name]))
 
     def evaluate(state: vecfl.State) -> dict[str, float | int | str]:

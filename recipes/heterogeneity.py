@@ -62,6 +62,8 @@ class Args(CompareArgs):
 def run(args: Args) -> None:
     check(args, ("epochs",), lambda n: n >= 1, "at least 1")
     check(args, ("labels",), lambda n: 1 <= n <= 10, "1 to 10")
+    alone = "none: these are compared without privacy; see recipes/dp_mnist_writers.py"
+    check(args, ("private_clip",), lambda _: False, alone)
     check_compared(args, "algorithms", ALGORITHMS)
     train, test = mnist_writers(args.data or default_folder())
     now = time.strftime("%Y%m%d-%H%M%S")

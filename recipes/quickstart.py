@@ -17,6 +17,7 @@ from vecfl.cli import check, main
 from vecfl.data import DIGITS_SCALE, FederatedDataset, digits, dirichlet
 from vecfl.evaluations import held_out, validated
 from vecfl.flags import RunArgs, check_run, simulation
+from vecfl.privacy_flags import fair_weights
 from vecfl.record import record_run
 from vecfl.resume import resume
 
@@ -83,7 +84,7 @@ def make_simulation(args: Args, data: FederatedDataset, sample_seed: int) -> vec
     metrics, example = {"accuracy": vecfl.accuracy}, data.examples(2)
     task = vecfl.Task(module, vecfl.cross_entropy, metrics, example=example, scale=DIGITS_SCALE)
     batches = vecfl.Batches(size=args.batch, epochs=args.epochs)
-    algorithm = vecfl.fedavg(lr=args.lr, batches=batches)
+    algorithm = vecfl.fedavg(lr=args.lr, batches=batches, weights=fair_weights(args))
     return simulation(replace(args, sample_seed=sample_seed), task, data, algorithm)
 
 

@@ -55,7 +55,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "vecfl.arrange",
             "vecfl.precision",
         }
-        | {"vecfl.replay", "vecfl.releases"}
+        | {"vecfl.replay", "vecfl.releases", "vecfl.promises"}
         | {"vecfl.feed", "vecfl.cohorts", "vecfl.tally", "vecfl.simulation"}
     ),
     frozenset(
@@ -67,6 +67,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "vecfl.evaluations",
             "vecfl.algorithm_flags",
         }
+        | {"vecfl.privacy_flags", "vecfl.budget"}
         | {"vecfl.finish"}
         | {"vecfl.watch", "vecfl.changes", "vecfl.resume", "vecfl.keeper", "vecfl.load"}
         | {"vecfl.stop", "vecfl.compare", "vecfl.profile", "vecfl.roof"}
@@ -129,7 +130,8 @@ SAME_FLOOR = {
     ("vecfl.simulation", "vecfl.feed"),
     ("vecfl.simulation", "vecfl.probe"),
     ("vecfl.simulation", "vecfl.cohorts"),
-    ("vecfl.simulation", "vecfl.releases"),
+    ("vecfl.promises", "vecfl.releases"),
+    ("vecfl.simulation", "vecfl.promises"),
     ("vecfl.simulation", "vecfl.tally"),
     ("vecfl.tally", "vecfl.cohorts"),
     ("vecfl.tally", "vecfl.job"),
@@ -144,6 +146,9 @@ SAME_FLOOR = {
     ("vecfl.algorithm_flags", "vecfl.plugins"),
     ("vecfl.algorithm_flags", "vecfl.flags"),
     ("vecfl.algorithm_flags", "vecfl.cli"),
+    *(("vecfl.privacy_flags", f"vecfl.{name}") for name in ("cli", "named")),
+    ("vecfl.flags", "vecfl.privacy_flags"),
+    ("vecfl.report", "vecfl.budget"),
     ("vecfl.flags", "vecfl.evaluations"),
     ("vecfl.record", "vecfl.evaluations"),
     ("vecfl.record", "vecfl.profile"),

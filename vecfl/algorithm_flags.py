@@ -114,7 +114,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fednova": without(AVERAGING, "weight_decay", "within_round") | {"mu": 0.0},
 }
 # What stands behind the name, for flags of these names are something else.
-BEHIND = {"fedprox_adaptive": {"start", "step", "patience"}}
+BEHIND = {"fedprox_adaptive": {"start", "step", "patience"}, "dga": {"max_weight"}}
 BUILDERS = {name: getattr(algorithms, name) for name in OPTIONS}
 # The flags of an algorithm of the user's own by its parameters, beside those of the same name.
 BY_PARAMETER: dict[str, dict[str, Any]] = {
@@ -145,6 +145,8 @@ def settle(args: Settled, lr: dict[str, float] = LR) -> Settled:
             what = f"{flag(name)}: {called} does not take it (got {value}); {there}"
             raise InputError(what)
     filled = {name: default for name, default in taken.items() if getattr(args, name) is None}
+    if args.private_clip is not None and "weights" in filled:
+        filled["weights"] = "uniform_weights"
     if "epochs" in taken and args.steps is not None:
         check(args, ("epochs",), lambda _: False, "none beside --steps, which is instead of it")
         del filled["epochs"]
@@ -197,6 +199,8 @@ def make_algorithm(args: AlgorithmArgs, tokens: Tensor | None = None) -> Algorit
     taken, name = options_of(args.algorithm)
     values = {option: getattr(args, option) for option in taken}
     options = with_parts(name, values, args.batch, tokens)
+    if args.private_clip is not None and builder is algorithms.dga:
+        given = {"max_weight": 1.0} | given  # exp(-beta x) is no more where x is a loss
     if name in FEDOPT and "server" in options:
         builder = partial(algorithms.fedopt, name)
     try:

@@ -11,7 +11,7 @@ from vecfl.plugins import digests
 # What a run may be resumed with although it was begun otherwise: the rounds stay what they are.
 OF_THIS_START = {"resume", "resume_changed", "out", "profile"}
 FREE = OF_THIS_START | {"track", "checkpoint_every", "keep", "safetensors", "client_results"}
-FREE |= {"stop_at", "patience", "table"}  # the rows of another table are refused
+FREE |= {"stop_at", "stop_at_epsilon", "patience", "table"}  # the rows of another table are refused
 # They say when it may fall back, and when a learning rate may.
 FREE_UNLESS_SEEN = {"rounds", "eval_every", "test_every", "initial_evaluation"}
 FREE_UNLESS_SEEN |= {"watch", "statistics", "metrics"}
@@ -56,7 +56,9 @@ def without_effect(
 ) -> set[str]:
     """The settings that may change from one start of a run to the next."""
     looks = looks or bool(there.get("fall_back") or here.get("fall_back"))
-    return FREE | ARRANGEMENT | (set() if looks else FREE_UNLESS_SEEN)
+    free = FREE | ARRANGEMENT | (set() if looks else FREE_UNLESS_SEEN)
+    calibrated = there.get("epsilon") is not None  # the noise goes by the number of rounds
+    return free - {"rounds"} if calibrated else free
 
 
 def same(name: str, there: Any, here: Any) -> bool:

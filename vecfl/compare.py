@@ -45,6 +45,11 @@ def check_compared(args: CompareArgs, flag: str, known: Collection[str]) -> None
     names = getattr(args, flag)
     check(args, (flag,), lambda _: set() < set(names) <= set(known), some)
     check(args, (flag,), lambda _: len(set(names)) == len(names), some)
+    check_seeds(args)
+
+
+def check_seeds(args: CompareArgs) -> None:
+    """Raise InputError, with the name of the flag, for what several runs cannot share."""
     check(args, ("seeds",), lambda n: n >= 1, "at least 1")
     check(args, ("resume",), lambda way: way in ("none", "auto"), "none, or auto with --out")
     if args.resume == "none":
@@ -52,7 +57,8 @@ def check_compared(args: CompareArgs, flag: str, known: Collection[str]) -> None
         there = Path(args.out or ".").expanduser().glob("*-seed*/config.yaml")
         check(args, ("out",), lambda _: not any(there), right)
     check(args, ("sample_seed",), lambda _: False, "none: cohorts are drawn by the seed of a run")
-    check(args, ("stop_at", "patience"), lambda _: False, "none: all runs have the same rounds")
+    same = "none: all runs have the same rounds"
+    check(args, ("stop_at", "stop_at_epsilon", "patience"), lambda _: False, same)
     if args.table is not None:
         raise InputError("leave --table away: many rows lie in the directory of their run")
     check_run(args)
@@ -101,8 +107,12 @@ def draw(
     title: str,
     x: str,
     scale: str = "linear",
+    level: tuple[str, np.ndarray] | None = None,
 ) -> Path:
-    """Write a picture of accuracies [seeds, n] over x [n]: the mean in a band of all seeds."""
+    """Write a picture of accuracies [seeds, n] over x [n]: the mean in a band of all seeds.
+
+    level  a name, and the accuracies [seeds] of what has no x: a line from side to side
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -111,6 +121,10 @@ def draw(
         label = f"{name}: {accuracy[:, -1].mean():.1%}"
         axes.plot(at, accuracy.mean(0), color=colour, label=label)
         axes.fill_between(at, accuracy.min(0), accuracy.max(0), color=colour, alpha=0.2, lw=0)
+    if level is not None:
+        name, ends = level
+        label = f"{name}: {ends.mean():.1%}"
+        axes.axhline(ends.mean(), color="0.2", linestyle="--", label=label, zorder=1)
     axes.set_xscale(scale)
     axes.set_xlabel(x)
     axes.set_ylabel("accuracy on unseen writers")

@@ -23,6 +23,7 @@ OF_ROUNDS = (
     "late",
     "system",
     "update",
+    "privacy",
 )  # what rounds call their metrics
 Columns = dict[str, Any]  # [N]: arrays, and the ids of clients
 Pairs = dict[str, tuple[Tensor, Tensor]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vecfl.data import FederatedDataset, hold_out
 from vecfl.errors import InputError, is_integer
 from vecfl.files import reached
+from vecfl.releases import Releases
 from vecfl.simulation import Metrics, Simulation
 from vecfl.state import State
 
@@ -50,9 +51,19 @@ class Evaluation:
 
 
 class Evaluations:
-    """Calls what is due after a round; the parts of a run's time that no round tells of."""
+    """Calls what is due after a round; the parts of a run's time that no round tells of.
 
-    def __init__(self, evaluate: Evaluate | Sequence[Evaluation], every: int, rounds: int) -> None:
+    releases  of a private run, whose epsilon is told with each evaluation, and exact with the last
+    """
+
+    def __init__(
+        self,
+        evaluate: Evaluate | Sequence[Evaluation],
+        every: int,
+        rounds: int,
+        releases: Releases = Releases(),  # noqa: B008
+    ) -> None:
+        self.releases = releases
         self.all = (
             list(evaluate) if isinstance(evaluate, Sequence) else [Evaluation(evaluate, every)]
         )
@@ -66,12 +77,16 @@ class Evaluations:
         idle = time.perf_counter() - self.ended - float(metrics.get("system/round_s", 0))
         due, last = self._due(state), state.round == self.rounds
         told = {**metrics, "system/housekeeping_s": idle}
-        return self._with(state, told, self.all if last else due), last or due == self.all
+        found = self._with(state, told, self.all if last else due)
+        if last or due:
+            found |= self.releases.told(state, exact=last)
+        return found, last or due == self.all
 
-    def last(self, state: State, metrics: Metrics) -> Metrics:
+    def last(self, state: State, metrics: Metrics, evaluated: bool) -> Metrics:
         """`metrics` with what was not due: the run ends early, and its model is evaluated whole."""
-        due = self._due(state)
-        return self._with(state, metrics, [one for one in self.all if one not in due])
+        due = self.all if evaluated else self._due(state)
+        found = self._with(state, metrics, [one for one in self.all if one not in due])
+        return found | self.releases.told(state, exact=True)
 
     def _due(self, state: State) -> list[Evaluation]:
         return [one for one in self.all if state.round % one.every == 0]

@@ -20,8 +20,10 @@ from vecfl.mesh import join
 from vecfl.model_file import check_safetensors, warm_start
 from vecfl.named import named_aggregator, named_metrics, named_sampler, named_transform
 from vecfl.parts import surrounded
+from vecfl.privacy_flags import PrivacyArgs, check_privacy, poisson_cohorts, privately
 from vecfl.profile import ROUNDS
 from vecfl.report import check_matplotlib
+from vecfl.sampling import Sampler
 from vecfl.simulation import Simulation
 from vecfl.stop import Stop
 from vecfl.task import Task
@@ -33,7 +35,7 @@ AS_HERE += " graphs exact_sums statistics"  # arguments of Simulation by the sam
 
 
 @dataclass
-class RunArgs(EvaluationArgs):
+class RunArgs(EvaluationArgs, PrivacyArgs):
     """A run: where it goes, how long it is, its seeds, and what it runs on."""
 
     out: str | None = None
@@ -142,6 +144,7 @@ def check_run(args: RunArgs) -> None:
         args, ("profile",), lambda on: not on or args.rounds >= ROUNDS, f"--rounds {ROUNDS} or more"
     )
     check(args, ("device",), has_device, "a device of this machine, such as cpu")
+    check_privacy(args)
     check_matplotlib()
     check_saving(args)
     check_wandb(args.track)
@@ -157,9 +160,18 @@ def check_saving(args: RunArgs) -> None:
         Watch(args.watch)
     check(args, ("fall_back",), lambda on: not on or args.watch is not None, "--watch beside it")
     check(args, ("patience",), lambda n: args.watch is not None, "--watch beside it")
-    Stop(args.stop_at, args.patience, args.watch)
+    Stop.of(args)
     if args.safetensors:
         check_safetensors("--safetensors")
+
+
+def sampler_of(args: RunArgs, clients: int) -> Sampler:
+    """Who takes part: as --sampler says, --cohort at random, or by Poisson under privacy."""
+    if args.sampler is not None:
+        return named_sampler(args.sampler)
+    if args.private_clip is not None:
+        return poisson_cohorts(args.cohort, clients)
+    return sampling.uniform(args.cohort)
 
 
 def simulation(
@@ -179,11 +191,12 @@ def simulation(
     n = data.num_clients
     check(args, ("cohort",), lambda size: size <= n, f"at most {n} (training clients)")
     algorithm = transforms.chain(algorithm, *map(named_transform, args.transforms))
+    sampler = sampler_of(args, n)
+    if args.private_clip is not None:
+        how = args.rounds, args.client_dropout
+        algorithm = privately(args, algorithm, sampler, n, *how)
     if args.aggregator is not None:
         algorithm = named_aggregator(args.aggregator, algorithm, getattr(args, "weights", None))
-    sampler = sampling.uniform(args.cohort)
-    if args.sampler is not None:
-        sampler = named_sampler(args.sampler)
     task = task.scored(named_metrics(args.metrics))
     if args.freeze is not None:
         task = task.frozen(args.freeze)

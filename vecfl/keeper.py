@@ -28,6 +28,7 @@ class Keeper:
 
     saved    the round of the last one that the disk has, -1 for none
     stopped  why the run is over before its last round, None while it is not
+    last     the last round that --stop-at-epsilon allows, None where that is all of them
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Keeper:
         self.about = about | {"torch": str(torch.__version__), "ranks": sim.mesh.size}
         self.rows: Jsonl | None = None  # of the rounds; on the disk before a checkpoint is
         self.watch = Watch(args.watch, args.fall_back) if args.watch else None
-        self.stop = Stop(args.stop_at, args.patience, args.watch)
+        self.stop = Stop.of(args)
         self.stopped: str | None = None
+        self.last: int | None = None
 
     def go_on(self, content: dict[str, Any], state: State) -> None:
         """Know the best round again, and whether the run is over."""
@@ -49,6 +51,24 @@ class Keeper:
             log.warning("begun with torch %s: other bits may come", content["torch"])
         if content["ranks"] != self.about["ranks"] and not self.args.exact_sums:
             log.warning("begun with %d ranks: other last bits may come", content["ranks"])
+
+    def allow(self, state: State) -> None:
+        """Find out how far --stop-at-epsilon lets the run go, once, before its rounds."""
+        limit, left = self.args.stop_at_epsilon, self.args.rounds - state.round
+        if limit is None or self.stopped is not None or not left:
+            return
+        more = self.sim.releases.affordable(state, limit, left)
+        if more < left:
+            self.last = state.round + more
+            log.info("--stop-at-epsilon %g: round %d is the last", limit, self.last)
+        if not more:
+            self.stopped = self._spent(state)
+
+    def _spent(self, state: State) -> str:
+        """Why a run is over that may spend no more."""
+        told, limit = self.sim.releases.told(state, exact=True), self.args.stop_at_epsilon
+        spent = "epsilon {privacy/epsilon:.4g} at delta {privacy/delta:.3g}".format(**told)
+        return f"after round {state.round}: {spent}; one more round would spend more than {limit:g}"
 
     def look(self, state: State, metrics: Metrics, evaluated: bool) -> tuple[State, bool]:
         """The state to go on from, and whether it is to be saved: see `Watch.look`."""
@@ -61,6 +81,8 @@ class Keeper:
             state, best = self.watch.look(state, metrics, evaluated)
         if state.round:  # the first model is there to be trained
             self.stopped = self.stop.why(state.round, metrics, evaluated, self.watch)
+            if self.stopped is None and state.round == self.last:
+                self.stopped = self._spent(state)
         return state, due or best
 
     def _check_spelling(self, metrics: Metrics) -> None:

@@ -14,14 +14,21 @@ from vecfl.algorithms import Algorithm
 from vecfl.errors import InputError
 from vecfl.losses import Score
 from vecfl.participation import separated
-from vecfl.plugins import part, takes
+from vecfl.plugins import Known, part, takes
 from vecfl.sampling import Sampler
 
 log = logging.getLogger("vecfl")
 NAMES = ("everyone", "uniform", "fraction", "uniform_between", "poisson", "cyclic")
 SAMPLERS = {name: getattr(sampling, name) for name in NAMES} | {"separated": separated}
+CLIPS = {
+    n: getattr(transforms, n)
+    for n in ("clip_by_norm", "clip_by_layer", "clip_by_l1", "adaptive_clip")
+}
+NO_TRANSFORMS = ("chain", "private", "adaptive_clip")  # the last two are for --private-clip
 TRANSFORMS = {
-    n: getattr(transforms, n) for n in transforms.__all__ if n[0].islower() and n != "chain"
+    n: getattr(transforms, n)
+    for n in transforms.__all__
+    if n[0].islower() and n not in NO_TRANSFORMS
 }
 AGGREGATORS = {name: getattr(robust, name) for name in ("coordinate_median", "trimmed_mean")}
 ALIKE = ("coordinate_median", "trimmed_mean")  # they have no use for weights
@@ -35,12 +42,14 @@ def named_sampler(text: str) -> Sampler:
     return takes("--sampler", text, found, "eligible", "seed", "round")
 
 
-def named_transform(text: str) -> transforms.Transform:
-    """The transform of one text of --transforms."""
-    found = part("--transforms", text, TRANSFORMS)
+def named_transform(
+    text: str, flag: str = "--transforms", known: Known = TRANSFORMS
+) -> transforms.Transform:
+    """The transform of one text of --transforms, or of another flag."""
+    found = part(flag, text, known)
     if not isinstance(found, transforms.Transform):
         made = "" if "(" in text else f"; one that makes it takes arguments, or (): {text}(...)"
-        raise InputError(f"--transforms: {text} gives {found!r}; expected a vecfl.Transform{made}")
+        raise InputError(f"{flag}: {text} gives {found!r}; expected a vecfl.Transform{made}")
     return found
 
 

@@ -13,7 +13,7 @@ import vecfl.replay as replays
 import vecfl.schedules as schedules
 import vecfl.server_optim as server_optim
 from vecfl.algorithms import Algorithm, Finished, polynomial
-from vecfl.algorithms.weights import Weights
+from vecfl.algorithms.weights import Weights, most
 from vecfl.errors import InputError
 from vecfl.losses import Batch
 from vecfl.optim import ClientOptimizer
@@ -96,6 +96,7 @@ def weighing(text: str) -> Weights:
             raise InputError(f"--weights: {text} gave {given} for {clients}; expected {wanted}")
         return found
 
+    weights.most = most(named)  # type: ignore[attr-defined]
     return weights
 
 

@@ -77,16 +77,17 @@ def record_run(
         return
     else:
         keeper, state = begin_again(sim, args, config, before)
+    keeper.allow(state)
     run_dir = keeper.run_dir
     track, id = args.track if first else "none", keeper.about["id"]
     with (
         letting_go(run_dir),
         failures(run_dir, sim.mesh.rank, sim.mesh.size),
-        Wandb(run_dir, config, group=recipe, track=track, id=id) as board,
+        Wandb(run_dir, config | sim.releases.settings, group=recipe, track=track, id=id) as board,
     ):
         if args.client_results and first:
             sim.tell = lambda name, at, found: write_clients(run_dir, name, at.round, found)
-        evaluations = Evaluations(evaluate, args.eval_every, args.rounds)
+        evaluations = Evaluations(evaluate, args.eval_every, args.rounds, sim.releases)
         state = run_rounds(sim, state, evaluations, args, keeper, board)
         if first:
             finish(sim, state, args.safetensors, keeper)
@@ -99,7 +100,8 @@ def begin(
     """A new run: its directory, the first state, and that on the disk."""
     if sim.tables.folder is not None and Path(sim.tables.folder).exists():
         sim.mesh.from_first(partial(sim.tables.check, 0, None))  # before a directory is made
-    run_dir = sim.mesh.from_first(partial(create_run_dir, args.out, recipe, config))
+    name = recipe + sim.releases.label
+    run_dir = sim.mesh.from_first(partial(create_run_dir, args.out, name, config))
     place_rows(sim, run_dir)
     state = sim.start()
     about = {"config": config, "recipe": recipe, "id": new_id(), "files": digests(config)}
@@ -113,7 +115,7 @@ def begin(
 
 def finished(sim: Simulation, args: RunArgs, before: Before) -> bool:
     """Whether the run is over and all results are there; then its summary is printed."""
-    stopped = Stop(args.stop_at, args.patience, args.watch).before(before.content.get("stopped"))
+    stopped = Stop.of(args).before(before.content.get("stopped"))
     results = ["model.pt", "curves.png", *([f"model{SAFE}"] if args.safetensors else [])]
     there = sim.mesh.from_first(lambda: all((before.run_dir / name).exists() for name in results))
     if (before.content["run"]["round"] != args.rounds and stopped is None) or not there:
@@ -207,8 +209,8 @@ def run_rounds(
                 metrics, evaluated = evaluate(state, metrics)
                 state = sim.observe(state, metrics)
                 after, to_save = keeper.look(state, metrics, evaluated)
-                if keeper.stopped and not evaluated:
-                    metrics = evaluate.last(state, metrics)
+                if keeper.stopped:
+                    metrics = evaluate.last(state, metrics, evaluated)
                 state = after
                 for tracker in trackers:
                     tracker.log(metrics)

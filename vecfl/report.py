@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vecfl.budget import EPSILON, draw_epsilon, spent
 from vecfl.errors import InputError
 from vecfl.files import atomic_file
 from vecfl.track import with_clients
@@ -72,6 +73,7 @@ def summary(run_dir: Path | str) -> str:
         "loss": _list(latest, "{:#.3g}", {"test": "eval/loss", "train": "train/loss"}) + ago,
         "client accuracy": _list(latest, "{:.1%}", SPREAD),
         "server": _late(latest),
+        "privacy": spent(latest),
         "dropped clients": sum(row["train/dropped_clients"] for row in trained),
         "training": _speed(trained) if trained else "",
         "files": f"{run_dir}: {', '.join(_files(run_dir))}",
@@ -82,7 +84,7 @@ def summary(run_dir: Path | str) -> str:
 
 
 def draw_curves(run_dir: Path | str) -> Path:
-    """Write `curves.png`: accuracy with its spread over clients, and loss, over the rounds.
+    """Write `curves.png`: accuracy with its spread over clients, loss, and epsilon, by round.
 
     Raises `InputError` as `read_metrics` does, and where matplotlib is missing.
     """
@@ -90,11 +92,14 @@ def draw_curves(run_dir: Path | str) -> Path:
     from matplotlib.figure import Figure
 
     rows = [with_clients(row) for row in read_metrics(run_dir)]
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    accuracy, loss = figure.subplots(1, 2)
+    private = any(EPSILON in row for row in rows)
+    figure = Figure(figsize=(15 if private else 11, 4.6), layout="constrained")
+    accuracy, loss, *more = figure.subplots(1, 3 if private else 2)
     _draw_accuracy(accuracy, rows)
     _draw_loss(loss, rows)
-    for axes in (accuracy, loss):
+    for axes in more:
+        draw_epsilon(axes, rows)
+    for axes in (accuracy, loss, *more):
         axes.set_xlabel("communication round")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlim(0, max(2, rows[-1]["round"]) * 1.02)  # whole rounds, even of one evaluation

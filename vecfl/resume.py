@@ -66,7 +66,7 @@ def _resume(args: Args, recipe: str) -> tuple[Args, Before | None]:
     answer(before, different, args.resume_changed)
     if args.resume_changed:
         return args, before
-    stop = Stop(args.stop_at, args.patience, args.watch)
+    stop = Stop.of(args)
     if done < args.rounds and stop.before(before.content.get("stopped")) is None:
         log.info("going on with %s after round %d of %d", before.run_dir, done, args.rounds)
     facts = {"graphs": False} | before.content["run"]["facts"]  # older checkpoints do not tell

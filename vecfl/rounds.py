@@ -21,8 +21,9 @@ def run(
     """`rounds` rounds in one call.
 
     Where the number of the round is a multiple of `evaluate_every`, and after the last one, the
-    model is evaluated on `test` (columns [n, ...], if given) and on the clients. So two calls have
-    the evaluations of one, and one after the last round of the first call: a plateau sees it, too.
+    model is evaluated on `test` (columns [n, ...], if given) and on the clients, and of a private
+    algorithm epsilon is told, exact after the last round. So two calls have the evaluations of one,
+    and one after the last round of the first call: a plateau sees it, too.
     """
     if rounds < 1 or evaluate_every < 1:
         raise InputError(f"rounds={rounds}, evaluate_every={evaluate_every}: both at least 1")
@@ -33,6 +34,7 @@ def run(
         state, metrics = sim.round(state)
         if state.round % evaluate_every == 0 or state.round == last:
             metrics |= sim.evaluate_clients(state) | (sim.evaluate(state, test) if test else {})
+            metrics |= sim.releases.told(state, exact=state.round == last)
         state = sim.observe(state, metrics)
         for tracker in trackers:
             tracker.log(metrics)

@@ -24,8 +24,8 @@ from vecfl.losses import Batch
 from vecfl.mesh import join
 from vecfl.participation import Trace
 from vecfl.probe import Probe
+from vecfl.promises import promised
 from vecfl.random import check_seed
-from vecfl.releases import releases
 from vecfl.sampling import Sampler
 from vecfl.state import State, facts, open_table, pack, sent, settle_, sums_of, unpack
 from vecfl.table import Tables
@@ -102,7 +102,7 @@ class Simulation:
         self.cohorts = Cohorts(sampler, self.data, algorithm.rule.batches, seeds, *lost, self.mesh)
         wanted = Wanted(backend, workers, threads, slots, processes, precision, graphs)
         wanted.check(self.cohorts.most())
-        self.releases = releases(algorithm, sampler, self.task, self.data, client_dropout)
+        self.releases = promised(algorithm, sampler, self.task, self.data, client_dropout)
         fed = self.cohorts.large(), self.seed, self.source.fetch
         probe = Probe(self.task, self.data, algorithm, *fed)
         arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))

@@ -17,10 +17,18 @@ class Stop:
 
     at        "eval/accuracy>=0.97" or "eval/loss<=0.1": a metric and the value that is enough
     patience  values in a row, of the metric that is watched, that are no better
+    epsilon   that no round may exceed, a rule that `vecfl.keeper` looks at
     """
 
-    def __init__(self, at: str | None, patience: int | None, watch: str | None) -> None:
-        self.rules = [at, patience, watch if patience is not None else None]
+    def __init__(
+        self, at: str | None, patience: int | None, watch: str | None, epsilon: float | None = None
+    ) -> None:
+        self.rules: list[str | float | None] = [
+            at,
+            patience,
+            watch if patience is not None else None,
+        ]
+        self.rules += [] if epsilon is None else [epsilon]  # older checkpoints have no such rule
         self.at, self.patience = at, patience
         if at is None:
             return
@@ -32,6 +40,11 @@ class Stop:
             self.value = math.nan
         if math.isnan(self.value):
             raise InputError(f"--stop-at: expected METRIC>=VALUE or METRIC<=VALUE, got {at}")
+
+    @classmethod
+    def of(cls, args: Any) -> "Stop":
+        """The rules that flags give (`vecfl.flags.RunArgs`)."""
+        return cls(args.stop_at, args.patience, args.watch, args.stop_at_epsilon)
 
     def why(self, round: int, metrics: Metrics, evaluated: bool, watch: Watch | None) -> str | None:
         """Why the run ends after a round; None: it goes on.

@@ -302,6 +302,12 @@ COUNT = [
     "init",
     "fall_back",
     "precision",
+    "private_clip",
+    "noise_multiplier",
+    "epsilon",
+    "delta",
+    "accountant",
+    "stands_for",
 ]
 COUNT += [f.name for f in fields(AlgorithmArgs) if f.name not in asdict(RunArgs())]
 COUNT += ["own"]  # a recipe's own count, too
@@ -326,6 +332,8 @@ def test_which_settings_change_the_result() -> None:
 
     assert that_count() == set(COUNT)
     assert that_count(looks=True) == set(COUNT) | set(WHEN)  # metrics decide what comes next
+    base["epsilon"] = 0.5  # the noise that was found for it is that of so many rounds
+    assert that_count() == set(COUNT) | {"rounds"}
     base["fall_back"] = True
     assert that_count() == set(COUNT) | set(WHEN)
     assert changes({"lr": 1}, {"lr": 1, "mu": 2}) == ["mu None there, 2 here"]

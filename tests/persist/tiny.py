@@ -11,6 +11,7 @@ import vecfl
 from tests.oracles.toy import habit
 from vecfl.data import FederatedDataset
 from vecfl.flags import RunArgs, check_run, simulation
+from vecfl.privacy_flags import fair_weights
 from vecfl.record import record_run
 from vecfl.resume import resume
 
@@ -40,7 +41,8 @@ def make_simulation(args: TinyArgs) -> vecfl.Simulation:
     task = vecfl.Task(module, vecfl.cross_entropy, metrics, example=data.examples(2))
     batches = vecfl.Batches(size=args.batch, epochs=2)
     if args.rows == "none":
-        adam = vecfl.fedadam(lr=0.3, server_lr=0.1, batches=batches)
+        weights = fair_weights(args)
+        adam = vecfl.fedadam(lr=0.3, server_lr=0.1, batches=batches, weights=weights)
         return simulation(args, task, data, adam)
     server = vecfl.server_adam(lr=0.1)
     if args.algorithm == "scaffold":

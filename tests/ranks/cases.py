@@ -277,6 +277,7 @@ def run(case: Case, exact: bool, folder: Path) -> dict[str, Any]:
         if algorithm.observe is not None:
             found |= sim.evaluate(state, data.columns)
             state = sim.observe(state, found)
+        found |= sim.releases.told(state)
         models.append(algorithm.model(state.server))
         metrics.append({k: v for k, v in found.items() if not k.startswith("system/")})
     logging.getLogger("vecfl").removeHandler(heard)

@@ -103,7 +103,8 @@ class Privacy:
         if self.stands_for is None:
             return Event(self.mechanism, self.multiplier, sampling, clients)
         of = self.stands_for
-        drawn = replace(sampling, rate=of.cohort / of.clients) if sampling.rate < 1 else sampling
+        poisson = sampling.law in ("poisson", "truncated")
+        drawn = replace(sampling, rate=of.cohort / of.clients) if poisson else sampling
         drawn = replace(drawn, size=round(of.cohort)) if sampling.law == "fixed" else drawn
         return Event(self.mechanism, self.multiplier, drawn, of.clients)
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 LEARNED = {"train/loss": "train loss {:#.3g}", "eval/accuracy": "test acc {:.1%}"}
+PRIVACY = {"privacy/epsilon": "epsilon {:.3g}", "privacy/stands_for_clients": "as of {:,} clients"}
 SPEED = {"system/clients_per_s": "{:,.0f} clients/s"}
 
 
@@ -17,7 +18,7 @@ def with_clients(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Console:
-    """Shows round, train loss, test accuracy, clients per second and the time left.
+    """Shows round, train loss, test accuracy, epsilon, clients per second and the time left.
 
     The accuracy of an evaluation with another name than eval is shown under that name.
 
@@ -38,7 +39,7 @@ class Console:
             if key.endswith("/accuracy") and key not in LEARNED
         }
         shown = []
-        for key, text in (LEARNED | named | SPEED).items():
+        for key, text in (LEARNED | named | PRIVACY | SPEED).items():
             if key in self._latest:
                 value, when = self._latest[key]
                 shown.append(text.format(value) + ("" if when == rnd else f" (round {when})"))

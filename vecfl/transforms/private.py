@@ -60,12 +60,16 @@ def private(
         raise InputError(f"private(delta={delta}): must be between 0 and 1")
     positive("private(cohort)", cohort)
     refuse(algorithm)
-    mechanism: Mechanism = "gaussian" if limit.order == 2 else "laplace"
-    promise = Privacy(mechanism, noise_multiplier, cohort, delta, accountant, stands_for)
+    promise = Privacy(mechanism_of(limit), noise_multiplier, cohort, delta, accountant, stands_for)
     # Behind a codec a clip is a factor that travels with the code.
     inner = replace(counting_all(algorithm, cohort), coded=False)
     made = chain(inner, noised(clip, limit, promise, algorithm))
     return replace(made, privacy=promise, max_weight=None, coded=algorithm.coded)
+
+
+def mechanism_of(limit: Limit) -> Mechanism:
+    """The noise that goes with a bound of the L2 norm, or of the L1 norm."""
+    return "gaussian" if limit.order == 2 else "laplace"
 
 
 def refuse(algorithm: Algorithm) -> None:
