@@ -51,9 +51,8 @@ def test_two_densities_are_e_to_the_epsilon_apart(size: int, e: float) -> None:
 
 @pytest.mark.parametrize("size", [3, 10, 1000, 1_000_000])
 def test_the_caps_of_the_paper_are_wider(size: int) -> None:
-    """Their first condition, for the same chance of the cap: gamma at most
-    tanh(e / 2) sqrt(pi / (2 (d - 1))). Its ratio of densities is at most what the exact quantile
-    has, and its mean smaller."""
+    """Their first condition on the rest e of epsilon, for the same chance of the cap: gamma at most
+    tanh(e / 2) sqrt(pi / (2 (d - 1))). The exact quantile is above it, and so is its mean."""
     cap = cap_of(size, 4.0)
     rest = math.log(1 / cap.share - 1)  # what is left for the cap
     gamma = math.tanh(rest / 2) * math.sqrt(math.pi / (2 * (size - 1)))
