@@ -15,6 +15,7 @@ from vecfl.privacy.events import Accountant, Event, Ledger, Mechanism, Sampling
 
 # Discretizations of privacy losses: of the last figure, of live ones, of a first look.
 FINE, COARSE, ROUGH = 1e-4, 1e-3, 0.1
+LITTLE = 4.0  # noise, of which many releases cost much
 LEAST = 1e-3  # below this multiplier a release costs more than half a million
 
 
@@ -54,7 +55,7 @@ def spent(ledger: Ledger, delta: float, accountant: Accountant, step: float) -> 
     if accountant == "rdp":
         return found(step)
     # The work grows with epsilon over the step: a large one is told to as many digits, not more.
-    rough = found(min(500.0, ROUGH * max(1.0, 0.1 / least**2)))
+    rough = found(min(500.0, ROUGH * max(1.0, 0.1 / least**2))) if least < LITTLE else 0.0
     return found(step * max(1.0, rough / 20))
 
 
