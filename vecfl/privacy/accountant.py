@@ -10,8 +10,6 @@ import math
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from vecfl.errors import InputError, positive
 from vecfl.privacy.events import Accountant, Event, Ledger, Mechanism, Sampling
 
@@ -57,8 +55,8 @@ def spent(ledger: Ledger, delta: float, accountant: Accountant, step: float) -> 
     if accountant == "rdp":
         return found(step)
     # The work grows with epsilon over the step: a large one is told to as many digits, not more.
-    with np.errstate(invalid="ignore"):  # a delta of 1e-15 is below what rough steps resolve
-        rough = found(min(500.0, ROUGH * max(1.0, 0.1 / least**2))) if least < LITTLE else 0.0
+    rough = found(min(500.0, ROUGH * max(1.0, 0.1 / least**2))) if least < LITTLE else 0.0
+    rough = rough if math.isfinite(rough) else 0.0  # rough steps resolve no delta of 1e-15
     return found(step * max(1.0, rough / 20))
 
 
