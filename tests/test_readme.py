@@ -124,7 +124,7 @@ def test_the_other_snippets_run_in_their_order(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     names: dict[str, object] = {}
-    assert len(OTHERS) == 13
+    assert len(OTHERS) == 14
     for k, snippet in enumerate(OTHERS):
         exec(compile(snippet, f"README.md, snippet {k} outside of formats", "exec"), names)
         if k == 0:
