@@ -45,7 +45,7 @@ WEIGHTS = {
 WORK = {"random_epochs": random_epochs}
 AROUND = {
     name: getattr(algorithms, name)
-    for name in ("ema", "server_on_plateau", "clients_on_plateau", "delayed")
+    for name in ("ema", "server_on_plateau", "clients_on_plateau", "delayed", "dp_sgd")
 }
 DELAYS = {name: getattr(delays, name) for name in ("stale", "drawn_delay", "delay_trace")}
 INSIDE = (  # arguments of what stands around

@@ -262,6 +262,18 @@ def test_rounds_in_one_call_tell_epsilon() -> None:
     assert told == [None, right(2, step=COARSE), None, right(4, step=COARSE), right(5)]
 
 
+def test_dp_sgd_stands_around_a_private_algorithm(tiny: Tiny) -> None:
+    """Two epsilons: of clients by z = 8, of examples by one pass a round at most, of z = 3."""
+    steps = "dp_sgd(clip=1.0, noise_multiplier=3.0, delta=1e-4)"
+    last = rows(tiny(around=(steps,), backend="loop", processes=1, **PRIVATE))[-1]
+    assert last["privacy/epsilon"] == spent(8)
+    most = [
+        epsilon((Event("gaussian", 3.0, Sampling("everyone"), 1, n),), 1e-4, step=COARSE)
+        for n in range(1, 17)
+    ]
+    assert last["privacy/example_epsilon"] in most and last["privacy/example_delta"] == 1e-4
+
+
 def test_local_mechanisms_are_among_the_transforms() -> None:
     texts = ("local_gaussian(1.0, 2.0, 1e-5)", "local_laplace(1.0, 2.0)", "clip_by_l1(1.0)")
     texts += ("flute_local_dp(0.5, 1.0)", "privunit2(8.0, 1.0)")

@@ -93,6 +93,12 @@ class Privacy:
     accountant: Accountant | None = None
     stands_for: Population | None = None
 
+    def __str__(self) -> str:
+        """The promise, as a run's facts and messages have it."""
+        said = f"{self.mechanism}, noise multiplier {self.multiplier}, cohort {self.cohort}"
+        said += f", delta {self.delta}, accountant {self.accountant or 'by the sampler'}"
+        return said if self.stands_for is None else f"{said}, for {self.stands_for}"
+
     @property
     def smaller(self) -> float:
         """What the noise on a sum is multiplied by: on means it is that of the larger cohort."""

@@ -64,7 +64,8 @@ def private(
     # Behind a codec a clip is a factor that travels with the code.
     inner = replace(counting_all(algorithm, cohort), coded=False)
     made = chain(inner, noised(clip, limit, promise, algorithm))
-    return replace(made, privacy=promise, max_weight=None, coded=algorithm.coded)
+    facts = {**made.facts, "private": str(promise)}
+    return replace(made, privacy=promise, max_weight=None, coded=algorithm.coded, facts=facts)
 
 
 def mechanism_of(limit: Limit) -> Mechanism:
@@ -129,7 +130,7 @@ def noised(clip: Transform, limit: Limit, promise: Privacy, algorithm: Algorithm
             told["privacy/stands_for_clients"] = promise.stands_for.clients
         return {**clip.metrics(own, sums, round), **told}
 
-    name = f"private {clip.name}, {promise}"
+    name = f"private {clip.name}"
     return replace(clip, name=name, client=client, server=server, metrics=metrics, bound=None)
 
 
