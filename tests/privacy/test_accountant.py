@@ -143,7 +143,15 @@ def test_calibration_of_cohorts_of_a_fixed_size() -> None:
         (lambda: epsilon((FIXED, MANY), 1e-5), "one ledger has cohorts of a fixed size and of an"),
         (
             lambda: epsilon((replace(FIXED, mechanism="laplace"),), 1e-5),
-            "cohorts of a fixed size have no accountant with Laplace noise",
+            "Laplace noise is accounted under plain Poisson sampling and with everyone",
+        ),
+        (
+            lambda: epsilon((replace(CAPPED, mechanism="laplace"),), 1e-5),
+            "Laplace noise is accounted under plain Poisson sampling and with everyone",
+        ),
+        (
+            lambda: epsilon((replace(MANY, mechanism="laplace"),), 1e-5, accountant="rdp"),
+            "rdp has no law of Laplace noise under Poisson sampling; take pld",
         ),
         (lambda: noise_multiplier(0.0, 1e-5, 10, HUNDREDTH, 100), "epsilon"),
         (lambda: from_plain([{"mechanism": "gaussian"}]), "the ledger of what was released is dam"),

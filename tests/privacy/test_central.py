@@ -410,7 +410,7 @@ def test_samplers_are_accounted_by_their_law_or_refused(name: str) -> None:
                 population(*SIZES),
                 vecfl.uniform(4),
             ),
-            "cohorts of a fixed size have no accountant with Laplace noise",
+            "Laplace noise is accounted under plain Poisson sampling and with everyone",
         ),
         (
             lambda: private(FEDAVG(), vecfl.adaptive_clip(count_noise=0.5), **PROMISE),

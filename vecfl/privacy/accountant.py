@@ -97,14 +97,22 @@ def noise_multiplier(
 
 def chosen(ledger: Ledger, wish: Accountant | None) -> Accountant:
     """The accountant of a ledger; InputError where the wish has no law of it."""
-    fixed = any(e.sampling.law == "fixed" for e in ledger)
+    laws = {e.sampling.law for e in ledger}
+    of_laplace = {e.sampling.law for e in ledger if e.mechanism == "laplace"}
     if wish not in (None, "pld", "rdp"):
         raise InputError(f"accountant={wish!r}: choose pld or rdp")
-    if fixed and wish == "pld":
+    if of_laplace & {"fixed", "truncated"}:
+        raise InputError(
+            "Laplace noise is accounted under plain Poisson sampling and with everyone, not in "
+            "cohorts of a fixed size or with a capacity; take poisson(rate)"
+        )
+    if "fixed" in laws and wish == "pld":
         raise InputError("pld has no law of cohorts of a fixed size; take rdp, or poisson sampling")
-    if wish == "rdp" and any(e.sampling.law == "truncated" for e in ledger):
+    if "truncated" in laws and wish == "rdp":
         raise InputError("rdp has no law of cohorts with a capacity; take pld, or no capacity")
-    return wish or ("rdp" if fixed else "pld")
+    if "poisson" in of_laplace and wish == "rdp":
+        raise InputError("rdp has no law of Laplace noise under Poisson sampling; take pld")
+    return wish or ("rdp" if "fixed" in laws else "pld")
 
 
 def relation_of(ledger: Ledger) -> str:
@@ -132,8 +140,6 @@ def counted(event: Event) -> Any:
     """An event as the library has it, for one release."""
     library, law, z = dp_accounting(), event.sampling, event.multiplier
     if law.law == "fixed":
-        if event.mechanism != "gaussian":
-            raise InputError("cohorts of a fixed size have no accountant with Laplace noise")
         # Another client in the place of one moves the sum by up to twice the clipping norm, which
         # the Renyi accountant, unlike that of privacy losses, does not count for itself.
         once = library.GaussianDpEvent(z / 2)
