@@ -107,13 +107,13 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an evaluation with the name of other metrics": (
         lambda: (s := simulate()).evaluate(s.start(), s.data.columns, "train"),
         "name: expected a name for these metrics without '/', and not train, server, comm, late, "
-        "system, update, "
+        "system, update, privacy, "
         "got 'train'",
     ),
     "an evaluation of clients with a path for a name": (
         lambda: (s := simulate()).evaluate_clients(s.start(), name="a/b"),
         "name: expected a name for these metrics without '/', and not train, server, comm, late, "
-        "system, update, "
+        "system, update, privacy, "
         "got 'a/b'",
     ),
     "a column is missing": (
