@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EPSILON, DELTA = "privacy/epsilon", "privacy/delta"
+NEIGHBOURS = {
+    "add-or-remove-one": "one client more or less",
+    "replace-one": "another client in the place of one",
+}
 COLOUR = "#CC79A7"
 
 
@@ -20,7 +24,8 @@ def spent(latest: Mapping[str, Any]) -> str:
     found = latest[EPSILON]  # NaN where it is infinite: JSON has neither
     told = f"epsilon {found:.4g}" if math.isfinite(found) else "no bound: epsilon is infinite"
     z = latest["privacy/noise_multiplier"]
-    return f"{told} at delta {latest[DELTA]:.3g}, noise multiplier {z:.4g}{stands_for(latest)}"
+    given = f"at delta {latest[DELTA]:.3g}, noise multiplier {z:.4g}{stands_for(latest)}"
+    return f"{told} {given}; neighbours: {NEIGHBOURS[latest['privacy/neighbours']]}"
 
 
 def stands_for(latest: Mapping[str, Any]) -> str:

@@ -32,3 +32,9 @@ def fraction(what: str, value: float) -> None:
     """InputError for a value outside of [0, 1)."""
     if not 0 <= value < 1:
         raise InputError(f"{what} must be in [0, 1), not {value}")
+
+
+def inside(what: str, value: float) -> None:
+    """InputError for a value outside of (0, 1)."""
+    if not 0 < value < 1:
+        raise InputError(f"{what} must be between 0 and 1, not {value}")

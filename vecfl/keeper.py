@@ -67,8 +67,9 @@ class Keeper:
     def _spent(self, state: State) -> str:
         """Why a run is over that may spend no more."""
         told, limit = self.sim.releases.told(state, exact=True), self.args.stop_at_epsilon
-        spent = "epsilon {privacy/epsilon:.4g} at delta {privacy/delta:.3g}".format(**told)
-        return f"after round {state.round}: {spent}; one more round would spend more than {limit:g}"
+        spent, delta = float(told["privacy/epsilon"]), float(told["privacy/delta"])
+        what = f"epsilon {spent:.4g} at delta {delta:.3g}"
+        return f"after round {state.round}: {what}; one more round would spend more than {limit:g}"
 
     def look(self, state: State, metrics: Metrics, evaluated: bool) -> tuple[State, bool]:
         """The state to go on from, and whether it is to be saved: see `Watch.look`."""

@@ -25,9 +25,9 @@ from vecfl.job import Ended, Fold, Job
 from vecfl.losses import Batch
 from vecfl.processes import Stop
 from vecfl.random import Kind, stream
+from vecfl.rows import LEFT
 from vecfl.tape import Block, Tape
 from vecfl.task import Task
-from vecfl.transforms.clip import LEFT
 
 log = logging.getLogger("vecfl")
 NO_ROWS: Any = None  # weights that look at rows fail

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vecfl.aggregate import empty
 from vecfl.algorithms.base import Algorithm, Round
-from vecfl.algorithms.dp_sgd import require_unseen
+from vecfl.algorithms.dp_sgd import require_noised, require_unseen
 from vecfl.data import FederatedDataset
 from vecfl.errors import InputError
 from vecfl.layout import Layout
@@ -22,33 +22,56 @@ NEAR = 1e-6  # relative, of a cohort to what its sampler draws in the mean
 
 
 def promised(
-    algorithm: Algorithm, sampler: Sampler, task: Task, data: FederatedDataset, dropout: object
+    algorithm: Algorithm,
+    sampler: Sampler,
+    task: Task,
+    data: FederatedDataset,
+    dropout: object,
+    exact_sums: bool,
 ) -> Releases:
     """What a round of a run releases.
 
     Raises InputError where an algorithm that makes a promise could not keep it: the law of the
     sampler is not known, draws others than the algorithm expects or has no accountant, clients are
-    lost by a trace, or the server reads a sum that has no noise.
+    lost by a trace, sums are rounded, somebody has changed what the promise is about, or the server
+    reads a sum that has no noise.
     """
     promise, examples = algorithm.privacy, algorithm.examples
     w, clients = task.layout.flatten(task.module), data.num_clients
     if examples is not None:
+        require_noised(algorithm)
         require_unseen(algorithm, w, task.layout, clients)
         example_cost(examples, 1)
-    if promise is None:
-        return Releases(examples=examples)
-    law = law_as_promised(algorithm.name, promise, sampler, clients, dropout)
-    require_public(algorithm, w, task.layout, clients)
-    event = promise.event(law, clients)
-    epsilon((event,), promise.delta, accountant=promise.accountant, step=COARSE)
-    say_price(promise, event)
-    if algorithm.observe is not None:
+    if algorithm.observe is not None and (promise or examples):
         log.warning(
             "%s: it follows metrics; where they come from clients they have no noise, and epsilon "
             "does not count them",
             algorithm.name,
         )
+    if promise is None:
+        return Releases(examples=examples)
+    require_as_it_was(algorithm, exact_sums)
+    law = law_as_promised(algorithm.name, promise, sampler, clients, dropout)
+    require_public(algorithm, w, task.layout, clients)
+    event = promise.event(law, clients)
+    epsilon((event,), promise.delta, accountant=promise.accountant, step=COARSE)
+    say_price(promise, event)
     return Releases(promise, event, examples)
+
+
+def require_as_it_was(algorithm: Algorithm, exact_sums: bool) -> None:
+    """InputError where what is added up is another thing than the promise is about."""
+    if not algorithm.keeps_promise:
+        raise InputError(
+            f"{algorithm.name}: its upload or server was replaced after `private`; make it private "
+            "last, or promise again what then holds: .promises(algorithm.privacy)"
+        )
+    if exact_sums:
+        raise InputError(
+            f"{algorithm.name}: exact_sums rounds messages to a grid that depends on the examples "
+            "of the cohort, so that one client moves more than its own message; leave it out: the "
+            "noise is the same for any ranks, workers and slots"
+        )
 
 
 def law_as_promised(
@@ -69,6 +92,14 @@ def law_as_promised(
             f"{name}: its sampler draws {expected:g} of {clients} clients in the mean; give "
             f"cohort={expected:g}"
         )
+    of = promise.stands_for
+    if of is not None and law.law not in ("poisson", "fixed"):
+        raise InputError(
+            f"{name}: only poisson(rate) and uniform(size) stand for a larger population; a "
+            "capacity, or everyone, is of this one"
+        )
+    if of is not None and law.law == "fixed" and of.cohort != int(of.cohort):
+        raise InputError(f"{name}: {of}: cohorts of a fixed size have a whole number of clients")
     return law.thinned(float(dropout))
 
 

@@ -119,6 +119,12 @@ def normal(seed: int, streams: Tensor, n: int) -> Tensor:
     return vecfl_kernels.normals(words(seed, streams, n + n % 2))[..., :n]
 
 
+def laplace(seed: int, streams: Tensor, n: int) -> Tensor:
+    """n Laplace numbers of scale 1 per stream, float64 [..., n]: -sign(x) log(1 - 2 |x|)."""
+    x = uniform(seed, streams, n) - 0.5
+    return -x.sign() * torch.log1p(-2 * x.abs())
+
+
 def permutation(seed: int, streams: Tensor, n: int) -> Tensor:
     """A uniform permutation of 0..n-1 per stream, int64 [..., n]: the stable argsort of n words."""
     return words(seed, streams, n).argsort(dim=-1, stable=True)

@@ -30,20 +30,27 @@ class Releases:
         """The ledger after one more round."""
         return ledger if self.event is None else spend(ledger, self.event)
 
-    def told(self, state: State, *, exact: bool = False) -> dict[str, float]:
+    def require_alike(self, ledger: Ledger) -> None:
+        """InputError where one more round could not be accounted with those of a ledger."""
+        if self.promise is not None:
+            after = self.after(ledger)
+            epsilon(after, self.promise.delta, accountant=self.promise.accountant, step=COARSE)
+
+    def told(self, state: State, *, exact: bool = False) -> dict[str, float | str]:
         """What a state's rounds have spent; nothing without a promise.
 
-        `privacy/epsilon`, `privacy/delta` and `privacy/noise_multiplier`; epsilon is inf where the
-        ledger has not all rounds, for some were played without the promise. Of examples
+        `privacy/epsilon`, `privacy/delta`, `privacy/noise_multiplier`, and `privacy/neighbours`:
+        which populations are told apart no better than that. Epsilon is inf where the ledger has
+        not all rounds, for some were played without the promise. Of examples
         `privacy/example_epsilon`, the largest of any client, and `privacy/example_delta`.
 
         exact  the last figure; else a little above it, in a tenth of a second
         """
-        told, promise = dict[str, float](), self.promise
+        told, promise = dict[str, float | str](), self.promise
         if self.examples is not None:
             told["privacy/example_epsilon"] = example_cost(self.examples, int(passes(state).max()))
             told["privacy/example_delta"] = self.examples.delta
-        if promise is None:
+        if promise is None or self.event is None:
             return told
         found = self._spent(state, 0, FINE if exact else COARSE)
         if not exact and found < SMALL:
@@ -52,6 +59,7 @@ class Releases:
             "privacy/epsilon": found,
             "privacy/delta": promise.delta,
             "privacy/noise_multiplier": promise.multiplier,
+            "privacy/neighbours": self.event.sampling.relation,
         }
 
     def affordable(self, state: State, limit: float, most: int) -> int:
@@ -109,9 +117,9 @@ def passes(state: State) -> Tensor:
 
 def example_cost(examples: ExamplePrivacy, passes: int) -> float:
     """Epsilon of so many passes."""
-    ledger, delta, by = examples.after(passes), examples.delta, examples.accountant
-    found = epsilon(ledger, delta, accountant=by, step=COARSE)
-    return found if found >= SMALL else epsilon(ledger, delta, accountant=by, step=FINE)
+    ledger, delta = examples.after(passes), examples.delta
+    found = epsilon(ledger, delta, step=COARSE)
+    return found if found >= SMALL else epsilon(ledger, delta, step=FINE)
 
 
 def example_epsilon(algorithm: Algorithm, state: State) -> Tensor:

@@ -51,10 +51,11 @@ def replay(
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
         new = inner.server(server, sums, round)
-        return new | training.after(new, round) if sums.counts else new
+        return new | training.after(new, round) if algorithm.moves(sums) else new
 
     facts = {**inner.facts, "replay": f"{known_by(training.rule)}, {training.examples} examples"}
-    return replace(inner, name=f"{algorithm.name}, replay", server=step, facts=facts)
+    made = replace(inner, name=f"{algorithm.name}, replay", server=step, facts=facts)
+    return made.promises(algorithm.privacy)
 
 
 class Training:

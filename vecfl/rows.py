@@ -5,6 +5,9 @@ from torch import Tensor
 
 from vecfl_kernels import in_blocks, row_largest, row_squares
 
+# What is left of a bound when entries, scale and norm have been rounded, in any order of their sum.
+LEFT = {torch.float32: 1 - 2.0**-22, torch.float64: 1 - 2.0**-36}
+
 
 def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The sum and the sum of squares of each row, [K] and [K]."""

@@ -25,13 +25,13 @@ SIZE, PASS = 1, 2  # steps of streams of kind cohort; the words of clients are s
 
 def law_of(sampler: Sampler, population: int) -> Sampling | None:
     """The law of a sampler, which accountants go by; None: nobody has told it."""
-    law = getattr(sampler, "law", None)
-    return None if law is None else law(population)
+    law, about = getattr(sampler, "law", (None, None))
+    return law(population) if law is not None and about is sampler else None
 
 
 def lawful(sampler: Sampler, law: Callable[[int], Sampling]) -> Sampler:
-    """`sampler`, whose law for a population of N is law(N)."""
-    sampler.law = law  # type: ignore[attr-defined]
+    """`sampler`, whose law for a population of N is law(N); it is not that of what wraps it."""
+    sampler.law = law, sampler  # type: ignore[attr-defined]
     return sampler
 
 

@@ -102,7 +102,7 @@ class Simulation:
         self.cohorts = Cohorts(sampler, self.data, algorithm.rule.batches, seeds, *lost, self.mesh)
         wanted = Wanted(backend, workers, threads, slots, processes, precision, graphs)
         wanted.check(self.cohorts.most())
-        self.releases = promised(algorithm, sampler, self.task, self.data, client_dropout)
+        self.releases = promised(algorithm, sampler, self.task, self.data, lost[0], exact_sums)
         fed = self.cohorts.large(), self.seed, self.source.fetch
         probe = Probe(self.task, self.data, algorithm, *fed)
         arrangement = self.mesh.from_first(lambda: arrange(wanted, probe))
@@ -241,6 +241,7 @@ class Simulation:
         fresh = self.algorithm.init(w, self.task.layout)
         server = unpack(content, fresh, self._facts(), changed)
         self.tables.check(content["round"], content.get("table"))
+        self.releases.require_alike(sums_of(content)["ledger"])
         return server
 
     def _facts(self) -> dict[str, Any]:

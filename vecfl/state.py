@@ -171,6 +171,11 @@ def unpack(content: Mapping[str, Any], fresh: Server, facts: Facts, changed: boo
     ]
     if different and not changed:
         raise InputError(f"the checkpoint is of another run: {'; '.join(different)}")
+    if there.get("dp_sgd") != facts.get("dp_sgd"):
+        raise InputError(
+            f"the checkpoint is of a run with {there.get('dp_sgd', 'nothing')} for dp_sgd, here "
+            f"{facts.get('dp_sgd', 'nothing')}: passes are counted at one noise; begin anew"
+        )
     return {name: value.to(fresh[name].device) for name, value in server.items()}
 
 

@@ -19,7 +19,6 @@ from vecfl.job import Fold, Job
 from vecfl.precision import lowered, products
 from vecfl.processes import Crew
 from vecfl.schedule import Plan, make_plan, share
-from vecfl.table import Table
 from vecfl.task import Task
 from vecfl.trial import first_line
 from vecfl.worker import Worker
@@ -125,8 +124,9 @@ class Trainer:
         Each worker's clients, and the order in which the workers' sums are added, depend on the
         plan alone: a round that is repeated has the same bits.
         """
+        self._require_once(job)
         if job.table is not None:
-            self._begin(job.table, job)
+            job.table.begin(job.round, job.clients)
         earlier = None
         if self.before is not None:
             rows: dict[int, Tensor] = {}
@@ -169,16 +169,17 @@ class Trainer:
         self.rearrange(replace(self.arrangement, slots=half))
         return self.train_or_halve(job)
 
-    def _begin(self, table: Table, job: Job) -> None:
-        """Let clients write their rows; one that comes twice has only one."""
-        plan = job.plan
-        if plan.occurrence.any():
+    def _require_once(self, job: Job) -> None:
+        """InputError for a client that comes twice, where it has one row or one clipped message."""
+        plan, name = job.plan, self.algorithm.name
+        rows, private = job.table is not None, self.algorithm.privacy is not None
+        if (rows or private) and plan.occurrence.any():
             twice = self.data.client_ids[int(plan.client[plan.occurrence.argmax()])]
+            why = f"{name} keeps one row for each client" if rows else f"{name} counts it once"
             raise InputError(
                 f"round {job.round + 1}: client {twice!r} stands more than once in the cohort, and "
-                f"{self.algorithm.name} keeps one row for each client; draw without replacement"
+                f"{why}; draw without replacement"
             )
-        table.begin(job.round, job.clients)
 
     def share(self, plan: Plan) -> list[np.ndarray]:
         """Which clients each worker trains, as positions in the cohort; longest first.

@@ -209,7 +209,7 @@ def recorded(algorithm: Algorithm, updates: list[dict]) -> Algorithm:
             updates[-1].setdefault(k, []).append((row, weight))
         return sent
 
-    return replace(algorithm, upload=upload)
+    return replace(algorithm, upload=upload).promises(algorithm.privacy)
 
 
 def sampler(s: Setting) -> vecfl.sampling.Sampler:

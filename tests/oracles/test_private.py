@@ -53,6 +53,7 @@ CODECS: dict[str, dict[str, Any]] = {
 SERVERS: dict[str, dict[str, Any]] = {
     "mean": {},
     "adam": {"server": ServerSetting("adam", lr=0.01)},
+    "ema": {"ema": 0.5},
 }
 PROBLEM_OF = {n: (TASKS | DENSE | FROZEN)[n] for n in ("linear", "mlp", "buffers", "one layer")}
 KINDS = {n: BACKENDS[n] for n in ("loop S=1", "loop W=3", "vmap S=3")} | {

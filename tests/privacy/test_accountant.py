@@ -136,7 +136,7 @@ def test_calibration_of_cohorts_of_a_fixed_size() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: epsilon((MANY,), 0.0), "delta=0.0: must be between 0 and 1"),
+        (lambda: epsilon((MANY,), 0.0), "delta must be between 0 and 1, not 0.0"),
         (lambda: epsilon((MANY,), 1e-5, accountant="gdp"), "accountant='gdp': choose pld or rdp"),
         (lambda: epsilon((FIXED,), 1e-5, accountant="pld"), "pld has no law of cohorts of a fixed"),
         (lambda: epsilon((CAPPED,), 1e-5, accountant="rdp"), "rdp has no law of cohorts with a ca"),

@@ -19,7 +19,7 @@ import vecfl
 from vecfl.privacy import epsilon
 from vecfl.transforms.private import private
 
-from .worlds import UNIFORM, WORK, population, simulation
+from .worlds import EVERYONE, UNIFORM, WORK, population, simulation
 
 DELTA, CLIP, FEW, MANY = 1e-5, 0.3, 600, 20_000
 PROMISE: dict[str, Any] = {"noise_multiplier": 1.0, "cohort": 3.0, "delta": DELTA}
@@ -33,8 +33,7 @@ def algorithm() -> vecfl.Algorithm:
 def releases(made: vecfl.Algorithm, who: list[int], number: int, first: int) -> torch.Tensor:
     """The sums that rounds release, [number, M]; client 2 is the canary, and is clipped."""
     data = population(1, 1, 1)
-    law = vecfl.sampling.everyone().law
-    sampler = vecfl.sampling.lawful(lambda *_: torch.tensor(who), law)
+    sampler = vecfl.sampling.lawful(lambda *_: torch.tensor(who), lambda n: EVERYONE)
     sim = simulation(made, data, sampler, backend="stacked")
     start, found = sim.start(), []
     for t in range(first, first + number):
@@ -43,15 +42,15 @@ def releases(made: vecfl.Algorithm, who: list[int], number: int, first: int) -> 
     return torch.stack(found)
 
 
-def audited(make: Made, number: int, times: int = 1) -> float:
-    """The lower bound of epsilon, where the canary's message comes in so many times."""
+def audited(make: Made, number: int) -> float:
+    """The lower bound of epsilon."""
     quiet = vecfl.fedavg(weights=UNIFORM, **WORK)
     still = private(quiet, vecfl.clip_by_norm(CLIP), **PROMISE | {"noise_multiplier": 0.0})
     with_it, without = (releases(still, who, 1, 0)[0] for who in ([0, 1, 2], [0, 1]))
     canary = (with_it - without) / CLIP
     assert float(canary.norm()) == pytest.approx(1.0, abs=1e-6)
     out = (releases(make(), [0, 1], number, 0) - without) @ canary / CLIP
-    inside = (releases(make(), [0, 1] + [2] * times, number, number) - without) @ canary / CLIP
+    inside = (releases(make(), [0, 1, 2], number, number) - without) @ canary / CLIP
     false_positives = upper(int((out > 0.5).sum()), number)
     false_negatives = upper(int((inside <= 0.5).sum()), number)
     distance = -stats.norm.ppf(false_positives) - stats.norm.ppf(false_negatives)
@@ -87,7 +86,7 @@ def half_noise() -> vecfl.Algorithm:
         vecfl.clip_by_norm(CLIP),
         **PROMISE | {"noise_multiplier": 0.5},
     )
-    return replace(made, server=weak.server)
+    return replace(made, server=weak.server).promises(made.privacy)
 
 
 def clip_before_weights() -> vecfl.Algorithm:
@@ -99,7 +98,18 @@ def clip_before_weights() -> vecfl.Algorithm:
         twice = torch.where(done.client == 2, 2.0, 1.0)[:, None]
         return replace(sent, update=sent.update * twice)
 
-    return replace(made, upload=upload)
+    return replace(made, upload=upload).promises(made.privacy)
+
+
+def counted_twice() -> vecfl.Algorithm:
+    """Planted: the canary's clipped message comes in twice."""
+    made = algorithm()
+
+    def upload(state: Any, done: Any) -> Any:
+        sent = made.upload(state, done)
+        return replace(sent, weight=sent.weight * torch.where(done.client == 2, 2.0, 1.0))
+
+    return replace(made, upload=upload).promises(made.privacy)
 
 
 def smaller_denominator() -> vecfl.Algorithm:
@@ -113,7 +123,7 @@ def smaller_denominator() -> vecfl.Algorithm:
             name: t for name, t in state.items() if name != "w"
         }
 
-    return replace(made, server=server)
+    return replace(made, server=server).promises(made.privacy)
 
 
 def drawn_by_each_rank() -> vecfl.Algorithm:
@@ -125,13 +135,14 @@ def drawn_by_each_rank() -> vecfl.Algorithm:
         noise = (state["w"] - made.server(state, nothing, round)["w"]) * 3.0
         return made.server(state, replace(sums, total=sums.total + 2 * noise), round)
 
-    return replace(made, server=server)
+    return replace(made, server=server).promises(made.privacy)
 
 
 PLANTED: dict[str, Made] = {
     "half noise": half_noise,
     "clip before weights": clip_before_weights,
     "another denominator": smaller_denominator,
+    "a client counted twice": counted_twice,
 }
 
 
@@ -152,10 +163,6 @@ def test_a_short_audit_is_below_the_accounted_epsilon() -> None:
 @pytest.mark.parametrize("bug", PLANTED)
 def test_an_audit_catches_planted_bugs(bug: str) -> None:
     assert audited(PLANTED[bug], FEW // 3) > 1.2 * accounted()
-
-
-def test_an_audit_catches_a_client_that_is_counted_twice() -> None:
-    assert audited(algorithm, FEW // 3, times=2) > 1.2 * accounted()
 
 
 def test_an_audit_notices_the_noise_of_every_rank() -> None:

@@ -3,6 +3,7 @@
 Statistical tests have fixed seeds; the false-alarm probabilities that they state are over seeds.
 """
 
+import functools
 import math
 from dataclasses import replace
 from typing import Any
@@ -291,6 +292,78 @@ def test_a_capacity_has_a_price_that_is_told(caplog: pytest.LogCaptureFixture) -
     assert "from 12 on it costs next to nothing" in caplog.text
 
 
+def test_nothing_sees_a_private_sum_without_its_noise() -> None:
+    """Not a server side that is chained behind it, and not one that was put in its place."""
+    made = private(FEDAVG(), vecfl.clip_by_norm(0.5), **PROMISE)
+    spy = vecfl.Transform("spy", server=lambda own, sums, round: (sums, own))
+    with pytest.raises(InputError, match="^spy stands behind fedavg, private clip_by_norm 0.5: "):
+        vecfl.chain(made, spy)
+    for part in ({"upload": FEDAVG().upload}, {"server": FEDAVG().server}):
+        with pytest.raises(InputError, match="its upload or server was replaced after `private`"):
+            simulation(replace(made, **part), population(*SIZES), vecfl.poisson(0.5))
+
+
+@pytest.mark.parametrize("name", ["ema", "server_on_plateau", "clients_on_plateau", "dp_sgd"])
+def test_what_stands_around_a_private_algorithm_keeps_its_promise(name: str) -> None:
+    how: dict[str, Any] = {
+        "ema": {"decay": 0.5},
+        "dp_sgd": {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3},
+    }.get(name, {"metric": "train/loss", "direction": "min"})
+    made = private(FEDAVG(), vecfl.clip_by_norm(0.5), **PROMISE)
+    sim = simulation(getattr(vecfl, name)(made, **how), population(*SIZES), vecfl.poisson(0.5))
+    assert sim.releases.event == Event("gaussian", 1.0, Sampling("poisson", 0.5), 8)
+
+
+def test_exact_sums_are_refused() -> None:
+    """Their grid goes by the examples of the cohort: one client could move the rounding of all."""
+    made = private(FEDAVG(), vecfl.clip_by_norm(0.5), **PROMISE)
+    with pytest.raises(InputError, match="exact_sums rounds messages to a grid that depends"):
+        simulation(made, population(*SIZES), vecfl.poisson(0.5), exact_sums=True)
+
+
+def test_a_client_that_comes_twice_is_refused() -> None:
+    made = private(FEDAVG(), vecfl.clip_by_norm(0.5), **PROMISE | {"cohort": 2.0})
+    sampler = vecfl.sampling.lawful(
+        lambda *_: torch.tensor([3, 3]), lambda n: Sampling("poisson", 2.0 / n)
+    )
+    sim = simulation(made, population(*SIZES), sampler)
+    with pytest.raises(InputError, match="client 3 stands more than once in the cohort, and fedav"):
+        sim.round(sim.start())
+
+
+def test_a_law_is_not_that_of_what_wraps_a_sampler() -> None:
+    inner = vecfl.poisson(0.5)
+
+    @functools.wraps(inner)
+    def everybody(eligible: torch.Tensor, seed: int, round: int) -> torch.Tensor:
+        return eligible.nonzero().flatten()
+
+    assert law_of(inner, 8) == Sampling("poisson", 0.5) and law_of(everybody, 8) is None
+
+
+@pytest.mark.parametrize(
+    ("sampler", "of"),
+    [
+        (vecfl.poisson(0.5, 6), Population(1000, 100)),
+        (vecfl.everyone(), Population(1000, 1000)),
+        (vecfl.uniform(4), Population(1000, 0.4)),
+    ],
+)
+def test_what_cannot_stand_for_a_larger_population_is_refused(sampler: Any, of: Population) -> None:
+    cohort = law_of(sampler, 8).expected(8)  # type: ignore[union-attr]
+    made = private(FEDAVG(), vecfl.clip_by_norm(0.5), **PROMISE | {"cohort": cohort}, stands_for=of)
+    with pytest.raises(InputError, match="stand for a larger population|have a whole number"):
+        simulation(made, population(*SIZES), sampler)
+
+
+def test_a_run_does_not_go_on_under_other_neighbours() -> None:
+    made, data = private(FEDAVG(), vecfl.clip_by_norm(0.5), **PROMISE), population(*SIZES)
+    sim = simulation(made, data, vecfl.poisson(0.5), slots=4)
+    content = sim.save(sim.round(sim.start())[0])
+    with pytest.raises(InputError, match="cohorts of a fixed size and of another law"):
+        simulation(made, data, vecfl.uniform(4), slots=4).load(content)
+
+
 def test_who_follows_metrics_is_told_that_epsilon_does_not_count_them(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -420,7 +493,7 @@ def test_samplers_are_accounted_by_their_law_or_refused(name: str) -> None:
             lambda: private(
                 FEDAVG(), vecfl.clip_by_norm(1.0), **PROMISE | {"noise_multiplier": -1.0}
             ),
-            "private(noise_multiplier=-1.0): at least 0 and finite",
+            "private(noise_multiplier) must be at least 0 and finite, not -1.0",
         ),
         (
             lambda: private(FEDAVG(), vecfl.clip_by_norm(math.inf), **PROMISE),

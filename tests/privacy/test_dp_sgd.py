@@ -77,7 +77,7 @@ def test_a_step_by_hand(kind: dict[str, Any]) -> None:
     """
     sim = line([1.0, 2.0, 3.0], **kind)
     state, metrics = sim.round(sim.start())
-    assert state.server["w"].tolist() == [-0.25]
+    assert state.server["w"].tolist() == pytest.approx([-0.25], rel=1e-10)
     assert metrics["train/loss"] == pytest.approx(7 / 3)
 
 
@@ -415,13 +415,13 @@ def test_messages_do_not_see_losses() -> None:
 
 
 BUILDERS = {
-    "clip": (lambda: noisy(clip=0.0), "dp_sgd(clip=0.0): must be positive and finite"),
-    "inf": (lambda: noisy(clip=math.inf), "dp_sgd(clip=inf): must be positive and finite"),
+    "clip": (lambda: noisy(clip=0.0), "dp_sgd(clip) must be positive and finite, not 0.0"),
+    "inf": (lambda: noisy(clip=math.inf), "dp_sgd(clip) must be positive and finite, not inf"),
     "noise": (
         lambda: noisy(noise_multiplier=-1.0),
         "dp_sgd(noise_multiplier) must be at least 0 and finite, not -1.0",
     ),
-    "delta": (lambda: noisy(delta=1.0), "dp_sgd(delta=1.0): must be between 0 and 1"),
+    "delta": (lambda: noisy(delta=1.0), "dp_sgd(delta) must be between 0 and 1, not 1.0"),
     "twice": (lambda: noisy(noisy()), "fedavg, dp_sgd: has dp_sgd already"),
     "full": (
         lambda: noisy(vecfl.fedsgd(lr=1.0)),
@@ -510,3 +510,27 @@ def test_arrangements_that_cannot_do_it_are_refused(
         sim.round(sim.start())
     with pytest.raises(InputError, match="fedavg: promises nothing about examples; use dp_sgd"):
         vecfl.example_epsilon(fedavg(), sim.start())
+
+
+def test_a_rule_without_the_noise_is_refused() -> None:
+    made = noisy(clip=5.0, noise_multiplier=1.0)
+    for change in ({"examples": None}, {"batches": vecfl.Batches(4, last="wrap")}):
+        changed = replace(made, rule=replace(made.rule, **change))
+        with pytest.raises(InputError, match="without the noise of dp_sgd|wrapped around"):
+            line([1.0, 2.0, 3.0], algorithm=changed, backend="loop")
+
+
+def test_passes_at_another_noise_are_not_gone_on_with(caplog: pytest.LogCaptureFixture) -> None:
+    """Not even as a changed run, for the passes would be told at the new noise."""
+    before = line([1.0, 2.0, 3.0], algorithm=noisy(clip=5.0, noise_multiplier=0.3), backend="loop")
+    content = before.save(before.round(before.start())[0])
+    after = line([1.0, 2.0, 3.0], algorithm=noisy(clip=5.0, noise_multiplier=9.0), backend="loop")
+    with pytest.raises(InputError, match="passes are counted at one noise; begin anew"):
+        after.load(content, changed=True)
+
+
+def test_who_follows_metrics_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    made = vecfl.fedprox_adaptive(lr=0.1, batches=vecfl.Batches(4))
+    made = vecfl.dp_sgd(made, clip=1.0, noise_multiplier=1.0, delta=1e-3)
+    line([1.0, 2.0], algorithm=made, backend="loop")
+    assert "it follows metrics; where they come from clients they have no noise" in caplog.text

@@ -75,7 +75,8 @@ def test_epsilon_stands_beside_each_evaluation_and_is_exact_at_the_end(
     assert spent(6) < spent(6, step=COARSE) < 1.01 * spent(6)
     assert found[1]["privacy/noise_std"] == pytest.approx(Z * 0.5 / (7 * RATE), rel=1e-12)
     captured = capsys.readouterr()
-    line = f"privacy         epsilon {spent(8):.4g} at delta {DELTA:.3g}, noise multiplier {Z:g}\n"
+    line = f"privacy         epsilon {spent(8):.4g} at delta {DELTA:.3g}, noise multiplier {Z:g}; "
+    line += "neighbours: one client more or less\n"
     assert line in captured.out
     assert f", epsilon {spent(6, step=COARSE):.3g} (round 6), " in captured.err
 
@@ -175,7 +176,7 @@ def test_a_simulation_of_a_larger_population_says_so(
     assert last["privacy/epsilon"] == epsilon((event,), delta)
     assert last["privacy/noise_std"] == pytest.approx(Z * 0.5 / 100, rel=1e-12)
     captured = capsys.readouterr()
-    assert ", as of 10,000 clients (simulated)\n" in captured.out
+    assert ", as of 10,000 clients (simulated); " in captured.out
     assert ", as of 10,000 clients, " in captured.err
     (config,) = configs
     told = [config[name] for name in ("stands_for", "noise_multiplier", "delta")]

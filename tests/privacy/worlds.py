@@ -81,7 +81,8 @@ def sums_of_rounds(made: Algorithm, data: FederatedDataset, *cohorts: list[int])
         return made.server(state, found, round)
 
     sampler = lawful(lambda e, s, round: torch.tensor(cohorts[round]), lambda n: EVERYONE)
-    sim = simulation(replace(made, server=server), data, sampler)
+    changed = replace(made, server=server).promises(made.privacy)
+    sim = simulation(changed, data, sampler)
     sums.clear()  # of the step by zeros at the start
     state = sim.start()
     for _ in cohorts:

@@ -210,6 +210,23 @@ class Algorithm:
     facts: Mapping[str, object] = field(default_factory=dict, repr=False)
     places: int = 0
 
+    def moves(self, sums: Aggregate) -> bool:
+        """Whether the server steps by these sums: a private one does in every round."""
+        return sums.counts or self.privacy is not None
+
+    def promises(self, privacy: Privacy | None) -> "Algorithm":
+        """The same algorithm, which promises this as it is now (`vecfl.private`)."""
+        about = (self.upload, self.server)
+        return replace(self, privacy=privacy and replace(privacy, about=about))
+
+    @property
+    def keeps_promise(self) -> bool:
+        """Whether nobody has replaced what the promise is about."""
+        parts = (self.upload, self.server)
+        return self.privacy is None or all(
+            a is b for a, b in zip(parts, self.privacy.about, strict=True)
+        )
+
     def sends(self, gradient: Gradient | None) -> "Algorithm":
         """The same algorithm, which tells what its clients of one plain step send."""
         about = (self.begin, self.upload, self.rule)

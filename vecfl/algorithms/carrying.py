@@ -50,17 +50,21 @@ def carrying(
         assert inner.observe is not None
         return inner.observe(rest(server), told) | own(server)
 
-    return replace(
-        inner,
-        init=start,
-        begin=lambda server, starting: inner.begin(rest(server), starting),
-        upload=lambda server, done: inner.upload(rest(server), done),
-        server=step,
-        local=lambda server, rule: inner.local(rest(server), rule),
-        model=lambda server: inner.model(rest(server)),
-        metrics=lambda server, sums, round: inner.metrics(rest(server), sums, round),
-        observe=None if inner.observe is None else observe,
-    ).sends(inner.one_gradient)
+    return (
+        replace(
+            inner,
+            init=start,
+            begin=lambda server, starting: inner.begin(rest(server), starting),
+            upload=lambda server, done: inner.upload(rest(server), done),
+            server=step,
+            local=lambda server, rule: inner.local(rest(server), rule),
+            model=lambda server: inner.model(rest(server)),
+            metrics=lambda server, sums, round: inner.metrics(rest(server), sums, round),
+            observe=None if inner.observe is None else observe,
+        )
+        .sends(inner.one_gradient)
+        .promises(inner.privacy)
+    )
 
 
 def named(prefix: str, values: Mapping[str, T]) -> dict[str, T]:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vecfl.algorithms.base import Algorithm, Finished, Round, Server, Upload
 from vecfl.engine.rule import ExampleNoise
-from vecfl.errors import InputError, at_least_zero
+from vecfl.errors import InputError, at_least_zero, inside
 from vecfl.layout import Layout
-from vecfl.privacy.events import PASSES, Accountant, ExamplePrivacy
+from vecfl.privacy.events import PASSES, ExamplePrivacy
+from vecfl.schedule import Batches
 
 
 def dp_sgd(
@@ -23,7 +24,6 @@ def dp_sgd(
     clip: float,
     noise_multiplier: float,
     delta: float,
-    accountant: Accountant | None = None,
 ) -> Algorithm:
     """`algorithm` whose clients take steps that are private for each of their examples.
 
@@ -39,7 +39,6 @@ def dp_sgd(
     noise_multiplier  z; 0: clipping alone, and epsilon is inf
     delta             at which `privacy/example_epsilon` is told, that of the client with the most
                       passes; `vecfl.example_epsilon` gives that of every client
-    accountant        "pld" or "rdp" (`vecfl.privacy.epsilon`)
 
     Neighbours differ in one example of one client, whose gradients are zero in one of the two; how
     many examples clients have is public. Messages and their weights see no loss. Clients keep
@@ -58,24 +57,24 @@ def dp_sgd(
         return replace(sent, table=sent.table | {PASSES: done.table[PASSES] + begun(done, size)})
 
     said = f"clip {float(clip)}, noise multiplier {float(noise_multiplier)}"
-    return replace(
+    made = replace(
         algorithm,
         name=f"{algorithm.name}, dp_sgd",
         rule=replace(algorithm.rule, examples=ExampleNoise(clip, noise_multiplier)),
         upload=upload,
         table=lambda layout: algorithm.table(layout) | {PASSES: ()},
-        examples=ExamplePrivacy(noise_multiplier, delta, accountant),
+        examples=ExamplePrivacy(noise_multiplier, delta),
         facts={**algorithm.facts, "dp_sgd": said},
     )
+    return made.promises(algorithm.privacy)
 
 
 def check(clip: float, noise_multiplier: float, delta: float) -> None:
     """InputError for numbers out of range."""
     if not 0 < clip < math.inf:
-        raise InputError(f"dp_sgd(clip={clip}): must be positive and finite")
+        raise InputError(f"dp_sgd(clip) must be positive and finite, not {clip}")
     at_least_zero("dp_sgd(noise_multiplier)", noise_multiplier)
-    if not 0 < delta < 1:
-        raise InputError(f"dp_sgd(delta={delta}): must be between 0 and 1")
+    inside("dp_sgd(delta)", delta)
 
 
 def refuse(algorithm: Algorithm) -> None:
@@ -83,6 +82,21 @@ def refuse(algorithm: Algorithm) -> None:
     name, batches = algorithm.name, algorithm.rule.batches
     if algorithm.examples is not None:
         raise InputError(f"{name}: has dp_sgd already")
+    refuse_batches(name, batches)
+    if algorithm.before is not None:
+        raise InputError(
+            f"dp_sgd: clients of {name} pass over their data once more, without noise; give "
+            "option=2"
+        )
+    if algorithm.rule.statistics:
+        raise InputError(
+            f"dp_sgd: {name} weighs clients by statistics of their steps, which no noise is added "
+            "to; give another weighting, such as update_rms or uniform"
+        )
+
+
+def refuse_batches(name: str, batches: Batches) -> None:
+    """InputError for batches that visit an example otherwise than once in an epoch."""
     if batches.full:
         raise InputError(
             f"dp_sgd: {name} adds up gradients over a whole epoch; give Batches(size) with a step "
@@ -98,16 +112,17 @@ def refuse(algorithm: Algorithm) -> None:
             "dp_sgd: under max_tokens the length of an example says who else takes part; give "
             "max_examples"
         )
-    if algorithm.before is not None:
+
+
+def require_noised(algorithm: Algorithm) -> None:
+    """InputError where the rule is no longer one whose steps have the noise."""
+    noise, examples = algorithm.rule.examples, algorithm.examples
+    if noise is None or examples is None or noise.multiplier != examples.multiplier:
         raise InputError(
-            f"dp_sgd: clients of {name} pass over their data once more, without noise; give "
-            "option=2"
+            f"{algorithm.name}: its rule was replaced by one without the noise of dp_sgd; change "
+            "the rule first, and put dp_sgd around it"
         )
-    if algorithm.rule.statistics:
-        raise InputError(
-            f"dp_sgd: {name} weighs clients by statistics of their steps, which no noise is added "
-            "to; give another weighting, such as update_rms or uniform"
-        )
+    refuse_batches(algorithm.name, algorithm.rule.batches)
 
 
 def begun(done: Finished, size: int) -> Tensor:

@@ -36,7 +36,7 @@ def ema(algorithm: Algorithm, decay: float) -> Algorithm:
 
     def step(server: Server, sums: Aggregate, round: Round) -> Server:
         new = inner.server(server, sums, round)
-        if not sums.counts:
+        if not algorithm.moves(sums):
             return new
         w = new["w"][: round.layout.trainable].double()
         return new | {NAME: decay * server[NAME] + (1 - decay) * w}
@@ -45,4 +45,5 @@ def ema(algorithm: Algorithm, decay: float) -> Algorithm:
         w, mean = inner.model(server), server[NAME]
         return torch.cat((mean.to(w.dtype), w[len(mean) :]))
 
-    return replace(inner, name=f"{algorithm.name}, ema {float(decay)}", server=step, model=model)
+    name = f"{algorithm.name}, ema {float(decay)}"
+    return replace(inner, name=name, server=step, model=model).promises(algorithm.privacy)

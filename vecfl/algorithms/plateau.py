@@ -51,7 +51,9 @@ def server_on_plateau(
             told["server/lr"] = share * lr
         return told | {"server/lr_factor": share}
 
-    return replace(inner, name=f"{algorithm.name}, server {plateau}", server=step, metrics=metrics)
+    name = f"{algorithm.name}, server {plateau}"
+    made = replace(inner, name=name, server=step, metrics=metrics)
+    return made.promises(algorithm.privacy)
 
 
 def clients_on_plateau(

@@ -11,6 +11,7 @@ from torch import Tensor
 from vecfl.engine.rule import ExampleNoise
 from vecfl.layout import Layout
 from vecfl.random import Kind, normal, with_kind, with_layer
+from vecfl.rows import LEFT
 from vecfl_kernels import row_squares
 
 LAYER = 255  # of noise streams: those below are places of transforms, which draw, too
@@ -28,7 +29,7 @@ def clipped_sum(grads: list[Tensor], counts: Tensor | None, clip: float) -> list
     squares = [row_squares(g.flatten(0, 1)) for g in flat]
     norm = torch.stack(squares).sum(0).sqrt_().view(flat[0].shape[:2])
     finite = norm.isfinite()
-    factor = (clip / norm).clamp(max=1).where(finite, 0)
+    factor = (clip * LEFT[grads[0].dtype] / norm).clamp(max=1).where(finite, 0)
     if counts is not None:
         factor = factor * counts
     if not (finite.is_cpu and finite.all()):  # asking a GPU would wait for it

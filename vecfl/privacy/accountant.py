@@ -10,7 +10,7 @@ import math
 from types import ModuleType
 from typing import Any
 
-from vecfl.errors import InputError, positive
+from vecfl.errors import InputError, inside, positive
 from vecfl.privacy.events import Accountant, Event, Ledger, Mechanism, Sampling
 
 # Discretizations of privacy losses: of the last figure, of live ones, of a first look.
@@ -32,8 +32,7 @@ def epsilon(
     another client in the place of one. Raises InputError for a delta out of (0, 1), an accountant
     that has no law of an event, and laws of different neighbours in one ledger.
     """
-    if not 0 < delta < 1:
-        raise InputError(f"delta={delta}: must be between 0 and 1")
+    inside("delta", delta)
     if not ledger:
         return 0.0
     return spent(ledger, delta, chosen(ledger, accountant), step)

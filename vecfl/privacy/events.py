@@ -3,8 +3,9 @@
 Plain values: they stand in checkpoints, and nothing here needs the accountants' library.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vecfl.errors import InputError
@@ -40,6 +41,7 @@ class Sampling:
 
         Of a fixed number the law stays as it is, which only overstates what is spent.
         """
+        lost = math.floor(lost * 2**32) / 2**32  # as clients are
         return replace(self, rate=self.rate * (1 - lost)) if self.law == "poisson" else self
 
     @property
@@ -84,6 +86,7 @@ class Privacy:
     cohort      the denominator: clients of a round, in the mean
     delta       at which epsilon is told
     stands_for  the population whose noise and accounting this run has; None: its own
+    about       upload and server of the algorithm that promises: who replaces one has not promised
     """
 
     mechanism: Mechanism
@@ -92,6 +95,7 @@ class Privacy:
     delta: float
     accountant: Accountant | None = None
     stands_for: Population | None = None
+    about: tuple[object, ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
         """The promise, as a run's facts and messages have it."""
@@ -125,7 +129,6 @@ class ExamplePrivacy:
 
     multiplier: float
     delta: float
-    accountant: Accountant | None = None
 
     def after(self, passes: int) -> "Ledger":
         """What a client has released in so many passes over its examples."""

@@ -94,15 +94,16 @@ def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
     server sides act on the sums in reverse order, before the algorithm's own server. A chain may be
     chained further, but not one of delayed messages. A metric that is told already gets the place
     of the transform behind its name. Raises InputError for a client side behind a codec: bytes are
-    those of what was encoded. So it is behind a private algorithm, whose clip is the last.
+    those of what was encoded. So it is for all behind a private algorithm, whose clip and noise are
+    the last.
     """
     if transforms and algorithm.delay is not None:
         raise InputError(f"{algorithm.name}: chain first, and let delayed stand around all of it")
     for transform in transforms:
-        if algorithm.privacy is not None and transform.client is not sent_as_it_is:
+        if algorithm.privacy is not None:
             raise InputError(
-                f"{transform.name} stands behind the clip of {algorithm.name}: what follows could "
-                "undo its bound; chain first, and make it private last"
+                f"{transform.name} stands behind {algorithm.name}: there it could undo the clip, "
+                "or see sums without their noise; chain first, and make it private last"
             )
         if algorithm.coded and transform.client is not sent_as_it_is:
             raise InputError(

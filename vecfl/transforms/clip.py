@@ -15,12 +15,9 @@ from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Finished, Metrics, Round, Server, Upload
 from vecfl.errors import InputError, positive
 from vecfl.layout import Layout
-from vecfl.rows import lengths
+from vecfl.rows import LEFT, lengths
 from vecfl.transforms.base import Limit, Transform
 from vecfl_kernels import scaled_rows, unit
-
-# What is left of a bound when entries, scale and norm have been rounded, in any order of their sum.
-LEFT = {torch.float32: 1 - 2.0**-22, torch.float64: 1 - 2.0**-36}
 
 
 def clip_by_norm(norm: float) -> Transform:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from vecfl.algorithms.base import Finished, Server, Upload
 from vecfl.errors import positive
+from vecfl.rows import LEFT
 from vecfl.transforms.base import Limit, Transform
-from vecfl.transforms.clip import LEFT, counted, told
+from vecfl.transforms.clip import counted, told
 from vecfl.transforms.numbers import total
 from vecfl_kernels import row_largest, scaled_rows, unit
 

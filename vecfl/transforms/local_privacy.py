@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from vecfl.algorithms.base import Finished, Server, Upload
-from vecfl.errors import InputError
-from vecfl.random import Kind, normal, stream, uniform
+from vecfl.errors import InputError, inside
+from vecfl.random import Kind, normal, stream
+from vecfl.random import laplace as draw_laplace
 from vecfl.rows import lengths
 from vecfl.transforms.base import Transform
 from vecfl.transforms.clip import clip_by_norm, clip_factors, counted, told
@@ -69,8 +70,7 @@ def gaussian(done: Finished, numbers: int) -> Tensor:
 
 def laplace(done: Finished, numbers: int) -> Tensor:
     """Laplace numbers of scale 1 of each client, float64 [K, numbers]."""
-    u = uniform(done.round.seed, streams(done, NUMBERS), numbers) - 0.5
-    return -u.sign() * torch.log1p(-2 * u.abs())
+    return draw_laplace(done.round.seed, streams(done, NUMBERS), numbers)
 
 
 def streams(done: Finished, step: int) -> Tensor:
@@ -82,7 +82,7 @@ def streams(done: Finished, step: int) -> Tensor:
 
 def analytic_gaussian(sensitivity: float, epsilon: float, delta: float) -> float:
     """The least standard deviation of (epsilon, delta): delta falls as it grows, so by halves."""
-    check_delta("local_gaussian", delta)
+    inside("local_gaussian(delta)", delta)
 
     def cdf(x: float) -> float:
         return math.erfc(-x / math.sqrt(2)) / 2
@@ -124,7 +124,7 @@ def flute_local_dp(
     InputError for numbers out of range.
     """
     finite("flute_local_dp", norm=norm, weight_scaler=weight_scaler)
-    check_delta("flute_local_dp", delta)
+    inside("flute_local_dp(delta)", delta)
     if epsilon < 0:
         return replace(clip_by_norm(norm), name=f"flute_local_dp clip {float(norm)}")
     least, most = weights_between or (0.0, 0.0)
@@ -179,9 +179,3 @@ def finite(name: str, **numbers: float) -> None:
     for what, value in numbers.items():
         if not 0 < value < math.inf:
             raise InputError(f"{name}({what}) must be positive and finite, not {value}")
-
-
-def check_delta(name: str, delta: float) -> None:
-    """InputError for a delta that is no probability between 0 and 1."""
-    if not 0 < delta < 1:
-        raise InputError(f"{name}(delta) must be between 0 and 1, not {delta}")

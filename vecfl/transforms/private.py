@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vecfl.aggregate import Aggregate
 from vecfl.algorithms.base import Algorithm, Finished, Metrics, Round, Server, Upload
-from vecfl.errors import InputError, positive
+from vecfl.errors import InputError, at_least_zero, inside, positive
 from vecfl.privacy.events import Accountant, Mechanism, Population, Privacy
-from vecfl.random import Kind, normal, stream, uniform
+from vecfl.random import Kind, laplace, normal, stream
 from vecfl.transforms.base import Limit, Transform, chain
 from vecfl_kernels import add_noise_
 
@@ -54,18 +54,17 @@ def private(
     limit = clip.limit
     if limit is None:
         raise InputError(f"private: {clip.name} does not bound what clients send; clip last")
-    if not 0 <= noise_multiplier < math.inf:
-        raise InputError(f"private(noise_multiplier={noise_multiplier}): at least 0 and finite")
-    if not 0 < delta < 1:
-        raise InputError(f"private(delta={delta}): must be between 0 and 1")
+    at_least_zero("private(noise_multiplier)", noise_multiplier)
+    inside("private(delta)", delta)
     positive("private(cohort)", cohort)
     refuse(algorithm)
     promise = Privacy(mechanism_of(limit), noise_multiplier, cohort, delta, accountant, stands_for)
     # Behind a codec a clip is a factor that travels with the code.
-    inner = replace(counting_all(algorithm, cohort), coded=False)
+    inner = replace(counting_all(algorithm), coded=False)
     made = chain(inner, noised(clip, limit, promise, algorithm))
     facts = {**made.facts, "private": str(promise)}
-    return replace(made, privacy=promise, max_weight=None, coded=algorithm.coded, facts=facts)
+    made = replace(made, max_weight=None, coded=algorithm.coded, facts=facts)
+    return made.promises(promise)
 
 
 def mechanism_of(limit: Limit) -> Mechanism:
@@ -157,20 +156,14 @@ def add_(total: Tensor, scale: float, mechanism: Mechanism, round: Round) -> Non
         first, second, third = at.tolist()
         add_noise_(total, scale, round.seed, (first, second, third))
     else:
-        add_laplace_(total, scale, round.seed, at)
+        total += scale * laplace(round.seed, at, len(total)).to(total.device)
 
 
-def add_laplace_(total: Tensor, scale: float, seed: int, at: Tensor) -> None:
-    """total += Laplace noise: -scale sign(u) log(1 - 2 |u|) of u uniform in (-1/2, 1/2)."""
-    u = uniform(seed, at, len(total)).to(total.device) - 0.5
-    total -= scale * u.sign() * torch.log1p(-2 * u.abs())
-
-
-def counting_all(algorithm: Algorithm, cohort: float) -> Algorithm:
-    """`algorithm` whose server takes `cohort` for the number of clients, and sees no other sum."""
+def counting_all(algorithm: Algorithm) -> Algorithm:
+    """`algorithm` whose server takes the weight for the number of clients, and no other sum."""
 
     def server(state: Server, sums: Aggregate, round: Round) -> Server:
-        public = {"clients": torch.full_like(sums.weight, cohort)}
+        public = {"clients": sums.weight}
         try:
             return algorithm.server(state, replace(sums, extra=public), round)
         except KeyError as error:
