@@ -314,6 +314,20 @@ def test_what_stands_around_a_private_algorithm_keeps_its_promise(name: str) -> 
     assert sim.releases.event == Event("gaussian", 1.0, Sampling("poisson", 0.5), 8)
 
 
+def test_who_stands_around_does_not_see_whether_somebody_came() -> None:
+    """A round without a client moves the mean of models, too: to (w0 + w1) / 2."""
+    made = private(FEDAVG(), vecfl.clip_by_norm(0.5), **PROMISE)
+    sampler = vecfl.sampling.lawful(
+        lambda *_: torch.empty(0, dtype=torch.int64), lambda n: Sampling("poisson", 0.5)
+    )
+    sim = simulation(vecfl.ema(made, 0.5), population(*SIZES), sampler)
+    before = sim.start()
+    after, _ = sim.round(before)
+    assert not torch.equal(before.server["w"], after.server["w"])
+    mean = (before.server["w"] + after.server["w"]) / 2
+    torch.testing.assert_close(sim.algorithm.model(after.server), mean, rtol=1e-12, atol=1e-15)
+
+
 def test_exact_sums_are_refused() -> None:
     """Their grid goes by the examples of the cohort: one client could move the rounding of all."""
     made = private(FEDAVG(), vecfl.clip_by_norm(0.5), **PROMISE)
