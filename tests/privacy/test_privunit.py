@@ -151,6 +151,20 @@ def test_epsilon_is_split_between_direction_and_norm(share: float) -> None:
     assert found == pytest.approx(sorted({round(abs(v), 9) for v in told}), abs=1e-8)
 
 
+def test_direction_and_norm_are_drawn_independently() -> None:
+    """What is told of both, by 20,000 clients whose norm is between two levels: their correlation
+    is within 5 / sqrt(n) (p = 6e-7). e^e = 2 for the norm, k = 2: levels (j - 3/4) 2."""
+    e = math.log(2)
+    rows = torch.zeros(20_000, 6, dtype=torch.float64)
+    rows[:, 0] = 0.25  # of 1: half of level 1
+    drawn = sent(vecfl.privunit2(4 * e, 1.0, norm_share=0.25), rows).update * cap_of(6, 3 * e).mean
+    told = torch.tensor([-1.5, 0.5, 2.5], dtype=torch.float64)
+    off, level = (drawn.norm(dim=1)[:, None] - told.abs()).abs().min(1)
+    assert float(off.max()) < 1e-9 and (level.bincount() > 4000).all()
+    along = drawn[:, 0] / told[level]
+    assert abs(float(np.corrcoef(along, level)[0, 1])) < 5 / math.sqrt(len(rows))
+
+
 @pytest.mark.parametrize("e", [0.05, 0.8, 4.0, 10.0, 30.0])
 def test_no_number_is_told_more_than_e_to_the_epsilon_as_likely(e: float) -> None:
     """The second coin tells the truth above w = k / (e^e + k), and below it the third one tells
