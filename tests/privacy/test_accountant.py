@@ -55,6 +55,16 @@ def test_one_laplace_release_by_its_formula() -> None:
     assert 1 - math.exp((found - 2) / 2) == pytest.approx(0.1, abs=1e-4)
 
 
+@pytest.mark.parametrize(("delta", "inner"), [(1e-9, 2.0), (0.01, 2 + 2 * math.log(0.9))])
+def test_one_subsampled_laplace_release_by_its_formula(delta: float, inner: float) -> None:
+    """By rate q: delta is q delta' at epsilon log(1 + q (e^epsilon' - 1)) (Balle et al., NeurIPS
+    2018). Of b = 1/2 and q = 0.1: epsilon' = 1/b = 2 where delta is nothing, and where it is 0.01
+    delta' = 0.1 and epsilon' = 2 + 2 log(1 - 0.1)."""
+    event = Event("laplace", 0.5, Sampling("poisson", 0.1), 50)
+    right = math.log(1 + 0.1 * (math.exp(inner) - 1))
+    assert epsilon((event,), delta) == pytest.approx(right, abs=1e-4)
+
+
 def test_conventions_of_another_client_in_the_place_of_one() -> None:
     """The sum moves by up to 2 C. The Renyi accountant takes a multiplier as it is, so that of the
     library's figure for multiplier 1 is 3.576, which is no bound here; that of s / (2 C) is.
@@ -116,6 +126,37 @@ def test_a_ledger_counts_equal_neighbours_together() -> None:
 
 
 @pytest.mark.parametrize(
+    "other",
+    [
+        replace(MANY, mechanism="laplace"),
+        replace(MANY, multiplier=1.5),
+        replace(MANY, population=9999),
+        replace(MANY, sampling=Sampling("poisson", 0.02)),
+        replace(MANY, sampling=Sampling("truncated", 0.01, 140)),
+    ],
+    ids=["mechanism", "multiplier", "population", "rate", "law"],
+)
+def test_what_differs_in_anything_is_another_event(other: Event) -> None:
+    ledger = spend(spend((MANY,), replace(other, times=1)), replace(other, times=2))
+    assert ledger == (MANY, replace(other, times=3))
+
+
+@pytest.mark.parametrize(
+    ("law", "right"),
+    [
+        (Sampling("poisson", 0.5), Sampling("poisson", 0.5 * 0.75)),
+        (Sampling("truncated", 0.5, 6), Sampling("truncated", 0.5, 6)),
+        (Sampling("fixed", size=6), Sampling("fixed", size=6)),
+        (Sampling("everyone"), Sampling("everyone")),
+    ],
+    ids=lambda law: law.law,
+)
+def test_lost_clients_thin_plain_poisson_cohorts_alone(law: Sampling, right: Sampling) -> None:
+    """Behind a capacity of 6 those who are left are no Poisson cohort that is cut off at 6."""
+    assert law.thinned(0.25) == right
+
+
+@pytest.mark.parametrize(
     ("target", "accountant", "right"), [(2.0, None, 1.0292), (2.0, "rdp", 1.0939)]
 )
 def test_calibration(target: float, accountant: Any, right: float) -> None:
@@ -124,6 +165,12 @@ def test_calibration(target: float, accountant: Any, right: float) -> None:
     assert z == pytest.approx(right, abs=2e-4)
     spent = epsilon((replace(MANY, multiplier=z),), 1e-6, accountant=accountant)
     assert 0.999 * target < spent <= target
+
+
+def test_calibration_of_laplace_noise() -> None:
+    """One release with everyone: epsilon = 1/b + 2 log(1 - delta), here 2 at a delta of 0.1."""
+    b = noise_multiplier(2.0, 0.1, 1, Sampling("everyone"), 50, mechanism="laplace")
+    assert b == pytest.approx(1 / (2 - 2 * math.log(0.9)), rel=5e-4)
 
 
 def test_calibration_of_cohorts_of_a_fixed_size() -> None:

@@ -14,6 +14,9 @@ from scipy import stats
 
 import vecfl
 from vecfl import InputError
+from vecfl.aggregate import Aggregate
+from vecfl.algorithms import Finished, Round, Upload
+from vecfl.algorithms.base import Server
 from vecfl.privacy import Event, Population, Sampling
 from vecfl.privacy.events import spend
 from vecfl.sampling import law_of
@@ -104,6 +107,30 @@ def test_noise_is_drawn_anew_for_each_round_number_and_seed() -> None:
         assert abs(float(product.mean())) < bound
     assert torch.equal(draws, noise_of(400))
     assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], other[0])
+
+
+def test_a_server_sees_no_sum_without_noise() -> None:
+    """One of an algorithm of one's own, which takes a sum where it finds it, finds it no more."""
+    seen, inner = list[dict[str, float]](), FEDAVG()
+
+    def upload(state: Server, done: Finished) -> Upload:
+        return replace(inner.upload(state, done), extra={"x": done.examples.double()})
+
+    def server(state: Server, sums: Aggregate, round: Round) -> Server:
+        seen.append({name: float(value) for name, value in sums.extra.items()})
+        after = inner.server(state, sums, round)
+        return after | {"w": after["w"] + float(sums.extra.get("x", 0.0))}
+
+    own, models = replace(inner, name="own", upload=upload, server=server), []
+    for algorithm in (inner, own):
+        made = private(algorithm, vecfl.clip_by_norm(0.5), **PROMISE)
+        sim = simulation(made, population(*SIZES), vecfl.poisson(0.5))
+        models.append(sim.round(sim.start())[0].server["w"])
+    assert seen == [{"clients": 4.0}] * 2  # of the step by zeros at the start, too
+    assert torch.equal(*models)
+    sim = simulation(own, population(*SIZES), vecfl.everyone())
+    sim.round(sim.start())
+    assert seen[-1]["x"] == sum(SIZES)  # without privacy it is there
 
 
 def test_laplace_noise_has_the_promised_law() -> None:
@@ -233,20 +260,24 @@ def test_the_ledger_is_in_the_checkpoint() -> None:
     assert again.releases.told(mixed)["privacy/epsilon"] == math.inf
 
 
-def test_adaptive_clipping_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("of", "smaller"), [(None, 1.0), (Population(10_000, 12), 0.25)], ids=["own", "stands for"]
+)
+def test_adaptive_clipping_by_hand(of: Population | None, smaller: float) -> None:
     """Three clients with updates longer than C = 0.1: nobody is below, b = 0 but for the noise, and
-    C grows by exp(0.2 * 0.5) with none; the sum has noise (z^-2 - (2 s)^-2)^-1/2 C."""
+    C grows by exp(0.2 * 0.5) with none; the sum has noise (z^-2 - (2 s)^-2)^-1/2 C. Where the three
+    stand for twelve, both have a quarter of the noise: on means it is that of twelve."""
     data = population(4, 4, 4)
     clip = vecfl.adaptive_clip(0.1, count_noise=2.0)
-    made = private(FEDAVG(), clip, noise_multiplier=1.5, cohort=3.0, delta=1e-3)
+    made = private(FEDAVG(), clip, noise_multiplier=1.5, cohort=3.0, delta=1e-3, stands_for=of)
     sim = simulation(made, data, vecfl.everyone())
     before = sim.start()
     state, metrics = sim.round(before)
     multiplier = (1.5**-2 - 4.0**-2) ** -0.5
-    assert metrics["privacy/noise_std"] == pytest.approx(multiplier * 0.1 / 3.0)
+    assert metrics["privacy/noise_std"] == pytest.approx(multiplier * 0.1 * smaller / 3.0)
     (name,) = (n for n in state.server if n.endswith("norm"))
     draw = vecfl.random.normal(0, vecfl.random.stream(vecfl.random.Kind.NOISE, step=1), 1)
-    share = (-1.5 + 2.0 * float(draw)) / 3.0 + 0.5
+    share = (-1.5 + 2.0 * smaller * float(draw)) / 3.0 + 0.5
     expected = 0.1 * math.exp(-0.2 * (share - 0.5))
     assert float(state.server[name]) == pytest.approx(expected, rel=1e-12)
     assert sim.releases.event.multiplier == 1.5
@@ -280,6 +311,16 @@ def test_a_smaller_population_stands_for_a_larger_one() -> None:
     assert metrics["privacy/noise_std"] == pytest.approx(1.0 * 0.5 / 1000)
     assert metrics["privacy/stands_for_clients"] == 1_000_000
     assert state.ledger == (Event("gaussian", 1.0, Sampling("poisson", 0.001), 1_000_000),)
+
+
+def test_a_fixed_cohort_stands_for_a_larger_one() -> None:
+    """Three of eight, as 100 of 10,000: that is what is drawn in the event."""
+    of = Population(10_000, 100)
+    promise = PROMISE | {"cohort": 3.0, "stands_for": of}
+    made = private(FEDAVG(), vecfl.clip_by_norm(0.5), **promise)
+    sim = simulation(made, population(*SIZES), vecfl.uniform(3))
+    state, _ = sim.round(sim.start())
+    assert state.ledger == (Event("gaussian", 1.0, Sampling("fixed", size=100), 10_000),)
 
 
 def test_a_capacity_has_a_price_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -420,6 +461,20 @@ def test_samplers_are_accounted_by_their_law_or_refused(name: str) -> None:
     assert sim.releases.event.sampling.law == law
     state, _ = sim.round(sim.start())
     assert state.ledger == spend((), sim.releases.event)
+
+
+def test_a_cohort_must_be_what_the_sampler_draws_but_for_rounding() -> None:
+    """poisson(1/3) of 9 clients draws 3 but for 2e-9: its rate is a multiple of 2^-32."""
+    data = population(*[3] * 9)
+    for cohort, sampler in ((3.01, vecfl.uniform(3)), (2.99, vecfl.poisson(1 / 3))):
+        made = private(FEDAVG(), vecfl.clip_by_norm(1.0), **PROMISE | {"cohort": cohort})
+        with pytest.raises(InputError) as error:
+            simulation(made, data, sampler)
+        said = "its sampler draws 3 of 9 clients in the mean; give cohort=3"
+        assert str(error.value) == f"fedavg, private clip_by_norm 1.0: {said}"
+    made = private(FEDAVG(), vecfl.clip_by_norm(1.0), **PROMISE | {"cohort": 3.0})
+    event = simulation(made, data, vecfl.poisson(1 / 3)).releases.event
+    assert 0 < 3 - event.sampling.expected(9) < 1e-8
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Statistical tests have fixed seeds; the false-alarm probabilities that they stat
 """
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from vecfl.algorithms import Algorithm, Finished, Upload
 from vecfl.algorithms.dp_sgd import unseen
 from vecfl.engine import graphs
 from vecfl.privacy import Event, Sampling, epsilon
-from vecfl.privacy.accountant import COARSE
+from vecfl.privacy.accountant import COARSE, dp_accounting
 
 from ..oracles import test_memory
 from ..oracles.loop import Setting
@@ -493,6 +494,14 @@ def test_modules_with_changing_buffers_are_refused(backend: str) -> None:
         "dp_sgd: buffer 'calls' changes in training, and nothing bounds what an example does to "
         "it; use a module without such buffers"
     )
+
+
+def test_without_the_accountants_library_no_round_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a delta that nothing has been accounted at before."""
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    dp_accounting.cache_clear()
+    with pytest.raises(InputError, match=r'pip install "vecfl\[privacy\]"$'):
+        simulation(noisy(delta=1.2345e-5), population(*SIZES), vecfl.everyone())
 
 
 def test_arrangements_that_cannot_do_it_are_refused(

@@ -215,6 +215,22 @@ def test_a_round_by_hand() -> None:
     assert 0 < metrics["train/clipped"] <= 1
 
 
+@pytest.mark.parametrize("name", ["fedsgd", "fedavg"])
+def test_messages_of_one_plain_step_have_their_noise(name: str) -> None:
+    """Clients of one full batch, whose gradients stacked runs may add up without a row of each."""
+    data, models = population(4, 3, 2, 4), []
+    plain = ALGORITHMS[name]()
+    for backend in ("loop", "stacked"):
+        for made in (plain, vecfl.chain(plain, LOCAL["gaussian"]())):
+            sim = simulation(made, data, vecfl.everyone(), backend=backend, slots=4)
+            state, metrics = sim.round(sim.start())
+            models.append(state.server["w"])
+    quiet, right, other, found = models
+    torch.testing.assert_close(quiet, other, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(right, found, rtol=1e-9, atol=1e-10)
+    assert float((right - quiet).norm()) > 1
+
+
 def test_a_local_mechanism_bounds_nothing() -> None:
     for name in LOCAL:
         with pytest.raises(InputError, match="does not bound what clients send"):

@@ -151,6 +151,21 @@ def test_epsilon_is_split_between_direction_and_norm(share: float) -> None:
     assert found == pytest.approx(sorted({round(abs(v), 9) for v in told}), abs=1e-8)
 
 
+def test_direction_and_norm_are_drawn_independently() -> None:
+    """What 20,000 clients tell whose norm is between two levels: in which eighth <V, u> is, and
+    which level (p > 1e-6 by chi squared). e^e = 2 for the norm, k = 2: levels (j - 3/4) 2."""
+    e = math.log(2)
+    rows = torch.zeros(20_000, 6, dtype=torch.float64)
+    rows[:, 0] = 0.25  # of 1: half of level 1
+    drawn = sent(vecfl.privunit2(4 * e, 1.0, norm_share=0.25), rows).update * cap_of(6, 3 * e).mean
+    told = torch.tensor([-1.5, 0.5, 2.5], dtype=torch.float64)
+    off, level = (drawn.norm(dim=1)[:, None] - told.abs()).abs().min(1)
+    assert float(off.max()) < 1e-9 and (level.bincount() > 4000).all()
+    size = (drawn[:, 0] / told[level]).argsort().argsort() // 2500
+    counts = (size * 3 + level).bincount().view(8, 3)
+    assert stats.chi2_contingency(counts.numpy()).pvalue > 1e-6
+
+
 @pytest.mark.parametrize("e", [0.05, 0.8, 4.0, 10.0, 30.0])
 def test_no_number_is_told_more_than_e_to_the_epsilon_as_likely(e: float) -> None:
     """The second coin tells the truth above w = k / (e^e + k), and below it the third one tells

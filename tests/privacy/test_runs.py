@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 import vecfl
 import vecfl.finish
 import vecfl.record
+import vecfl.releases
 import vecfl.report
 from tests.persist.tiny import TinyArgs, arguments, run
 from tests.privacy.worlds import ALGORITHMS, population, simulation
@@ -26,11 +28,14 @@ from vecfl.cli import main
 from vecfl.errors import InputError
 from vecfl.flags import check_run
 from vecfl.named import named_transform
-from vecfl.privacy import Event, Sampling, epsilon
+from vecfl.privacy import Event, Privacy, Sampling, epsilon
 from vecfl.privacy.accountant import COARSE
+from vecfl.privacy_flags import PrivacyArgs, privately
+from vecfl.releases import Releases
 from vecfl.report import draw_curves
 from vecfl.signals import Stopped
 from vecfl.simulation import Simulation
+from vecfl.state import State
 from vecfl.track import Wandb
 
 Tiny = Callable[..., Path]
@@ -145,6 +150,64 @@ def test_noise_is_found_for_an_epsilon(tiny: Tiny, caplog: pytest.LogCaptureFixt
         tiny(resume="auto", private_clip=CLIP, epsilon=0.5, rounds=9)
     given = rows(tiny("given", private_clip=CLIP, noise_multiplier=z))
     assert given == rows(Path("run"))
+
+
+ALL, LEFT = Sampling("everyone"), Sampling("poisson", 0.5 * 0.75)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sampler", "lost", "right"),
+    [
+        ({"private_clip": "clip_by_l1(0.5)"}, vecfl.everyone(), 0.0, Event("laplace", 1, ALL, 8)),
+        ({"accountant": "rdp"}, vecfl.poisson(0.5), 0.25, Event("gaussian", 1, LEFT, 8)),
+    ],
+    ids=["laplace", "rdp of those left"],
+)
+def test_noise_is_found_for_what_is_released_and_accounted(
+    flags: dict[str, Any],
+    sampler: vecfl.sampling.Sampler,
+    lost: float,
+    right: Event,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Epsilon 2 of 3 rounds at 0.1 is that of the mechanism, the accountant and the clients that
+    are left, neither more nor less by a thousandth; so is what is told of a given noise."""
+    by, delta = flags.get("accountant"), 0.1
+    args = PrivacyArgs(**{"private_clip": CLIP, "delta": delta} | flags)
+
+    def multiplier(**how: Any) -> float:
+        caplog.clear()
+        with caplog.at_level("INFO", "vecfl"):
+            algorithm = ALGORITHMS["fedavg"]()
+            made = privately(replace(args, **how), algorithm, sampler, 8, 3, lost)
+        assert made.privacy is not None
+        return made.privacy.multiplier
+
+    z = multiplier(epsilon=2.0)
+    event = replace(right, multiplier=z, times=3)
+    assert 1.998 < epsilon((event,), delta, accountant=by) <= 2.0
+    assert f"noise multiplier {z:.4g}, epsilon 2 at delta 0.1 after 3 rounds" in caplog.text
+    assert multiplier(noise_multiplier=1.5) == 1.5
+    spent = epsilon((replace(event, multiplier=1.5),), delta, accountant=by, step=COARSE)
+    assert f"noise multiplier 1.5, epsilon {spent:.4g} at delta 0.1 after 3" in caplog.text
+
+
+@pytest.mark.parametrize("coarse", [0.8, 1.0, 1.3])
+@pytest.mark.parametrize("most", [4, 6, 30])
+def test_rounds_that_are_affordable_go_by_the_last_figure(
+    coarse: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A made-up epsilon of 1 a round, a coarse one of 0.8 or 1.3: of 2 rounds and 5 more, 7."""
+
+    def made_up(ledger: Any, delta: float, *, accountant: Any, step: float) -> float:
+        return sum(event.times for event in ledger) * (coarse if step == COARSE else 1.0)
+
+    monkeypatch.setattr(vecfl.releases, "epsilon", made_up)
+    event = Event("gaussian", Z, Sampling("poisson", RATE), 7)
+    releases = Releases(Privacy("gaussian", Z, 7 * RATE, DELTA), event)
+    state = State(2, {}, ledger=(replace(event, times=2),))
+    assert releases.affordable(state, 7.0, most) == min(5, most)
+    assert releases.affordable(state, 1.5, most) == 0
 
 
 def test_other_promises_are_other_runs(tiny: Tiny) -> None:
