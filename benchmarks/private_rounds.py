@@ -16,6 +16,7 @@ Takes about four minutes on a core.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,14 +69,14 @@ UNITS = {
 class Rounds:
     """The rounds of an algorithm, one after the other, each timed."""
 
-    def __init__(self, work: Workload, algorithm: vecfl.Algorithm, **how: object) -> None:
+    def __init__(self, work: Workload, algorithm: vecfl.Algorithm, **how: Any) -> None:
         data = work.data()
         self.sim = vecfl.Simulation(
             work.task(data), data, algorithm, vecfl.everyone(), threads=1, **how
         )
         self.state = self.sim.start()
         self.seconds: list[float] = []
-        self.metrics: vecfl.Metrics = {}
+        self.metrics: dict[str, float | int | str] = {}
 
     def play(self) -> None:
         began = time.perf_counter()
