@@ -97,21 +97,22 @@ def rounds_of(work: Workload, unit: Unit) -> dict[tuple[str, str], Rounds]:
     return found
 
 
-def compare(work: Workload, unit: Unit, passes: int) -> list[Row]:
-    """A row of each, the first round of each left out."""
-    players = rounds_of(work, unit)
-    for _ in range(passes + 1):
+def compare(work: Workload, unit: Unit, passes: int, seconds: float) -> list[Row]:
+    """A row of each, of at least `passes` turns and `seconds`; a first turn is left out."""
+    players, began, turns = rounds_of(work, unit), time.perf_counter(), 0
+    while turns <= passes or time.perf_counter() - began < seconds:
+        turns += 1
         for player in players.values():
             player.play()
     took = {key: np.array(player.seconds[1:]) for key, player in players.items()}
     fastest = min(unit.plain, key=lambda name: float(np.median(took[PLAIN, name])))
     rows = []
-    for (name, backend), seconds in took.items():
+    for (name, backend), times in took.items():
         sim, metrics = players[name, backend].sim, players[name, backend].metrics
         row: Row = {"mechanism": name, "backend": backend, "slots": sim.arrangement.slots}
-        row |= {"passes": passes, **quantiles_ms(seconds.tolist()), "fastest": fastest}
+        row |= {"passes": len(times), **quantiles_ms(times.tolist()), "fastest": fastest}
         for what, base in (("of_plain", backend), ("of_fastest", fastest)):
-            low, median, high = np.percentile(seconds / took[PLAIN, base], (20, 50, 80)).round(3)
+            low, median, high = np.percentile(times / took[PLAIN, base], (20, 50, 80)).round(3)
             row |= {what: median, f"{what}_p20": low, f"{what}_p80": high}
         clipped = {"clipped": metrics["train/clipped"]} if "train/clipped" in metrics else {}
         rows.append(row | clipped)
@@ -125,7 +126,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=usual, help="that train")
     parser.add_argument("--cohort", type=positive, help="clients [those of the workload]")
     parser.add_argument("--few", type=positive, default=4, help="clients of dp_sgd")
-    parser.add_argument("--passes", type=positive, default=7, help="timed rounds of each")
+    parser.add_argument("--passes", type=positive, default=3, help="timed rounds of each at least")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="of all turns of a workload at least"
+    )
     parser.add_out("private_rounds")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -133,7 +137,7 @@ def main() -> None:
         for unit in args.units:
             clients = args.few if unit == "example" else args.cohort or MODELS[model].clients
             work = replace(MODELS[model], clients=clients)
-            for row in compare(work, UNITS[unit], args.passes):
+            for row in compare(work, UNITS[unit], args.passes, args.seconds):
                 row = {"workload": model, "unit": unit, "cohort": clients} | row
                 write(args.out, row | provenance())
                 ratios = f"x{row['of_plain']} of plain, x{row['of_fastest']} of the fastest plain"

@@ -187,7 +187,8 @@ def test_bandwidth(tmp_path: Path) -> None:
 
 def test_private_rounds(tmp_path: Path, monkeypatch: Any) -> None:
     """A ratio is the median over turns, of one here."""
-    flags = ["--models", "logistic", "--cohort", "3", "--few", "2", "--passes", "1"]
+    flags = ["--models", "logistic", "--cohort", "3", "--few", "2"]
+    flags += ["--passes", "1", "--seconds", "0"]
     monkeypatch.setattr(sys, "argv", ["", *flags, "--out", f"{tmp_path}/rows.jsonl"])
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # this process goes on
     runpy.run_path(f"{ROOT}/benchmarks/private_rounds.py", run_name="__main__")
