@@ -14,7 +14,8 @@ export PYTHON=${PYTHON:-python3}
 unset OMP_NUM_THREADS OMP_WAIT_POLICY # an arrangement chooses its threads
 failed=""
 
-for script in round_time rivals/compare limits scale scaling bandwidth memory ranks; do
+scripts="round_time rivals/compare limits scale scaling bandwidth private_rounds memory ranks"
+for script in $scripts; do
     began=$SECONDS
     echo "== benchmarks/$script.py"
     "$PYTHON" "benchmarks/$script.py" || failed="$failed $script.py"

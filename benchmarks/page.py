@@ -37,7 +37,10 @@ WORKLOADS = [f"{name}-{n}" for name, cohorts in COHORTS.items() for n in cohorts
 PLAIN = {"tuned 1": "1 thread", "tuned 2": "2 threads", "tuned 2 processes": "2 processes"}
 LOOPS = (*PLAIN, "written 1", "written 2")
 RIVALS = ("plain", "pfl", "flower", "blazefl", "fedjax", "jax")
-ROWS = ("round_time", "rivals", "limits", "scale", "scaling", "ranks", "bandwidth", "memory", "gpu")
+ROWS = (
+    *("round_time", "rivals", "limits", "scale", "scaling", "ranks", "bandwidth"),
+    *("private_rounds", "memory", "gpu"),
+)
 CONTESTS = ("logistic", "emnist", "cifar", "lstm")
 INTRO = """# Benchmarks
 

@@ -151,6 +151,35 @@ def bandwidth(page: Page) -> None:
     page.add(table(head, lines, by.values()))
 
 
+PRIVACY = """One thread, with the slots of the plain rounds in the same backend. Of clients:
+`vecfl.private` around FedAvg with uniform weights, with a norm that clips every message and with
+an adaptive one. Of examples: `vecfl.dp_sgd`, which the stacked backend does not do. Ratios are
+medians over turns in one process, with their 20th and 80th percentile. An epsilon is computed when
+it is told, not in a round, and is not in them."""
+
+
+def privacy(page: Page) -> None:
+    """What privacy adds to a round."""
+    keys = ("workload", "cohort", "unit", "mechanism", "backend")
+    by = newest(read(page.results, "private_rounds"), *keys)
+    page.add("## Rounds under privacy\n\n`python benchmarks/private_rounds.py`\n")
+    page.add(PRIVACY)
+    page.add()
+    lines = [
+        [*key, row["slots"], time_of(row)]
+        + [slower(row, "of_plain"), slower(row, "of_fastest"), row["fastest"]]
+        for key, row in by.items()
+    ]
+    head = ["workload", "cohort", "protected", "mechanism", "backend", "slots", "ms"]
+    head += ["of a plain round", "of the fastest plain round", "which is in"]
+    page.add(table(head, lines, by.values()))
+
+
+def slower(row: Found, ratio: str) -> str:
+    """How many times as long a round takes, and between which percentiles of the turns."""
+    return f"x{row[ratio]:.2f} ({row[f'{ratio}_p20']:.2f} to {row[f'{ratio}_p80']:.2f})"
+
+
 def memory(page: Page) -> None:
     """How much a larger cohort takes."""
     by = newest(read(page.results, "memory"), "workload", "cohort", "malloc")
@@ -196,4 +225,4 @@ def gpu(page: Page) -> None:
     page.add(table(head, lines, by.values()))
 
 
-ALL = (limits, scale, scaling, bandwidth, memory, gpu)
+ALL = (limits, scale, scaling, bandwidth, privacy, memory, gpu)

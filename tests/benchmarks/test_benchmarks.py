@@ -185,6 +185,34 @@ def test_bandwidth(tmp_path: Path) -> None:
         assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
 
 
+def test_private_rounds(tmp_path: Path, monkeypatch: Any) -> None:
+    """A ratio is the median over turns, of one here."""
+    flags = ["--models", "logistic", "--cohort", "3", "--few", "2"]
+    flags += ["--passes", "1", "--seconds", "0"]
+    monkeypatch.setattr(sys, "argv", ["", *flags, "--out", f"{tmp_path}/rows.jsonl"])
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # this process goes on
+    runpy.run_path(f"{ROOT}/benchmarks/private_rounds.py", run_name="__main__")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert all(row.keys() >= PROVENANCE for row in rows)
+    by = {(row["unit"], row["mechanism"], row["backend"]): row for row in rows}
+    central = [(name, b) for b in ("stacked", "vmap") for name in ("clip_by_norm", "adaptive_clip")]
+    assert list(by) == [
+        *(("client", "none", "stacked"), ("client", "none", "vmap")),
+        *(("client", *one) for one in central),
+        *(("example", "none", name) for name in ("stacked", "vmap", "loop")),
+        *(("example", "dp_sgd", name) for name in ("vmap", "loop")),
+    ]
+    for (unit, name, backend), row in by.items():
+        plain = {b: by[unit, "none", b] for u, m, b in by if (u, m) == (unit, "none")}
+        times = {b: other["p50_ms"] for b, other in plain.items()}
+        assert row["fastest"] == min(times, key=times.__getitem__)
+        assert row["slots"] == plain[backend]["slots"]
+        assert row["of_plain"] == pytest.approx(row["p50_ms"] / times[backend], rel=2e-3)
+        assert row["of_fastest"] == pytest.approx(row["p50_ms"] / times[row["fastest"]], rel=2e-3)
+        assert row["cohort"] == (3 if unit == "client" else 2)
+        assert row.get("clipped") == {"none": None, "dp_sgd": None}.get(name, 1.0)
+
+
 def test_scaling(tmp_path: Path) -> None:
     flags = ("--axes", "cohort", "parameters", "--most", "100", "--rounds", "2")
     rows = rows_of("scaling", tmp_path / "rows.jsonl", *flags)

@@ -43,6 +43,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("bandwidth", "--numbers many", "argument --numbers: expected a whole number of at least"),
         ("precision", "--clients 0", "argument --clients: expected a whole number of at least 1"),
         ("precision", "--backends nonsense --clients 1", "backend 'nonsense' is not known"),
+        ("private_rounds", "--few 0", "argument --few: expected a whole number of at least 1"),
         ("table", "--rounds 1 --folder /dev/null/x", "/dev/null/x"),
         ("checkpoint", "--folder /dev/null/x", "/dev/null/x"),
         ("memory", "--out /dev/null/x/rows.jsonl", "/dev/null/x: Not a directory"),

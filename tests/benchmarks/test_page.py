@@ -216,6 +216,10 @@ def test_sections_of_vecfl_alone(tmp_path: Path) -> None:
     ]
     wide = {"device": "cpu", "kernels": "reference", "numbers": 1000}
     band = [row(2, operation="noise", gb_s=1.5, of_a_copy=0.25, **wide)]
+    dp = {"unit": "client", "mechanism": "clip_by_norm", "backend": "vmap", "fastest": "stacked"}
+    private = [row(30, workload="logistic", cohort=9, slots=3, **dp)]
+    for name, ratio in (("of_plain", 1.25), ("of_fastest", 2.5)):
+        private[0] |= {name: ratio, f"{name}_p20": ratio - 0.125, f"{name}_p80": ratio + 0.5}
     memory = [row(1, workload="logistic", cohort=3, malloc="default", slots=4)]
     memory[0] |= {"peak_mib": 300.5, "growth_mib": 1.5}
     ranks = [{**RUN, "date": "2031-01-01", "workload": "wide", "parameters": 7, "cohort": 4}]
@@ -227,12 +231,15 @@ def test_sections_of_vecfl_alone(tmp_path: Path) -> None:
     limits += [{**RUN, "date": "2031-01-01", "workload": "lstm", "share": 0.8, "at_most": 1.25}]
     gpu = [row(4, measure="round", workload="cnn", cohort=10, arrangement="vmap", speedup=11.5)]
     found = {"scaling": scaling, "scale": scale, "bandwidth": band, "memory": memory}
-    text = page(tmp_path, **found, ranks=ranks, gpu=gpu, limits=limits)
+    text = page(tmp_path, **found, ranks=ranks, gpu=gpu, limits=limits, private_rounds=private)
     assert line(text, "cohort | 100")[-3:] == ["1,000 (900 to 1,100)", "100", "600"]
     assert line(text, "logistic | 50")[4:6] == ["0.6", "x1.2"]
     assert line(text, "logistic | 50")[-3:] == ["7 of 40", "17.2", "slots 9"]
     assert "The store holds 50,000 clients." in text and "million" not in text.split("# How to")[0]
     assert line(text, "cpu | reference | 1,000 | noise")[-2:] == ["1.5", "0.25"]
+    cells = line(text, "logistic | 9 | client | clip_by_norm | vmap")[5:]
+    assert cells[:2] == ["3", "30.0 (27.0 to 33.0)"]
+    assert cells[2:] == ["x1.25 (1.12 to 1.75)", "x2.50 (2.38 to 3.00)", "stacked"]
     assert line(text, "logistic | 3")[2:] == ["default", "4", "300.5", "1.5"]
     assert line(text, "wide | 7 | 4 | 2")[-1] == "50.0 (45.0 to 55.0)"
     assert line(text, "lstm | 0.8")[2:] == ["x1.25"]

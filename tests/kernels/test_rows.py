@@ -155,3 +155,18 @@ def test_the_reference_goes_on_behind_a_tile(shape: tuple[int, int]) -> None:
     assert torch.equal(scaled_rows(rows, unit, scale, over), right)
     found = summed(rows, weight, CPU, unit, scale, over)
     near(found, 1 + weight @ right.double(), weight, right)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (20, 7_000), (2, 150_000)], ids=str)
+def test_rows_that_are_all_scaled_have_the_bits_of_those_beside_others(
+    shape: tuple[int, int],
+) -> None:
+    """Beside each row stands one that is not scaled; some numbers would be denormal, and are 0."""
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-37
+    every = torch.full((shape[0],), 2.0), torch.full((shape[0],), 0.2)
+    found = scaled_rows(rows, *every, torch.ones(shape[0], dtype=torch.bool))
+    mixed = torch.stack((rows, rows), 1).flatten(0, 1)
+    some = torch.tensor([True, False]).repeat(shape[0])
+    both = scaled_rows(mixed, *(t.repeat_interleave(2) for t in every), some)
+    assert torch.equal(found, both[::2]) and torch.equal(rows, both[1::2])
+    assert (found == 0).any() and (found != 0).any()

@@ -55,9 +55,13 @@ def scaled_rows(rows: Tensor, unit: Tensor, scale: Tensor, over: Tensor) -> Tens
         t.split(together) for t in (found, rows, unit[:, None], scale[:, None], over[:, None])
     )
     for out, part, by, times, which in zip(*groups, strict=True):
+        every = rows.is_cpu and bool(which.all())  # asking a GPU would wait for it
         for sink, tile in zip(out.split(cells, 1), part.split(cells, 1), strict=True):
-            scaled = F.hardshrink(tile.div(by).mul_(times), tiny)
-            torch.where(which, scaled, tile, out=sink)
+            if every:
+                torch.div(tile, by, out=sink).mul_(times)
+                torch.hardshrink(sink, tiny, out=sink)
+            else:
+                torch.where(which, F.hardshrink(tile.div(by).mul_(times), tiny), tile, out=sink)
     return found
 
 
