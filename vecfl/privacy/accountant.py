@@ -142,8 +142,6 @@ def counted(event: Event) -> Any:
         # Another client in the place of one moves the sum by up to twice the clipping norm, which
         # the Renyi accountant, unlike that of privacy losses, does not count for itself.
         once = library.GaussianDpEvent(z / 2)
-        if law.size == event.population:
-            return once
         return library.SampledWithoutReplacementDpEvent(event.population, law.size, once)
     if law.law == "truncated":
         return library.TruncatedSubsampledGaussianDpEvent(event.population, law.rate, law.size, z)
