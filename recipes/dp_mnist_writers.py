@@ -129,11 +129,16 @@ def report(args: Args, out: Path, names: Sequence[str], writers: int) -> Path:
         final, delta = spent[0, -1], deltas[0, -1]
         print(f"{name:<8}epsilon {final:<18.3g}{spread(accuracy[:, -1])}")
         curves[f"noise multiplier {name[2:]}, epsilon {final:.2g}"] = spent[0], accuracy
-    title = f"Private FedAvg on {writers} MNIST writers, {args.rounds} rounds: {seeds_of(args)}"
+    title = (
+        f"Private FedAvg on {writers} MNIST writers, {args.private_clip}, cohort {args.cohort}\n"
+    )
+    title += (
+        f"{args.rounds} rounds, each line from its first evaluation to the end: {seeds_of(args)}"
+    )
     if args.stands_for is not None:
         clients, cohort = args.stands_for
         title += f"\nSIMULATION: noise and epsilon of {cohort:,} clients a round out of {clients:,}"
-    x = f"epsilon that a writer has spent so far (delta {delta:.2g})"
+    x = f"epsilon that a writer has spent so far (less is more private; delta {delta:.2g})"
     level = "without privacy", without[:, -1]
     return draw(out / "dp_mnist_writers.png", curves, title, x, scale="log", level=level)
 

@@ -38,10 +38,10 @@ def draw_epsilon(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """Epsilon over the rounds."""
     told = [row for row in rows if EPSILON in row]
     rounds, values = [row["round"] for row in told], [row[EPSILON] for row in told]
-    axes.plot(rounds, values, color=COLOUR, linewidth=2.5, marker="o" if len(rounds) == 1 else None)
+    axes.plot(rounds, values, color=COLOUR, linewidth=1.5, marker="o", markersize=4)
     latest = {key: value for row in rows for key, value in row.items()}
     known = math.isfinite(values[-1])
     final = f"epsilon {values[-1]:.3g}" if known else "epsilon is infinite"
-    axes.set_title(f"Privacy ({final} at delta {latest[DELTA]:.2g})")
-    axes.set_ylabel(f"epsilon spent so far{stands_for(latest)}")
+    axes.set_title(f"Privacy of clients ({final} at delta {latest[DELTA]:.2g})")
+    axes.set_ylabel(f"epsilon at evaluations{stands_for(latest)}")
     axes.set_ylim(0, None)

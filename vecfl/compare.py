@@ -114,12 +114,13 @@ def draw(
     level  a name, and the accuracies [seeds] of what has no x: a line from side to side
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for (name, (at, accuracy)), colour in zip(curves.items(), COLOURS, strict=False):
         label = f"{name}: {accuracy[:, -1].mean():.1%}"
-        axes.plot(at, accuracy.mean(0), color=colour, label=label)
+        axes.plot(at, accuracy.mean(0), color=colour, label=label, marker=".")
         axes.fill_between(at, accuracy.min(0), accuracy.max(0), color=colour, alpha=0.2, lw=0)
     if level is not None:
         name, ends = level
@@ -129,6 +130,11 @@ def draw(
     axes.set_xlabel(x)
     axes.set_ylabel("accuracy on unseen writers")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if (
+        scale == "log" and np.ptp(np.log10(axes.get_xlim())) < 1.5
+    ):  # few powers of ten: 2 and 5, too
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axes.set_title(title)
     axes.grid(alpha=0.3)

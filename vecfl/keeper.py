@@ -55,6 +55,7 @@ class Keeper:
     def allow(self, state: State) -> None:
         """Find out how far --stop-at-epsilon lets the run go, once, before its rounds."""
         limit, left = self.args.stop_at_epsilon, self.args.rounds - state.round
+        self._forecast(state, left)
         if limit is None or self.stopped is not None or not left:
             return
         more = self.sim.releases.affordable(state, limit, left)
@@ -64,11 +65,25 @@ class Keeper:
         if not more:
             self.stopped = self._spent(state)
 
+    def _forecast(self, state: State, left: int) -> None:
+        """Tell what a run that goes on has spent, and will; InputError for more than --epsilon."""
+        after = self.sim.releases.after_more(state, left)
+        if after is None or not state.round:
+            return
+        log.info("privacy: epsilon %.4g after all rounds, those before included", after)
+        if self.args.epsilon is not None and after > 1.001 * self.args.epsilon:
+            raise InputError(
+                f"--epsilon: with the {state.round} rounds that were played otherwise all of them "
+                f"spend {after:.4g}; give --noise-multiplier, and --stop-at-epsilon beside it"
+            )
+
     def _spent(self, state: State) -> str:
         """Why a run is over that may spend no more."""
         told, limit = self.sim.releases.told(state, exact=True), self.args.stop_at_epsilon
         spent, delta = float(told["privacy/epsilon"]), float(told["privacy/delta"])
         what = f"epsilon {spent:.4g} at delta {delta:.3g}"
+        if spent > float(limit or 0):
+            return f"after round {state.round}: {what}, more than {limit:g}, is spent already"
         return f"after round {state.round}: {what}; one more round would spend more than {limit:g}"
 
     def look(self, state: State, metrics: Metrics, evaluated: bool) -> tuple[State, bool]:

@@ -56,6 +56,12 @@ def promised(
     event = promise.event(law, clients)
     epsilon((event,), promise.delta, accountant=promise.accountant, step=COARSE)
     say_price(promise, event)
+    if promise.delta >= 1 / event.population:
+        log.warning(
+            "delta %.3g is no less than 1 / %d clients, with which a mechanism that publishes one "
+            "of them would do: epsilon tells little; give less, such as %.2g",
+            *(promise.delta, event.population, event.population**-1.1),
+        )
     return Releases(promise, event, examples)
 
 
@@ -111,8 +117,13 @@ def require_public(algorithm: Algorithm, w: Tensor, layout: Layout, clients: int
 
 
 def say_price(promise: Privacy, event: Event) -> None:
-    """Tell what a capacity costs, and whether it is one that costs much."""
+    """Tell what a fixed size or a capacity costs, and whether it is one that costs much."""
     law = event.sampling
+    if law.law == "fixed":
+        log.info(
+            "privacy: cohorts of a fixed size have neighbours with another client in the place of "
+            "one, whose noise counts half; poisson(rate) costs less"
+        )
     if law.law != "truncated":
         return
     mean = law.rate * event.population

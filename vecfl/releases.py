@@ -62,6 +62,10 @@ class Releases:
             "privacy/neighbours": self.event.sampling.relation,
         }
 
+    def after_more(self, state: State, more: int) -> float | None:
+        """Epsilon of a state's rounds and of `more` of them, coarse; None without a promise."""
+        return None if self.promise is None else self._spent(state, more, COARSE)
+
     def affordable(self, state: State, limit: float, most: int) -> int:
         """How many of the next rounds, at most `most`, spend no more than epsilon `limit` in all.
 

@@ -270,7 +270,10 @@ def test_adaptive_clipping_by_hand(of: Population | None, smaller: float) -> Non
     data = population(4, 4, 4)
     clip = vecfl.adaptive_clip(0.1, count_noise=2.0)
     made = private(FEDAVG(), clip, noise_multiplier=1.5, cohort=3.0, delta=1e-3, stands_for=of)
-    sim = simulation(made, data, vecfl.everyone())
+    all_three = vecfl.sampling.lawful(
+        lambda *_: torch.arange(3), lambda n: Sampling("poisson", 3.0 / n)
+    )
+    sim = simulation(made, data, all_three)
     before = sim.start()
     state, metrics = sim.round(before)
     multiplier = (1.5**-2 - 4.0**-2) ** -0.5

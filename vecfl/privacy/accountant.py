@@ -60,7 +60,7 @@ def spent(ledger: Ledger, delta: float, accountant: Accountant, step: float) -> 
 
 
 def noise_multiplier(
-    target: float,
+    epsilon: float,
     delta: float,
     rounds: int,
     sampling: Sampling,
@@ -69,29 +69,42 @@ def noise_multiplier(
     mechanism: Mechanism = "gaussian",
     accountant: Accountant | None = None,
 ) -> float:
-    """The smallest noise multiplier with which `rounds` rounds cost at most epsilon `target`.
+    """The smallest noise multiplier with which `rounds` rounds cost at most `epsilon`.
 
-    It is rounded up: `epsilon` of that ledger, by the same accountant, is at most `target`.
-    Raises InputError where no multiplier up to a million is enough.
+    sampling    who takes part, of a population of so many clients: Sampling("poisson", 0.1)
+
+    It is rounded up: the epsilon of that ledger, by the same accountant, is at most this one.
+    Raises InputError for what is out of range, and where no multiplier up to a million is enough.
     """
-    positive("epsilon", target)
+    positive("epsilon", epsilon)
+    if rounds < 1:
+        raise InputError(f"rounds={rounds}: at least 1")
+    if not isinstance(sampling, Sampling):
+        raise InputError(
+            f'sampling must be a vecfl.privacy.Sampling, such as Sampling("poisson", 0.1), not '
+            f"{sampling!r}"
+        )
 
     def cost(z: float) -> float:
-        event = Event(mechanism, z, sampling, population, rounds)
-        return epsilon((event,), delta, accountant=accountant, step=COARSE)
+        return cost_of((Event(mechanism, z, sampling, population, rounds),), delta, accountant)
 
     high = 1.0
-    while cost(high) > target:
+    while cost(high) > epsilon:
         high *= 2
         if high > 1e6:
-            raise InputError(f"no noise multiplier reaches epsilon {target} at delta {delta}")
+            raise InputError(f"no noise multiplier reaches epsilon {epsilon} at delta {delta}")
     low = high / 2
-    while cost(low) <= target and low > 1e-3:
+    while cost(low) <= epsilon and low > 1e-3:
         low, high = low / 2, low
     while high - low > 1e-4 * high:
         middle = (low + high) / 2
-        low, high = (low, middle) if cost(middle) <= target else (middle, high)
+        low, high = (low, middle) if cost(middle) <= epsilon else (middle, high)
     return high
+
+
+def cost_of(ledger: Ledger, delta: float, accountant: Accountant | None) -> float:
+    """`epsilon` by the coarse step."""
+    return epsilon(ledger, delta, accountant=accountant, step=COARSE)
 
 
 def chosen(ledger: Ledger, wish: Accountant | None) -> Accountant:

@@ -6,7 +6,7 @@ Plain values: they stand in checkpoints, and nothing here needs the accountants'
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from vecfl.errors import InputError
 
@@ -29,6 +29,14 @@ class Sampling:
     law: Law
     rate: float = 1.0
     size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.law not in get_args(Law):
+            raise InputError(f"{self}: expected a law of {', '.join(get_args(Law))}")
+        if not 0 < self.rate <= 1:
+            raise InputError(f"{self}: expected a rate above 0 and at most 1")
+        if self.law in ("fixed", "truncated") and self.size < 1:
+            raise InputError(f"{self}: expected a size of at least 1")
 
     def expected(self, population: int) -> float:
         """How many clients are drawn, in the mean; before any are cut off."""

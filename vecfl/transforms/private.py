@@ -51,13 +51,16 @@ def private(
     Raises InputError for an algorithm without a largest weight, with delays or with an aggregator,
     and for a transform that does not bound messages.
     """
-    limit = clip.limit
-    if limit is None:
-        raise InputError(f"private: {clip.name} does not bound what clients send; clip last")
+    if not isinstance(clip, Transform) or (limit := clip.limit) is None:
+        raise InputError(
+            f"private: {getattr(clip, 'name', repr(clip))} does not bound what clients send; give "
+            "a clip, such as clip_by_norm(0.5)"
+        )
     at_least_zero("private(noise_multiplier)", noise_multiplier)
     inside("private(delta)", delta)
     positive("private(cohort)", cohort)
     refuse(algorithm)
+    check(accountant, stands_for)
     promise = Privacy(mechanism_of(limit), noise_multiplier, cohort, delta, accountant, stands_for)
     # Behind a codec a clip is a factor that travels with the code.
     inner = replace(counting_all(algorithm), coded=False)
@@ -65,6 +68,15 @@ def private(
     facts = {**made.facts, "private": str(promise)}
     made = replace(made, max_weight=None, coded=algorithm.coded, facts=facts)
     return made.promises(promise)
+
+
+def check(accountant: object, stands_for: object) -> None:
+    """InputError for what nobody can account."""
+    if accountant not in (None, "pld", "rdp"):
+        raise InputError(f"private(accountant={accountant!r}): choose pld or rdp")
+    if not isinstance(stands_for, Population | None):
+        right = "vecfl.privacy.Population(clients, cohort)"
+        raise InputError(f"private(stands_for={stands_for!r}): expected {right}")
 
 
 def mechanism_of(limit: Limit) -> Mechanism:
@@ -97,7 +109,9 @@ def noised(clip: Transform, limit: Limit, promise: Privacy, algorithm: Algorithm
         amount = upload.weight
         if upload.log_weight is not None:
             amount = amount * upload.log_weight.exp()
-        rows = upload.update * (amount / most).to(upload.update.dtype)[:, None]
+        rows, share = upload.update, amount / most
+        if not (rows.is_cpu and bool((share == 1).all())):  # asking a GPU would wait for it
+            rows = rows * share.to(rows.dtype)[:, None]
         sent = replace(upload, update=rows, weight=(amount > 0).double(), log_weight=None)
         return clip.client(own, done, sent)
 
