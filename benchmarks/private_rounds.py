@@ -10,7 +10,7 @@ row holds the time of a round and, as medians over turns, its ratio to the plain
 backend and to that of the fastest. Rows are added to benchmarks/results/private_rounds.jsonl, or to
 --out.
 
-Takes about four minutes on a core.
+Takes about three and a half minutes on a core.
 """
 
 import time
