@@ -129,12 +129,9 @@ def report(args: Args, out: Path, names: Sequence[str], writers: int) -> Path:
         final, delta = spent[0, -1], deltas[0, -1]
         print(f"{name:<8}epsilon {final:<18.3g}{spread(accuracy[:, -1])}")
         curves[f"noise multiplier {name[2:]}, epsilon {final:.2g}"] = spent[0], accuracy
-    title = (
-        f"Private FedAvg on {writers} MNIST writers, {args.private_clip}, cohort {args.cohort}\n"
-    )
-    title += (
-        f"{args.rounds} rounds, each line from its first evaluation to the end: {seeds_of(args)}"
-    )
+    what = f"{args.private_clip}, {args.cohort} a round, {args.rounds} rounds"
+    title = f"Private FedAvg on {writers} MNIST writers: {what}\n"
+    title += f"Each line is a run from its first evaluation to its end: {seeds_of(args)}"
     if args.stands_for is not None:
         clients, cohort = args.stands_for
         title += f"\nSIMULATION: noise and epsilon of {cohort:,} clients a round out of {clients:,}"

@@ -200,6 +200,14 @@ def test_calibration_of_cohorts_of_a_fixed_size() -> None:
             lambda: epsilon((replace(MANY, mechanism="laplace"),), 1e-5, accountant="rdp"),
             "rdp has no law of Laplace noise under Poisson sampling; take pld",
         ),
+        (lambda: noise_multiplier(1.0, 1e-5, 0, HUNDREDTH, 100), "rounds=0: at least 1"),
+        (
+            lambda: noise_multiplier(1.0, 1e-5, 10, 0.1, 100),  # type: ignore[arg-type]
+            "sampling must be a vecfl.privacy.Sampling, such as Sampling(",
+        ),
+        (lambda: Sampling("poisson", 2.0), "Sampling(law='poisson', rate=2.0, size=0): expected a"),
+        (lambda: Sampling("poison", 0.1), "Sampling(law='poison'"),  # type: ignore[arg-type]
+        (lambda: Sampling("fixed"), "Sampling(law='fixed', rate=1.0, size=0): expected a size"),
         (lambda: noise_multiplier(0.0, 1e-5, 10, HUNDREDTH, 100), "epsilon"),
         (lambda: from_plain([{"mechanism": "gaussian"}]), "the ledger of what was released is dam"),
     ],

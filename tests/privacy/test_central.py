@@ -372,6 +372,15 @@ def test_who_stands_around_does_not_see_whether_somebody_came() -> None:
     torch.testing.assert_close(sim.algorithm.model(after.server), mean, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize(("delta", "warned"), [(1 / 8, True), (0.124, False)])
+def test_a_delta_of_one_client_or_more_is_warned_of(
+    delta: float, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = private(FEDAVG(), vecfl.clip_by_norm(0.5), **PROMISE | {"delta": delta})
+    simulation(made, population(*SIZES), vecfl.poisson(0.5))
+    assert ("is no less than 1 / 8 clients" in caplog.text) == warned
+
+
 def test_exact_sums_are_refused() -> None:
     """Their grid goes by the examples of the cohort: one client could move the rounding of all."""
     made = private(FEDAVG(), vecfl.clip_by_norm(0.5), **PROMISE)
@@ -570,6 +579,18 @@ def test_a_cohort_must_be_what_the_sampler_draws_but_for_rounding() -> None:
         (
             lambda: private(FEDAVG(), vecfl.clip_by_norm(math.inf), **PROMISE),
             "private: clip_by_norm inf",
+        ),
+        (
+            lambda: private(FEDAVG(), 0.5, **PROMISE),  # type: ignore[arg-type]
+            "private: 0.5 does not bound what clients send; give a clip, such as clip_by_norm(0.5)",
+        ),
+        (
+            lambda: private(FEDAVG(), vecfl.clip_by_norm(1.0), **PROMISE, stands_for=(10, 1)),
+            "private(stands_for=(10, 1)): expected vecfl.privacy.Population(clients, cohort)",
+        ),
+        (
+            lambda: private(FEDAVG(), vecfl.clip_by_norm(1.0), **PROMISE, accountant="gdp"),
+            "private(accountant='gdp'): choose pld or rdp",
         ),
         (lambda: Population(10, 11), "Population(clients=10, cohort=11)"),
     ],

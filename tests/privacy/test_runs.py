@@ -107,10 +107,28 @@ def test_it_stops_before_it_would_spend_more(
     assert rows(tiny(resume="auto", **flags | {"stop_at_epsilon": None}))[7:] == whole[7:] != []
 
 
-def test_a_budget_that_is_spent_already_stops_at_once(tiny: Tiny) -> None:
+def test_noise_that_was_found_without_earlier_rounds_is_refused(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Four rounds at z = 8, then noise for eight at another epsilon: together they spend more."""
+    tiny(rounds=4, **PRIVATE)
+    how = {"rounds": 8, "resume": "auto", "resume_changed": True, "delta": DELTA}
+    with pytest.raises(InputError, match="^--epsilon: with the 4 rounds that were played otherwis"):
+        tiny(private_clip=CLIP, epsilon=spent(4), **how)
+    caplog.set_level(logging.INFO, "vecfl")
+    tiny(private_clip=CLIP, noise_multiplier=12.0, **how)
+    events = [Event("gaussian", z, Sampling("poisson", RATE), 7, 4) for z in (8.0, 12.0)]
+    after = epsilon(tuple(events), DELTA, step=COARSE)
+    assert f"privacy: epsilon {after:.4g} after all rounds, those before included" in caplog.text
+
+
+def test_a_budget_that_is_spent_already_stops_at_once(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny(rounds=4, **PRIVATE)
     found = rows(tiny(resume="auto", stop_at_epsilon=spent(2), **PRIVATE))
     assert len(found) == 4
+    assert f"delta {DELTA:.3g}, more than {spent(2):g}, is spent already" in capsys.readouterr().out
     with pytest.raises(InputError, match="^--stop-at-epsilon: expected at least .*first round sp"):
         tiny("other", stop_at_epsilon=0.99 * spent(1), **PRIVATE)
     assert not Path("other").exists()
@@ -245,8 +263,8 @@ def test_a_simulation_of_a_larger_population_says_so(
     told = [config[name] for name in ("stands_for", "noise_multiplier", "delta")]
     assert told == [(10_000, 100), Z, delta]
     axes = panel(run_dir, monkeypatch)
-    assert axes.get_ylabel() == "epsilon spent so far, as of 10,000 clients (simulated)"
-    title = f"Privacy (epsilon {last['privacy/epsilon']:.3g} at delta {delta:.2g})"
+    assert axes.get_ylabel() == "epsilon at evaluations, as of 10,000 clients (simulated)"
+    title = f"Privacy of clients (epsilon {last['privacy/epsilon']:.3g} at delta {delta:.2g})"
     assert axes.get_title() == title
     (line,) = axes.lines
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([8], [last["privacy/epsilon"]])
@@ -418,5 +436,5 @@ def test_no_bound_is_told_as_such(tiny: Tiny, capsys: pytest.CaptureFixture[str]
     axes = Figure().subplots()
     unbounded = [{**row, "privacy/epsilon": math.nan} for row in found]
     draw_epsilon(axes, unbounded)
-    assert axes.get_title() == f"Privacy (epsilon is infinite at delta {DELTA:.2g})"
+    assert axes.get_title() == f"Privacy of clients (epsilon is infinite at delta {DELTA:.2g})"
     assert torch.isnan(torch.tensor(axes.lines[0].get_ydata())).all()

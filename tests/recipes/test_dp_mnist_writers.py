@@ -63,10 +63,14 @@ def test_it_stands_for_others_and_takes_more_noise_later(
     names, title, x, level = drawn[1]
     assert names[1] == f"noise multiplier 2, epsilon {last['privacy/epsilon']:.2g}"
     assert title.splitlines() == [
-        "Private FedAvg on 4 MNIST writers, 2 rounds: 1 seed",
+        "Private FedAvg on 4 MNIST writers: clip_by_norm(0.3), 2 a round, 2 rounds",
+        "Each line is a run from its first evaluation to its end: 1 seed",
         "SIMULATION: noise and epsilon of 100 clients a round out of 1,000",
     ]
-    assert x == f"epsilon that a writer has spent so far (delta {1000**-1.1:.2g})"
+    assert (
+        x
+        == f"epsilon that a writer has spent so far (less is more private; delta {1000**-1.1:.2g})"
+    )
     assert level == "without privacy"
 
 
