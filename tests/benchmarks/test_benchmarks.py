@@ -325,6 +325,7 @@ def test_feed(tmp_path: Path) -> None:
         assert (row["workload"], row["cohort"], row["device"]) == ("logistic", 3, "cpu")
 
 
+@pytest.mark.slow  # tests/ranks holds several ranks to one every day
 def test_ranks(tmp_path: Path) -> None:
     one, two = rows_of("ranks", tmp_path / "rows.jsonl", "--models", "logistic", "--rounds", "2")
     for row, ranks in ((one, 1), (two, 2)):

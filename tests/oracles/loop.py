@@ -631,7 +631,7 @@ def noised_gradient(
         count = float(weights) if (weights := weight.double().sum()) > 0 else math.inf
         g = flat(list(parts)) / count
         if g.isfinite().all():
-            total += g / max(1.0, float(g.norm()) / clip)
+            total += g / max(1.0, float(g.norm()) / (clip * (1 - 2.0**-36)))  # room for rounding
         seen.examples += 1
         if value.isfinite().all():
             seen.loss += float(value.detach().double().sum())

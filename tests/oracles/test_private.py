@@ -56,9 +56,7 @@ SERVERS: dict[str, dict[str, Any]] = {
     "ema": {"ema": 0.5},
 }
 PROBLEM_OF = {n: (TASKS | DENSE | FROZEN)[n] for n in ("linear", "mlp", "buffers", "one layer")}
-KINDS = {n: BACKENDS[n] for n in ("loop S=1", "loop W=3", "vmap S=3")} | {
-    n: STACKED[n] for n in ("stacked S=3", "stacked W=2")
-}
+KINDS = {n: BACKENDS[n] for n in ("loop W=3", "vmap S=3")} | {"stacked S=3": STACKED["stacked S=3"]}
 COLUMNS: dict[str, dict[str, Any]] = {
     "algorithm": ALGORITHMS,
     "backend": KINDS,

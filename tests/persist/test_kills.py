@@ -125,9 +125,8 @@ def test_a_kill_at_every_step_of_a_run(server: Server, every: bool) -> None:
         assert list((server.folder / out / "checkpoints").glob(".*")) == []
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "columns"), [("habit", 2), pytest.param("scaffold", 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("algorithm", "columns"), [("habit", 2), ("scaffold", 1)])
+@pytest.mark.slow  # rows of clients outlive kills in table/test_killed.py every day
 def test_a_kill_at_every_step_with_rows_of_clients(
     server: Server, algorithm: str, columns: int
 ) -> None:
@@ -167,7 +166,10 @@ def test_a_kill_at_every_step_of_going_on(server: Server) -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        {"backend": "stacked", "workers": 2, "slots": 3, "rows": "disk", "fall_back": False},
+        pytest.param(
+            {"backend": "stacked", "workers": 2, "slots": 3, "rows": "disk", "fall_back": False},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"backend": "vmap", "workers": 1, "slots": 2}, marks=pytest.mark.slow),
         pytest.param({"backend": "loop", "workers": 1, "slots": 1}, marks=pytest.mark.slow),
     ],

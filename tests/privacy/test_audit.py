@@ -21,7 +21,7 @@ from vecfl.transforms.private import private
 
 from .worlds import EVERYONE, UNIFORM, WORK, population, simulation
 
-DELTA, CLIP, FEW, MANY = 1e-5, 0.3, 600, 20_000
+DELTA, CLIP, FEW, MANY = 1e-5, 0.3, 450, 20_000
 PROMISE: dict[str, Any] = {"noise_multiplier": 1.0, "cohort": 3.0, "delta": DELTA}
 Made = Callable[[], vecfl.Algorithm]
 
@@ -155,7 +155,7 @@ def test_an_audit_comes_near_the_accounted_epsilon() -> None:
 
 
 def test_a_short_audit_is_below_the_accounted_epsilon() -> None:
-    """1,200 releases; bounds at 95 % take a fifth of the distance, chance up to as much again."""
+    """900 releases; bounds at 95 % take a fifth of the distance, chance up to as much again."""
     found, right = audited(algorithm, FEW), accounted()
     assert 0.6 * right <= found <= right
 

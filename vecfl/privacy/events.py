@@ -33,8 +33,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.law not in get_args(Law):
             raise InputError(f"{self}: expected a law of {', '.join(get_args(Law))}")
-        if not 0 < self.rate <= 1:
-            raise InputError(f"{self}: expected a rate above 0 and at most 1")
+        if not 0 <= self.rate <= 1:
+            raise InputError(f"{self}: expected a rate from 0 to 1")
         if self.law in ("fixed", "truncated") and self.size < 1:
             raise InputError(f"{self}: expected a size of at least 1")
 
