@@ -244,6 +244,7 @@ def test_scaling_over_workers_slots_and_population() -> None:
     assert [row["slots"] for row in script["measure"]("slots", slots, 1)] == [3]
 
 
+@pytest.mark.slow  # what it tells of its rows is tested every day, below
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_scale(tmp_path: Path) -> None:
     flags = ("--clients", "30", "--cohorts", "4", "8", "--rounds", "2", "--folder", str(tmp_path))
