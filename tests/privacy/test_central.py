@@ -4,6 +4,7 @@ Statistical tests have fixed seeds; the false-alarm probabilities that they stat
 """
 
 import functools
+import inspect
 import math
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,7 @@ from vecfl.privacy.events import spend
 from vecfl.sampling import law_of
 from vecfl.transforms.private import private
 
-from .worlds import ALGORITHMS, CLIPS, UNIFORM, WORK, population, simulation, sums_of_rounds
+from .worlds import ALGORITHMS, CLIPS, UNIFORM, WORK, module, population, simulation, sums_of_rounds
 
 SIZES = (6, 0, 3, 9, 1, 5, 4, 12)
 FEDAVG = ALGORITHMS["fedavg"]
@@ -238,6 +239,23 @@ def test_every_algorithm_spends_what_is_accounted(name: str, clip: str) -> None:
     assert state.server["w"].isfinite().all()
 
 
+def test_the_grid_has_every_algorithm() -> None:
+    """But FedNova, which is refused, and what stands around another algorithm."""
+    builders = {
+        name
+        for name, made in vars(vecfl).items()
+        if inspect.isfunction(made)
+        and inspect.signature(made).return_annotation in (vecfl.Algorithm, "Algorithm")
+        and not inspect.signature(made).parameters.keys() & {"algorithm", "inner"}
+    }
+    assert builders - ALGORITHMS.keys() == {"fednova"}
+
+
+def test_an_adaptive_norm_that_nothing_adapts_is_refused() -> None:
+    with pytest.raises(InputError, match="its norm follows a count under vecfl.private alone"):
+        vecfl.chain(FEDAVG(), vecfl.adaptive_clip(0.1, count_noise=1.0))
+
+
 def test_the_ledger_is_in_the_checkpoint() -> None:
     """Neither forgotten nor counted twice; rounds without the promise have no bound."""
     made, data = private(FEDAVG(), vecfl.clip_by_norm(0.5), **PROMISE), population(*SIZES)
@@ -370,6 +388,12 @@ def test_who_stands_around_does_not_see_whether_somebody_came() -> None:
     assert not torch.equal(before.server["w"], after.server["w"])
     mean = (before.server["w"] + after.server["w"]) / 2
     torch.testing.assert_close(sim.algorithm.model(after.server), mean, rtol=1e-12, atol=1e-15)
+    data = population(*SIZES)
+    task = vecfl.Task(module(), vecfl.cross_entropy, example=data.examples(2))
+    trained = vecfl.replay(made, task, data.examples(4), lr=0.5, batches=vecfl.Batches(4))
+    other = simulation(trained, data, sampler)
+    replayed, _ = other.round(other.start())
+    assert not torch.equal(replayed.server["w"], after.server["w"])
 
 
 @pytest.mark.parametrize(("delta", "warned"), [(1 / 8, True), (0.124, False)])

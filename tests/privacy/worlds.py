@@ -24,6 +24,11 @@ ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
     "fedsgd": lambda: vecfl.fedsgd(lr=1.0, size=4, weights=UNIFORM),
     "fedprox": lambda: vecfl.fedprox(mu=0.3, weights=UNIFORM, **WORK),
     "fedadam": lambda: vecfl.fedadam(server_lr=0.1, weights=UNIFORM, **WORK),
+    "fedavgm": lambda: vecfl.fedavgm(weights=UNIFORM, **WORK),
+    "fedadagrad": lambda: vecfl.fedadagrad(server_lr=0.1, weights=UNIFORM, **WORK),
+    "fedyogi": lambda: vecfl.fedyogi(server_lr=0.1, weights=UNIFORM, **WORK),
+    "fedopt": lambda: vecfl.fedopt("fedopt", vecfl.server_lamb(0.1), weights=UNIFORM, **WORK),
+    "fedprox_adaptive": lambda: vecfl.fedprox_adaptive(weights=UNIFORM, **WORK),
     "dga": lambda: vecfl.dga(max_weight=1.0, **WORK),
     "dga by mean": lambda: vecfl.dga(weighting="mean", softmax_beta=30.0, **WORK),
     "scaffold": lambda: vecfl.scaffold(**WORK),
@@ -86,5 +91,6 @@ def sums_of_rounds(made: Algorithm, data: FederatedDataset, *cohorts: list[int])
     sums.clear()  # of the step by zeros at the start
     state = sim.start()
     for _ in cohorts:
-        state, _ = sim.round(state)
+        state, metrics = sim.round(state)
+        state = sim.observe(state, metrics)
     return sums

@@ -110,6 +110,11 @@ def chain(algorithm: Algorithm, *transforms: Transform) -> Algorithm:
                 f"{transform.name} stands behind a codec ({algorithm.name}): what is encoded "
                 "cannot change any more; put one codec last"
             )
+        if transform.limit and transform.limit.adapt and transform.server is summed_as_it_is:
+            raise InputError(
+                f"{transform.name}: its norm follows a count under vecfl.private alone; give it "
+                "there, or take clip_by_norm"
+            )
         algorithm = around(algorithm, of_message(transform, algorithm.messages))
     return algorithm
 
